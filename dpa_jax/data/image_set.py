@@ -1,0 +1,59 @@
+"""A set of decoded images in host memory, whatever they were read from."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Skipped:
+    """An image that was left out, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSet:
+    """Decoded images with what is known about each.
+
+    Attributes:
+      images: uint8 `[N, S, S, C]`, 0 to 255, in the order of `paths`.
+      paths: `N` names: the file of an image, or what identifies it in its source.
+      labels: int8 `[N]`, 0 normal and 1 abnormal, or None if the source has none.
+      groups: `N` names of what images share (patient, slide), or None if unknown.
+      skipped: the images left out because `skip_corrupt` was set.
+    """
+
+    images: np.ndarray
+    paths: Sequence[str]
+    labels: np.ndarray | None = None
+    groups: Sequence[str] | None = None
+    skipped: Sequence[Skipped] = ()
+
+    def __post_init__(self):
+        count = len(self.images)
+        if self.images.dtype != np.uint8 or self.images.ndim != 4:
+            raise ValueError(
+                f"images must be uint8 [N, S, S, C], got {self.images.dtype} "
+                f"{list(self.images.shape)}"
+            )
+        for name in ("paths", "labels", "groups"):
+            value = getattr(self, name)
+            if value is not None and len(value) != count:
+                raise ValueError(f"{count} images but {len(value)} {name}")
+
+    def __len__(self):
+        return len(self.images)
+
+    def select(self, index) -> "ImageSet":
+        """Returns the images at `index`, an integer or boolean array, as a set."""
+        index = np.arange(len(self))[index]
+        return dataclasses.replace(
+            self,
+            images=self.images[index],
+            paths=[self.paths[i] for i in index],
+            labels=None if self.labels is None else self.labels[index],
+            groups=None if self.groups is None else [self.groups[i] for i in index],
+        )
