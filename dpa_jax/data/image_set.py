@@ -1,7 +1,7 @@
 """A set of decoded images in host memory, whatever they were read from."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -24,6 +24,8 @@ class ImageSet:
       labels: int8 `[N]`, 0 normal and 1 abnormal, or None if the source has none.
       groups: `N` names of what images share (patient, slide), or None if unknown.
       skipped: the images left out because `skip_corrupt` was set.
+      columns: whatever else the source says about each image, by name: `N` values
+        each, an array where they are numbers. None if it says nothing.
     """
 
     images: np.ndarray
@@ -31,6 +33,7 @@ class ImageSet:
     labels: np.ndarray | None = None
     groups: Sequence[str] | None = None
     skipped: Sequence[Skipped] = ()
+    columns: Mapping[str, Sequence | np.ndarray] | None = None
 
     def __post_init__(self):
         count = len(self.images)
@@ -43,6 +46,9 @@ class ImageSet:
             value = getattr(self, name)
             if value is not None and len(value) != count:
                 raise ValueError(f"{count} images but {len(value)} {name}")
+        for name, value in (self.columns or {}).items():
+            if len(value) != count:
+                raise ValueError(f"{count} images but {len(value)} values of {name}")
 
     def __len__(self):
         return len(self.images)
@@ -56,4 +62,10 @@ class ImageSet:
             paths=[self.paths[i] for i in index],
             labels=None if self.labels is None else self.labels[index],
             groups=None if self.groups is None else [self.groups[i] for i in index],
+            columns=None
+            if self.columns is None
+            else {
+                name: v[index] if isinstance(v, np.ndarray) else [v[i] for i in index]
+                for name, v in self.columns.items()
+            },
         )

@@ -1,0 +1,1 @@
+"""The published PyTorch code's files: configurations and checkpoints."""

@@ -1,0 +1,1 @@
+"""Measurements of speed, and PyTorch versions of the method to compare with."""

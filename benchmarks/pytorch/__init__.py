@@ -1,0 +1,1 @@
+"""The method in PyTorch, written from its description: baseline and test oracle."""

@@ -1,0 +1,112 @@
+"""Reads an .npz of images and checks it before anything is made of it."""
+
+import dataclasses
+import os
+
+import numpy as np
+from PIL import Image
+
+from dpa_jax import errors
+from dpa_jax.data import labels as label_names
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrays:
+    """The images of an .npz and what is known about each; see `read`."""
+
+    images: np.ndarray
+    paths: list[str]
+    labels: np.ndarray | None
+    groups: list[str] | None
+
+    def image(self, index: int) -> Image.Image:
+        """Returns an image as 8-bit grey or RGB."""
+        values = self.images[index]
+        if values.dtype != np.uint8:
+            values = np.rint(255 * values.astype(np.float64)).astype(np.uint8)
+        return Image.fromarray(values[..., 0] if values.shape[2:] == (1,) else values)
+
+
+def read(location: str) -> Arrays:
+    """Reads `images` and, where there are any, `labels`, `groups` and `paths`.
+
+    Args:
+      location: an .npz without pickled objects. `images` is `[N, H, W]`,
+        `[N, H, W, 1]` or `[N, H, W, 3]`, uint8 or float in [0, 1]; `labels` `[N]` holds
+        0 and 1, booleans, or normal and abnormal; `groups` and `paths` `[N]` strings or
+        numbers.
+
+    Raises:
+      DpaError: naming the file and the array at fault.
+    """
+    fields = ("labels", "groups", "paths")
+    try:
+        # Opened here, as NumPy leaves a file open that it finds to be damaged.
+        with open(location, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            label_names.check_fields(location, archive.files, "images", fields)
+            known = [name for name in fields if name in archive.files]
+            images = archive["images"]
+            columns = {name: archive[name] for name in known}
+    except errors.DpaError:
+        raise
+    except PermissionError as error:
+        raise errors.DpaError(
+            f"{location}: cannot be read: {error.strerror}"
+        ) from error
+    except Exception as error:  # of zipfile, zlib or NumPy, on damaged bytes
+        raise errors.DpaError(f"{location}: not an .npz of arrays: {error}") from error
+    if (
+        images.ndim not in (3, 4)
+        or 0 in images.shape
+        or images.shape[3:] not in ((), (1,), (3,))
+    ):
+        raise errors.DpaError(
+            f"{location}: images must be [N, H, W], [N, H, W, 1] or [N, H, W, 3] "
+            f"without a 0, not {list(images.shape)}"
+        )
+    for name, values in columns.items():
+        if values.shape != images.shape[:1]:
+            raise errors.DpaError(
+                f"{location}: {len(images)} images, but {name} is of shape "
+                f"{list(values.shape)}"
+            )
+    _check_values(location, images)
+    strings = {name: _strings(values) for name, values in columns.items()}
+    labels = None
+    if "labels" in columns:
+        if columns["labels"].dtype == bool:
+            strings["labels"] = _strings(columns["labels"].astype(np.int8))
+        labels = np.array(
+            [
+                label_names.parse_label(value, f"{location}, labels[{i}]")
+                for i, value in enumerate(strings["labels"])
+            ],
+            np.int8,
+        )
+    return Arrays(
+        images,
+        strings.get("paths") or [f"{location}[{i}]" for i in range(len(images))],
+        labels,
+        strings.get("groups"),
+    )
+
+
+def _strings(values: np.ndarray) -> list[str]:
+    return [os.fsdecode(v) if isinstance(v, bytes) else str(v) for v in values.tolist()]
+
+
+def _check_values(location: str, images: np.ndarray) -> None:
+    if images.dtype == np.uint8:
+        return
+    if images.dtype.kind != "f":
+        raise errors.DpaError(
+            f"{location}: images must be uint8, or float in [0, 1], not {images.dtype}"
+        )
+    for i, image in enumerate(images):
+        if not np.isfinite(image).all():
+            raise errors.DpaError(f"{location}: images[{i}] has NaN or infinite values")
+        if image.min() < 0 or image.max() > 1:
+            raise errors.DpaError(
+                f"{location}: images[{i}] has values from {image.min():g} to "
+                f"{image.max():g}; float images must lie in [0, 1]"
+            )

@@ -1,0 +1,239 @@
+"""One image file to the uint8 array that the networks are fed.
+
+What happens, in this order: open; to 8-bit grey or RGB; resize the whole; crop the
+centre; equalise; resize to the final size. All of it is Pillow's, so that it equals
+the published preprocessing byte for byte.
+"""
+
+import dataclasses
+import io
+import math
+import os
+from typing import BinaryIO
+
+import ml_collections
+import numpy as np
+from PIL import (
+    BmpImagePlugin,
+    Image,
+    ImageOps,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+)
+
+from dpa_jax import errors
+from dpa_jax.data import dicom
+
+# Naming the plugins loads them here, once, and not in the first thread that decodes.
+_FORMATS = (
+    PngImagePlugin.PngImageFile.format,
+    JpegImagePlugin.JpegImageFile.format,
+    TiffImagePlugin.TiffImageFile.format,
+    BmpImagePlugin.BmpImageFile.format,
+)
+_DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+
+
+class ImageError(errors.DpaError):
+    """An image whose content cannot be used; `skip_corrupt` leaves such images out.
+
+    Attributes:
+      path: names the image.
+      reason: what is wrong with it.
+    """
+
+    def __init__(self, path: str, reason: str):
+        super().__init__(f"{path}: {reason}")
+        self.path, self.reason = path, reason
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """What an image goes through before it is stored.
+
+    Attributes:
+      channels: 1 for grey, 3 for RGB.
+      size: height and width of the result, in pixels.
+      resize: height and width to which the whole image is brought first, whatever its
+        aspect; 0 for not.
+      crop: height and width of the centre that is cut out then; 0 for the largest
+        square.
+      equalize: whether to equalise the histogram then, of each channel.
+
+    Raises:
+      UsageError: a value is out of range, or the crop larger than `resize`.
+    """
+
+    channels: int
+    size: int
+    resize: int = 0
+    crop: int = 0
+    equalize: bool = False
+
+    def __post_init__(self):
+        if self.channels not in (1, 3):
+            raise errors.UsageError(f"channels must be 1 or 3, not {self.channels}")
+        if self.size < 1 or self.resize < 0 or self.crop < 0:
+            raise errors.UsageError(
+                "size must be at least 1, resize and crop at least 0: "
+                f"not {self.size}, {self.resize} and {self.crop}"
+            )
+        if 0 < self.resize < self.crop:
+            raise errors.UsageError(
+                f"a crop of {self.crop} does not fit in a resize of {self.resize}"
+            )
+
+
+    @classmethod
+    def from_config(cls, config: ml_collections.ConfigDict) -> "Preprocessing":
+        """Takes what it needs from a configuration."""
+        return cls(
+            channels=config.data.channels,
+            size=config.data.size or config.data.resolution,
+            resize=config.data.resize,
+            crop=config.data.crop,
+            equalize=config.data.equalize,
+        )
+
+
+def decode(
+    source: str | os.PathLike | bytes, preprocessing: Preprocessing, name: str = ""
+) -> np.ndarray:
+    """Decodes and preprocesses an image: PNG, JPEG, TIFF, BMP or DICOM, by content.
+
+    Alpha is dropped, not blended; of several pages the first is taken; EXIF orientation
+    is applied; 16-bit grey is divided by 257 (of 16-bit colour Pillow keeps the high
+    byte). DICOM is brought to 8 bits by its rescale and its first window, or without a
+    window from the full range of its stored bits, and MONOCHROME1 is inverted.
+
+    Args:
+      source: a path, or the bytes of a file.
+      preprocessing: what to bring it to.
+      name: what errors call it; the path if empty.
+
+    Returns:
+      uint8 `[size, size, channels]`.
+
+    Raises:
+      ImageError: the content is damaged, of another kind, or too small for the crop.
+      DpaError: the file cannot be opened, or is DICOM without the `dicom` extra.
+    """
+    if not name:
+        name = "the image" if isinstance(source, bytes) else os.fspath(source)
+    try:
+        if isinstance(source, bytes):
+            image = _read(io.BytesIO(source), name)
+        else:
+            with open(source, "rb") as stream:
+                image = _read(stream, name)
+    except errors.DpaError:
+        raise
+    except UnidentifiedImageError:
+        raise ImageError(
+            name, "not a readable PNG, JPEG, TIFF, BMP or DICOM image"
+        ) from None
+    except Exception as error:
+        # Whatever a decoder raises on damaged bytes; but what the system refuses is no
+        # fault of the image, and only such an error has a number.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise errors.DpaError(
+                f"{name}: cannot be read: {error.strerror}"
+            ) from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(name, reason) from error
+    return prepare(image, preprocessing, name)
+
+
+def prepare(image: Image.Image, preprocessing: Preprocessing, name: str) -> np.ndarray:
+    """Preprocesses an 8-bit image.
+
+    Args:
+      image: of any 8-bit mode of Pillow.
+      preprocessing: what to bring it to.
+      name: what errors call it.
+
+    Returns:
+      uint8 `[size, size, channels]`.
+
+    Raises:
+      ImageError: the image is smaller than the crop.
+    """
+    mode = "L" if preprocessing.channels == 1 else "RGB"
+    if image.mode != mode:
+        image.info.pop("transparency", None)  # dropped too; Pillow warns of it
+        image = image.convert(mode)
+    if preprocessing.resize:
+        image = _resize(image, preprocessing.resize)
+    width, height = image.size
+    side = preprocessing.crop or min(width, height)
+    if side > min(width, height):
+        raise ImageError(
+            name,
+            f"{width}x{height} pixels (width x height), smaller than the crop of "
+            f"{side}: lower the crop or set a resize",
+        )
+    left, top = (width - side) // 2, (height - side) // 2
+    image = image.crop((left, top, left + side, top + side))
+    if preprocessing.equalize:
+        image = ImageOps.equalize(image)
+    size = preprocessing.size
+    return np.asarray(_resize(image, size)).reshape(size, size, preprocessing.channels)
+
+
+def _resize(image: Image.Image, size: int) -> Image.Image:
+    return image.resize((size, size), Image.Resampling.BILINEAR)
+
+
+def _read(stream: BinaryIO, name: str) -> Image.Image:
+    """Opens an image of any kind and brings it to 8 bits."""
+    head = stream.read(132)
+    if not head:
+        raise ImageError(name, "the file is empty")
+    stream.seek(0)
+    limit = Image.MAX_IMAGE_PIXELS or math.inf
+    if head[128:] == b"DICM":
+        return _from_fraction(dicom.read(stream, name, limit))
+    too_large = f"more than {limit:,} pixels, a decompression bomb perhaps"
+    try:
+        image: Image.Image = Image.open(stream, formats=_FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ImageError(name, too_large) from None
+    if image.width * image.height > limit:
+        raise ImageError(name, too_large)  # from here on Pillow only warns
+    if image.format == "PNG" and getattr(image, "is_animated", False):
+        raise ImageError(name, "an animation; save one of its frames as an image")
+    if image.mode in _DEEP_MODES:
+        # Read first: Pillow forgets a TIFF's tags when it turns the image upright.
+        bits, negative = _tiff_bits(image)
+        values = np.asarray(ImageOps.exif_transpose(image)).astype(np.int64)
+        low, high, full = values.min(), values.max(), 2**bits - 1
+        if low < 0 or high > full:
+            raise ImageError(
+                name,
+                f"values from {low} to {high}; grey images may have 8 bits, or 16 with "
+                "values from 0 to 65535",
+            )
+        return _from_fraction((full - values if negative else values) / full)
+    if image.mode == "F":
+        raise ImageError(
+            name, "floating-point values; save it with 8 or 16 bits, or use an .npz"
+        )
+    return ImageOps.exif_transpose(image)
+
+
+def _tiff_bits(image: Image.Image) -> tuple[int, bool]:
+    """Returns the bits of a deep grey image, and whether its zero is white.
+
+    Pillow unpacks 12 bits without scaling, and inverts white-is-zero at 8 bits only.
+    """
+    tags = getattr(image, "tag_v2", {})
+    bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0]
+    photometric = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 1)
+    return min(bits, 16), photometric == 0
+
+
+def _from_fraction(fraction: np.ndarray) -> Image.Image:
+    """Turns values from 0 to 1 into an 8-bit grey or RGB image."""
+    return Image.fromarray(np.rint(255 * fraction).astype(np.uint8))

@@ -1,0 +1,89 @@
+"""Which images a step sees, and how they get to the devices."""
+
+import functools
+from collections.abc import Iterator
+
+import numpy as np
+
+from dpa_jax import errors, parallel
+
+
+@functools.lru_cache(maxsize=4)
+def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
+    """Returns the order of an epoch, int64 `[count]`: a function of these alone."""
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+def batch_indices(
+    seed: int, count: int, batch_size: int, first: int, steps: int
+) -> np.ndarray:
+    """Returns the images of some steps of a run.
+
+    Every epoch is shuffled anew and its incomplete last batch dropped.
+
+    Args:
+      seed: of the run.
+      count: how many images there are, at least `batch_size`.
+      batch_size: of all devices together.
+      first: the step of the whole run to begin with.
+      steps: how many.
+
+    Returns:
+      int32 `[steps, batch_size]`.
+
+    Raises:
+      UsageError: there are fewer images than a batch holds.
+    """
+    per_epoch = count // batch_size
+    if not per_epoch:
+        raise errors.UsageError(
+            f"batch_size is {batch_size}, but there are only {count} training images; "
+            f"--config.batch_size={count} would use them all in every step"
+        )
+    rows = []
+    for step in range(first, first + steps):
+        epoch, place = divmod(step, per_epoch)
+        order = epoch_order(seed, epoch, count)
+        rows.append(order[place * batch_size : (place + 1) * batch_size])
+    return np.stack(rows).astype(np.int32)
+
+
+def local_indices(
+    seed: int, count: int, batch_size: int, first: int, steps: int
+) -> np.ndarray:
+    """Returns this process's columns of `batch_indices`."""
+    rows = batch_indices(seed, count, batch_size, first, steps)
+    return rows[:, parallel.local_part(batch_size)]
+
+
+def stream(
+    images: np.ndarray,
+    seed: int,
+    batch_size: int,
+    chunks: list[tuple[int, int]],
+    *,
+    threads: int = 4,
+) -> Iterator[np.ndarray]:
+    """Yields the images of chunk after chunk, the next ones gathered meanwhile.
+
+    Args:
+      images: uint8 `[N, S, S, C]`, on the host; may be a memory map.
+      seed: of the run.
+      batch_size: of all devices together.
+      chunks: the first step of the whole run and the number of steps of each.
+      threads: that gather.
+
+    Yields:
+      uint8 `[K, this process's part of a batch, S, S, C]`.
+    """
+
+    import grain
+
+    def gather(chunk: tuple[int, int]) -> np.ndarray:
+        first, steps = chunk
+        return images[local_indices(seed, len(images), batch_size, first, steps)]
+
+    pipeline = grain.MapDataset.source(chunks).map(gather)
+    # two blocks ahead: one being gathered while another travels
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2)
+    yield from pipeline.to_iter_dataset(options)

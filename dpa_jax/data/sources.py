@@ -1,0 +1,261 @@
+"""Where images come from: folders, files, manifests, arrays, TFDS."""
+
+import concurrent.futures
+import dataclasses
+import os
+import warnings
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from PIL import Image
+
+from dpa_jax import errors
+from dpa_jax.data import arrays, manifest
+from dpa_jax.data.decode import ImageError, Preprocessing, decode, prepare
+from dpa_jax.data.image_set import ImageSet, Skipped
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".dicom")
+_BLOCK = 16  # images that a thread takes at once, at most
+
+Progress = Callable[[int, int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Listing:
+    """What a source holds before anything is decoded; `read(i)` gives image `i`."""
+
+    paths: Sequence[str]
+    read: Callable[[int], np.ndarray]
+    labels: np.ndarray | None = None
+    groups: Sequence[str] | None = None
+
+
+def load(
+    location: str | os.PathLike,
+    preprocessing: Preprocessing,
+    *,
+    skip_corrupt: bool = False,
+    workers: int = 0,
+    progress: Progress | None = None,
+    data_dir: str | None = None,
+) -> ImageSet:
+    """Loads all images of a source into memory.
+
+    Args:
+      location: one of
+        a folder: its images and those of its subfolders, sorted by path, hidden ones
+          ignored;
+        an image;
+        a manifest, .csv: columns path, relative to the manifest's folder, and if wanted
+          label (normal or 0, abnormal or 1) and group; others are ignored;
+        arrays, .npz: `images`, uint8 or float in [0, 1], `[N, H, W]` or `[N, H, W, C]`
+          with 1 or 3 channels, and if wanted `labels`, `groups` and `paths`, each
+          `[N]`;
+        `tfds:NAME[/CONFIG]:SPLIT`.
+      preprocessing: what each image goes through, those of an .npz too.
+      skip_corrupt: whether to leave out images whose content cannot be used and list
+        them in `skipped`, rather than to stop. Files that are missing or may not be
+        read stop the run all the same.
+      workers: threads that decode; 0 for one for each core.
+      progress: called with the numbers of images done and in all as they come in.
+      data_dir: where TFDS keeps its data; None for its own default.
+
+    Returns:
+      The images, in the order of the source.
+
+    Raises:
+      DpaError: the source is missing, empty, cannot be read, or is malformed; or an
+        image cannot be used.
+    """
+    location = os.fspath(location)
+    if location.startswith("tfds:"):
+        name, _, split = location.removeprefix("tfds:").partition(":")
+        if not name or not split:
+            raise errors.UsageError(f"{location} is not tfds:NAME[/CONFIG]:SPLIT")
+        from dpa_jax.data import tfds_source
+
+        return tfds_source.load_tfds(name, split, preprocessing, data_dir)
+    location = os.path.expanduser(location)
+    if not os.path.exists(location):
+        raise errors.DpaError(f"there is no file or folder {location}")
+    if os.path.isdir(location):
+        listing = _files(list_images(location), preprocessing)
+    elif location.lower().endswith(".csv"):
+        paths, labels, groups = manifest.read(location)
+        listing = _files(paths, preprocessing, labels, groups)
+    elif location.lower().endswith(".npz"):
+        listing = _arrays(location, preprocessing)
+    else:
+        listing = _files([location], preprocessing)
+    return _gather(listing, preprocessing, skip_corrupt, workers, progress)
+
+
+def load_files(
+    paths: Sequence[str | os.PathLike],
+    preprocessing: Preprocessing,
+    *,
+    skip_corrupt: bool = False,
+    workers: int = 0,
+    progress: Progress | None = None,
+) -> ImageSet:
+    """Loads image files into memory, in the order given; see `load`."""
+    if not paths:
+        raise errors.DpaError("no image files were given")
+    return _gather(
+        _files([os.fspath(path) for path in paths], preprocessing),
+        preprocessing,
+        skip_corrupt,
+        workers,
+        progress,
+    )
+
+
+def list_images(folder: str | os.PathLike) -> list[str]:
+    """Lists the image files in a folder and its subfolders, sorted by path.
+
+    Images are known by their extension, in whatever case. Names that begin with a dot
+    are ignored; links are followed, and a folder reached twice is listed once.
+
+    Raises:
+      DpaError: there is no such folder, it holds no images, or a part of it may not be
+        read.
+    """
+    found: list[str] = []
+    seen: set[str] = set()
+    pending = [os.fspath(folder)]
+    while pending:
+        current = pending.pop()
+        real = os.path.realpath(current)
+        if real in seen:
+            continue
+        seen.add(real)
+        try:
+            with os.scandir(current) as entries:
+                for entry in sorted(entries, key=lambda entry: entry.name):
+                    if entry.name.startswith("."):
+                        continue
+                    if entry.is_dir():
+                        pending.append(entry.path)
+                    elif entry.name.lower().endswith(EXTENSIONS):
+                        found.append(entry.path)
+        except OSError as error:
+            raise errors.DpaError(
+                f"{current}: the folder cannot be read: {error.strerror}"
+            ) from error
+    if not found:
+        raise errors.DpaError(
+            f"{os.fspath(folder)} holds no images: files that end in "
+            f"{', '.join(EXTENSIONS)} are looked for, in subfolders too"
+        )
+    return sorted(found)
+
+
+def _files(
+    paths: Sequence[str],
+    preprocessing: Preprocessing,
+    labels: np.ndarray | None = None,
+    groups: Sequence[str] | None = None,
+) -> _Listing:
+    return _Listing(paths, lambda i: decode(paths[i], preprocessing), labels, groups)
+
+
+def _arrays(location: str, preprocessing: Preprocessing) -> _Listing:
+    found = arrays.read(location)
+    return _Listing(
+        found.paths,
+        lambda i: prepare(found.image(i), preprocessing, found.paths[i]),
+        found.labels,
+        found.groups,
+    )
+
+
+def _gather(
+    listing: _Listing,
+    preprocessing: Preprocessing,
+    skip_corrupt: bool,
+    workers: int,
+    progress: Progress | None,
+) -> ImageSet:
+    """Decodes a listing into one array.
+
+    Threads, as Pillow lets go of the interpreter while it decodes and resizes, and a
+    fork is not safe once JAX has started.
+    """
+    if workers < 0:
+        raise errors.UsageError(f"workers must be 0 or more, not {workers}")
+    workers = workers or os.cpu_count() or 1
+    count, size = len(listing.paths), preprocessing.size
+    images = np.empty((count, size, size, preprocessing.channels), np.uint8)
+
+    def read(block: range) -> tuple[int, dict[int, str]]:
+        failed = {}
+        for i in block:
+            try:
+                images[i] = listing.read(i)
+            except ImageError as error:
+                failed[i] = error.reason
+        return len(block), failed
+
+    failed: dict[int, str] = {}
+    done = 0
+    with warnings.catch_warnings():
+        # Of what Pillow only warns of here, `decode` makes an error.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        pool = concurrent.futures.ThreadPoolExecutor(workers)
+        length = min(_BLOCK, -(-count // workers))
+        futures = [
+            pool.submit(read, range(i, min(i + length, count)))
+            for i in range(0, count, length)
+        ]
+        try:
+            for future in concurrent.futures.as_completed(futures):
+                if future.cancelled():
+                    continue
+                number, faults = future.result()
+                done += number
+                failed |= faults
+                if progress is not None:
+                    progress(done, count)
+                if failed and not skip_corrupt:
+                    # Blocks begin in order, so with those under way finished, the first
+                    # bad image of all is among the failed.
+                    for other in futures:
+                        other.cancel()
+        finally:
+            pool.shutdown(cancel_futures=True)
+    if failed and (len(failed) == count or not skip_corrupt):
+        raise _unusable(listing.paths, failed, done)
+    return _leave_out(listing, images, failed)
+
+
+def _unusable(
+    paths: Sequence[str], failed: dict[int, str], done: int
+) -> errors.DpaError:
+    """Words the end of a run by its bad images, of which the first is told in full."""
+    first = min(failed)
+    message = f"{paths[first]}: {failed[first]}"
+    if len(paths) == 1:
+        return errors.DpaError(message)
+    if len(failed) == len(paths):
+        return errors.DpaError(f"none of {done} images can be used; {message}")
+    return errors.DpaError(
+        f"{message} ({len(failed) - 1} more of the {done} images read so far cannot be "
+        "used; --config.data.skip_corrupt=true leaves such images out and lists them)"
+    )
+
+
+def _leave_out(
+    listing: _Listing, images: np.ndarray, failed: dict[int, str]
+) -> ImageSet:
+    """Closes the gaps that failed images left, without a copy of the whole array."""
+    good = [i for i in range(len(images)) if i not in failed]
+    if failed:
+        for to, i in enumerate(good):
+            images[to] = images[i]
+    return ImageSet(
+        images=images[: len(good)],
+        paths=[listing.paths[i] for i in good],
+        labels=None if listing.labels is None else listing.labels[good],
+        groups=None if listing.groups is None else [listing.groups[i] for i in good],
+        skipped=[Skipped(listing.paths[i], failed[i]) for i in sorted(failed)],
+    )

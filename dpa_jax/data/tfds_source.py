@@ -1,0 +1,203 @@
+"""Images from a data set that TFDS has prepared, read without TensorFlow."""
+
+import numbers
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from dpa_jax.data.decode import Preprocessing, prepare
+from dpa_jax.data.image_set import ImageSet
+from dpa_jax.errors import DpaError, UsageError
+
+_BLOCK = 512  # examples read at once
+# The first feature of these names that a data set has tells images, and what they
+# share, apart.
+_IDS = ("image_id", "name", "file_name", "id")
+_GROUPS = ("patient_id", "group", "slide")
+
+
+def load_tfds(
+    name: str,
+    split: str,
+    preprocessing: Preprocessing,
+    data_dir: str | os.PathLike | None = None,
+) -> ImageSet:
+    """Loads a split of a prepared data set into memory.
+
+    Args:
+      name: of the data set, with its configuration: `nih_chest_xray14/pa_64`.
+      split: such as `train`, or a part of one in the notation of TFDS.
+      preprocessing: what to bring the images to. Images stored in that form are taken
+        as they are.
+      data_dir: the folder of TFDS data sets; None or empty for its own default.
+
+    Returns:
+      The images in the order in which they are stored. Paths are their ids, groups
+      the patients or slides; labels are there if there are two classes, of which the
+      first is taken as normal. The columns hold all other features of one value each,
+      and lists of classes as tuples of names.
+
+    Raises:
+      UsageError: there is no such data set or split, or it is stored in a form that
+        the one asked for cannot be made of.
+      DpaError: the data set is not prepared, or its images are not uint8.
+    """
+    builder = _find(name, data_dir)
+    source = _open(builder, name, split)
+    features = builder.info.features
+    pixels = features.get("image") if hasattr(features, "get") else None
+    if pixels is None or np.dtype(pixels.np_dtype) != np.uint8:
+        raise DpaError(f"the TFDS data set {name} has no feature image of uint8")
+    rest = _rest(preprocessing, builder.info.metadata, name)
+    readers = _readers(features)
+    size, channels = rest.size, rest.channels
+    images = np.empty((len(source), size, size, channels), np.uint8)
+    values: dict[str, list[Any]] = {key: [] for key in readers}
+    for start in range(0, len(source), _BLOCK):
+        stop = min(start + _BLOCK, len(source))
+        block = source.__getitems__(list(range(start, stop)))
+        for i, example in enumerate(block, start):
+            images[i] = _fit(example["image"], rest, f"{name}, image {i} of {split}")
+            for key, read in readers.items():
+                values[key].append(read(example[key]))
+    columns = {
+        key: np.array(column) if isinstance(column[0], numbers.Number) else column
+        for key, column in values.items()
+    }
+    labels = columns.pop("label", None)
+    if labels is not None and features["label"].num_classes != 2:
+        columns["class"], labels = labels, None
+    identity = next((columns.pop(key) for key in _IDS if key in columns), None)
+    groups = next((columns[key] for key in _GROUPS if key in columns), None)
+    return ImageSet(
+        images=images,
+        paths=[f"{name}:{split}:{i}" for i in range(len(images))]
+        if identity is None
+        else identity,
+        labels=None if labels is None else np.array(labels, np.int8),
+        groups=None if groups is None else [str(group) for group in groups],
+        columns=columns,
+    )
+
+
+def _find(name: str, data_dir: str | os.PathLike | None):
+    """Returns the TFDS builder of a data set that is prepared."""
+    import tensorflow_datasets as tfds
+
+    import dpa_jax.datasets  # noqa: F401  makes our data sets known to TFDS
+
+    folder = os.path.expanduser(data_dir) if data_dir else None
+    try:
+        builder = tfds.builder(name, data_dir=folder)
+    except (tfds.core.DatasetNotFoundError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UsageError(f"TFDS knows no data set {name}: {reason}") from None
+    if not builder.data_path.exists():
+        raise DpaError(
+            f"{name} is not prepared in {builder.data_dir_root}: {_how(name)}, or name "
+            "the folder it is in by data.data_dir"
+        )
+    return builder
+
+
+def _how(name: str) -> str:
+    """Says how a data set is prepared."""
+    if name.startswith("camelyon16"):
+        return "run dpa-jax prepare camelyon16 --source SLIDES --data_dir DIR"
+    if name.startswith("nih_chest_xray14"):
+        from dpa_jax.datasets import nih_forms
+
+        form = next(
+            (f for f in nih_forms.FORMS if name.endswith(f"/{f.name}")),
+            nih_forms.FORMS[0],
+        )
+        lists = " --lists LISTS" * (form.protocol in ("subset", "custom"))
+        return (
+            "run dpa-jax prepare nih --source FILES --data_dir DIR "
+            f"--protocol {form.protocol}{lists}"
+        )
+    return "prepare it by TFDS with file_format='array_record'"
+
+
+def _open(builder, name: str, split: str) -> Sequence:
+    try:
+        return builder.as_data_source(split)
+    except NotImplementedError:
+        raise DpaError(
+            f"{name} in {builder.data_dir_root} is stored as "
+            f"{builder.info.file_format.value}, which needs TensorFlow: {_how(name)}"
+        ) from None
+    except ValueError:
+        raise UsageError(
+            f"{name} has no split {split!r}; it has {', '.join(builder.info.splits)}"
+        ) from None
+
+
+def _rest(
+    asked: Preprocessing, metadata: Mapping[str, Any] | None, name: str
+) -> Preprocessing:
+    """Returns what is left to do to images that were preprocessed when stored."""
+    if not metadata or "preprocessing" not in metadata:
+        return asked
+    stored = Preprocessing(**metadata["preprocessing"])
+
+    def geometry(p: Preprocessing) -> tuple:
+        return p.resize, p.crop, p.equalize
+
+    only_size = Preprocessing(asked.channels, asked.size)
+    if geometry(asked) == geometry(only_size):
+        return asked
+    if geometry(asked) == geometry(stored) and asked.size == stored.size:
+        return only_size
+    if stored == Preprocessing(stored.channels, asked.resize, asked.resize):
+        return asked  # stored whole, as the first step leaves it
+    raise UsageError(
+        f"{name} holds images of {_words(stored)}, of which {_words(asked)} cannot be "
+        "made: set data.resize, data.crop, data.equalize and data.size so, or use "
+        "another configuration of the data set"
+    )
+
+
+def _words(p: Preprocessing) -> str:
+    return f"(resize {p.resize}, crop {p.crop}, equalize {p.equalize}, size {p.size})"
+
+
+def _fit(image: np.ndarray, rest: Preprocessing, name: str) -> np.ndarray:
+    plain = Preprocessing(rest.channels, rest.size)
+    if rest == plain and image.shape == (rest.size, rest.size, rest.channels):
+        return image
+    grey = image.shape[-1] == 1
+    return prepare(Image.fromarray(image[:, :, 0] if grey else image), rest, name)
+
+
+def _readers(features) -> dict[str, Callable[[Any], Any]]:
+    """Returns, by feature, how to turn its value into one for a column."""
+    import tensorflow_datasets as tfds
+
+    def decode(value: bytes) -> str:
+        return value.decode()
+
+    def named(feature) -> Callable[[Any], str]:
+        return lambda value: feature.int2str(int(value))
+
+    def names(feature) -> Callable[[Any], tuple[str, ...]]:
+        return lambda value: tuple(feature.int2str(int(v)) for v in value)
+
+    readers: dict[str, Callable[[Any], Any]] = {}
+    for key, feature in features.items():
+        if key == "label" and isinstance(feature, tfds.features.ClassLabel):
+            readers[key] = int
+        elif isinstance(feature, tfds.features.ClassLabel):
+            readers[key] = named(feature)
+        elif isinstance(feature, tfds.features.Text):
+            readers[key] = decode
+        elif isinstance(feature, tfds.features.Sequence) and isinstance(
+            feature.feature, tfds.features.ClassLabel
+        ):
+            readers[key] = names(feature.feature)
+        elif feature.shape == () and np.dtype(feature.np_dtype).kind in "iuf":
+            readers[key] = lambda value: value
+    return readers

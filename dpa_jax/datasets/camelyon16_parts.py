@@ -1,0 +1,212 @@
+"""One file of patches for each slide, made by many processes or by Apache Beam."""
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from etils import epath
+
+from dpa_jax.datasets import camelyon16_patches as patches_lib
+from dpa_jax.errors import DpaError, UsageError
+
+BEAM_RUNNERS = {
+    "direct": "DirectRunner",
+    "spark": "SparkRunner",
+    "flink": "FlinkRunner",
+    "dataflow": "DataflowRunner",
+}
+RUNNERS = ("multiprocess", *BEAM_RUNNERS)
+
+# (slides done, slides in all, the name of the last)
+Progress = Callable[[int, int, str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class PartTask:
+    """A slide to cut, how, and the stem of the file to write."""
+
+    task: patches_lib.SlideTask
+    settings: patches_lib.Settings
+    stem: str
+
+    @property
+    def done(self) -> epath.Path:
+        """The file of the patches."""
+        return epath.Path(f"{self.stem}.npz")
+
+    @property
+    def failed(self) -> epath.Path:
+        """The file that says why there are none."""
+        return epath.Path(f"{self.stem}.failed.json")
+
+
+def plan(
+    tasks: Sequence[patches_lib.SlideTask],
+    settings: patches_lib.Settings,
+    sizes: Mapping[str, int],
+    folder: str | os.PathLike,
+) -> list[PartTask]:
+    """Names a file for each task after all that decides what is in it.
+
+    Args:
+      tasks: what to cut.
+      settings: how.
+      sizes: bytes of each file, so that a slide that was replaced is cut anew.
+      folder: where the files go; a path or URL that every worker reaches.
+    """
+    target = settings.target
+    how = {
+        "magnification": settings.magnification,
+        "stain": target and [target.matrix.tolist(), target.maxima.tolist()],
+        "mpp": settings.mpp,
+        "seed": settings.seed,
+    }
+    result = []
+    for task in tasks:
+        files = [
+            (path, sizes.get(path))
+            for path in (task.path, task.annotation, task.mask)
+            if path
+        ]
+        what = json.dumps([how, dataclasses.asdict(task), files], sort_keys=True)
+        digest = hashlib.sha256(what.encode()).hexdigest()[:16]
+        name = f"{task.split}-{task.slide}-{digest}"
+        result.append(PartTask(task, settings, os.fspath(epath.Path(folder) / name)))
+    return result
+
+
+def make_part(part: PartTask) -> None:
+    """Cuts one slide and writes its patches, or why that failed, unless it is done."""
+    if part.done.exists():
+        return
+    part.failed.unlink(missing_ok=True)
+    try:
+        cut = patches_lib.cut(part.task, part.settings)
+    except UsageError:
+        raise
+    except DpaError as error:
+        _write(part.failed, json.dumps({"reason": str(error)}).encode())
+        return
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        images=cut.images,
+        corners=cut.corners,
+        fractions=cut.fractions,
+        notes=np.array(json.dumps(list(cut.notes))),
+    )
+    _write(part.done, buffer.getvalue())
+
+
+def _write(path: epath.Path, content: bytes) -> None:
+    temporary = path.parent / f".{path.name}.{os.getpid()}"
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+def why_failed(part: PartTask) -> str | None:
+    """Returns why a slide has no patches, or None if it has."""
+    if part.done.exists():
+        return None
+    if not part.failed.exists():
+        raise DpaError(f"nothing was written for {part.task.path} in {part.stem}*")
+    return json.loads(part.failed.read_text())["reason"]
+
+
+def remove(parts: Sequence[PartTask]) -> None:
+    """Removes the files of the parts, and their folder once it is empty."""
+    for part in parts:
+        part.done.unlink(missing_ok=True)
+        part.failed.unlink(missing_ok=True)
+    for folder in {part.done.parent for part in parts}:
+        if folder.exists() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def read_part(part: PartTask) -> patches_lib.Patches:
+    """Reads the patches of one slide."""
+    with np.load(io.BytesIO(part.done.read_bytes()), allow_pickle=False) as arrays:
+        return patches_lib.Patches(
+            arrays["images"],
+            arrays["corners"],
+            arrays["fractions"],
+            json.loads(str(arrays["notes"])),
+        )
+
+
+def run(
+    parts: Sequence[PartTask],
+    runner: str,
+    jobs: int,
+    beam_options: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> None:
+    """Makes all parts that are not there yet.
+
+    Args:
+      parts: from `plan`.
+      runner: `multiprocess`, or a key of `BEAM_RUNNERS`.
+      jobs: processes of `multiprocess`; 0 for one per core.
+      beam_options: flags of Apache Beam, such as `--project=...`.
+      progress: called after each slide, by `multiprocess` alone.
+
+    Raises:
+      UsageError: there is no such runner.
+      DpaError: Apache Beam is not installed.
+    """
+    if runner not in RUNNERS:
+        raise UsageError(f"--runner is {runner!r}; it may be {', '.join(RUNNERS)}")
+    if beam_options and runner == "multiprocess":
+        raise UsageError("flags of Apache Beam need a --runner of it, such as direct")
+    for folder in {part.done.parent for part in parts}:
+        folder.mkdir(parents=True, exist_ok=True)
+    if runner != "multiprocess":
+        _run_beam(parts, BEAM_RUNNERS[runner], beam_options)
+        return
+    left = [part for part in parts if not part.done.exists()]
+    done = len(parts) - len(left)
+    workers = min(jobs or os.cpu_count() or 1, len(left))
+    if workers <= 1:
+        for part in left:
+            make_part(part)
+            done += 1
+            if progress:
+                progress(done, len(parts), part.task.slide)
+        return
+    # JAX may have started threads, which a forked process would not survive.
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
+        futures = {pool.submit(make_part, part): part for part in left}
+        try:
+            for future in concurrent.futures.as_completed(futures):
+                future.result()
+                done += 1
+                if progress:
+                    progress(done, len(parts), futures[future].task.slide)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _run_beam(parts: Sequence[PartTask], runner: str, flags: Sequence[str]) -> None:
+    try:
+        import apache_beam as beam
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError:
+        raise DpaError(
+            f"the runner {runner} needs Apache Beam: pip install 'dpa_jax[beam]'"
+        ) from None
+    options = PipelineOptions(list(flags), runner=runner)
+    with beam.Pipeline(options=options) as pipeline:
+        _ = (
+            pipeline
+            | "Slides" >> beam.Create(list(parts))
+            | "Spread" >> beam.Reshuffle()
+            | "Cut" >> beam.Map(make_part)
+        )

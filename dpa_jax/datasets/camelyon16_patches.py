@@ -1,0 +1,271 @@
+"""The patches of one slide: chosen by rule or by the published lists, and cut."""
+
+import contextlib
+import dataclasses
+import pathlib
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from dpa_jax.datasets import camelyon16_layout
+from dpa_jax.errors import DpaError, UsageError
+from dpa_jax.slides import annotations, regions, stain, storage, tissue
+
+NORMAL, TUMOUR = 0, 1
+MAGNIFICATIONS = (10, 20, 40)
+PER_SLIDE = 50
+
+_UNNAMED = "left out by the published protocol, which gives no reason"
+EXCLUDED = {
+    **{f"normal_{n:03d}": _UNNAMED for n in (27, 45, 108, 144, 150, 158)},
+    "test_114": "left out by the published protocol: not all of its tumour is outlined",
+}
+# folder of the lists -> split and label; validation tunes hyper-parameters
+LISTS = {
+    "normal/train": ("train", NORMAL),
+    "anomaly/train": ("validation", TUMOUR),
+    "normal/test": ("test", NORMAL),
+    "anomaly/test": ("test", TUMOUR),
+}
+_LISTED = re.compile(
+    r"(normal|tumor|test)_(\d{3})_(normal|tumor)_x_(\d+)_y_(\d+)_w_768_h_768(\.\w+)?",
+    re.IGNORECASE,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class SlideTask:
+    """What to cut from one slide.
+
+    Attributes:
+      split: `train`, `validation` or `test`.
+      slide: the slide's name, such as `normal_001`.
+      label: `NORMAL` or `TUMOUR`, of every patch of this task.
+      path: of the slide.
+      annotation: path of its XML, or None.
+      mask: path of its mask TIFF, or None; the XML goes first.
+      corners: (x, y) of each patch in level-0 pixels, or None to choose by rule.
+    """
+
+    split: str
+    slide: str
+    label: int
+    path: str
+    annotation: str | None = None
+    mask: str | None = None
+    corners: tuple[tuple[int, int], ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How to cut patches.
+
+    Attributes:
+      magnification: of the patches: 10 gives 192 px, 20 gives 384, 40 gives 768.
+      target: the stains to normalise to, or None to leave colours as they are.
+      mpp: micrometres per level-0 pixel of every slide, or None to ask each.
+      seed: of the draw of at most `PER_SLIDE` patches.
+    """
+
+    magnification: int = 10
+    target: stain.StainProfile | None = None
+    mpp: float | None = None
+    seed: int = 0
+
+    @property
+    def size(self) -> int:
+        """Pixels a side of a patch."""
+        if self.magnification not in MAGNIFICATIONS:
+            raise UsageError(
+                f"--magnification is {self.magnification}; it may be 10, 20 or 40"
+            )
+        return tissue.CELL * self.magnification // 40
+
+
+@dataclasses.dataclass(frozen=True)
+class Patches:
+    """The patches of one slide.
+
+    Attributes:
+      images: uint8 `[N, size, size, 3]`.
+      corners: int64 `[N, 2]`, x and y in level-0 pixels.
+      fractions: float32 `[N]`, the part of each that is tumour; NaN if unknown.
+      notes: what was mended or may surprise.
+    """
+
+    images: np.ndarray
+    corners: np.ndarray
+    fractions: np.ndarray
+    notes: Sequence[str]
+
+
+def tasks_by_rule(layout: camelyon16_layout.Layout) -> list[SlideTask]:
+    """Lists the slides to cut by the paper's rule, without the excluded ones.
+
+    Normal slides give normal patches; slides with tumour give tumour patches.
+
+    Raises:
+      DpaError: it is not known which test slides have a tumour.
+    """
+    tests = [name for name in layout.slides if name.startswith("test_")]
+    outlined = {*layout.annotations, *layout.masks}
+    if tests and layout.test_tumours is None and not outlined.intersection(tests):
+        raise DpaError(
+            f"{len(tests)} test slides, but neither reference.csv nor any annotation "
+            "says which have a tumour; put one beside them"
+        )
+    tasks = []
+    for name in sorted(layout.slides):
+        if name in EXCLUDED:
+            continue
+        label = TUMOUR if layout.has_tumour(name) else NORMAL
+        split = "train" if label == NORMAL else "validation"
+        if name.startswith("test_"):
+            split = "test"
+        tasks.append(_task(layout, split, name, label, None))
+    return tasks
+
+
+def _task(layout, split, name, label, corners) -> SlideTask:
+    return SlideTask(
+        split=split,
+        slide=name,
+        label=label,
+        path=layout.slides[name],
+        annotation=layout.annotations.get(name),
+        mask=layout.masks.get(name),
+        corners=corners,
+    )
+
+
+Wanted = Mapping[tuple[str, str, int], Sequence[tuple[int, int]]]
+
+
+def read_lists(folder: str | pathlib.Path) -> Wanted:
+    """Reads the published lists of patches.
+
+    Args:
+      folder: holds `normal/train`, `normal/test`, `anomaly/test`, `anomaly/train`.
+
+    Returns:
+      The corners of the patches by (split, slide, label), in the order of the lists.
+
+    Raises:
+      DpaError: there is no list, or a name in one cannot be read.
+    """
+    wanted: dict[tuple[str, str, int], dict[tuple[int, int], None]] = {}
+    found = [name for name in LISTS if (pathlib.Path(folder) / name).is_file()]
+    if not found:
+        raise DpaError(
+            f"no list of patches in {folder}; there should be {', '.join(LISTS)}"
+        )
+    for name in found:
+        split, label = LISTS[name]
+        path = pathlib.Path(folder) / name
+        for number, line in enumerate(path.read_text().split(), 1):
+            match = _LISTED.fullmatch(line)
+            if not match or (match[3].lower() == "tumor") != (label == TUMOUR):
+                raise DpaError(
+                    f"{path}, entry {number}: {line!r} is not like "
+                    "normal_001_normal_x_768_y_1536_w_768_h_768.jpg"
+                )
+            slide = camelyon16_layout.canonical(match[1].lower(), match[2])
+            corners = wanted.setdefault((split, slide, label), {})
+            corner = (int(match[4]), int(match[5]))
+            if corner in corners:
+                raise DpaError(f"{path}, entry {number}: {line!r} is there twice")
+            corners[corner] = None
+    return {key: tuple(corners) for key, corners in wanted.items()}
+
+
+def tasks_by_lists(
+    layout: camelyon16_layout.Layout, wanted: Wanted
+) -> tuple[list[SlideTask], dict[str, int]]:
+    """Matches the lists with the slides at hand.
+
+    Returns:
+      The tasks; and for each slide that is missing the patches lost with it.
+    """
+    tasks, missing = [], {}
+    for (split, slide, label), corners in sorted(wanted.items()):
+        if slide in layout.slides:
+            tasks.append(_task(layout, split, slide, label, tuple(corners)))
+        else:
+            missing[slide] = missing.get(slide, 0) + len(corners)
+    return tasks, missing
+
+
+def cut(task: SlideTask, settings: Settings) -> Patches:
+    """Cuts the patches of one slide, normalises their stains, and reduces them.
+
+    Raises:
+      DpaError: the slide, its annotation or one of its patches is unusable.
+    """
+    size = settings.size
+    with contextlib.ExitStack() as stack:
+        slide = stack.enter_context(regions.opened(task.path, settings.mpp))
+        if settings.magnification > 40 * slide.scale:
+            raise DpaError(
+                f"{task.path} was scanned at x{40 * slide.scale:g}, below the "
+                f"x{settings.magnification} asked for"
+            )
+        coverage, notes = _coverage(task, slide, stack)
+        if task.corners is None:
+            corners = _choose(task, slide, coverage, settings.seed)
+            if not len(corners):
+                notes.append(
+                    f"{task.path}: no patch lies wholly in "
+                    + ("its tumour" if task.label == TUMOUR else "tissue")
+                )
+        else:
+            corners = np.array(task.corners, np.int64).reshape(-1, 2)
+        side = tissue.CELL * slide.scale
+        images = np.empty((len(corners), size, size, 3), np.uint8)
+        fractions = np.full(len(corners), np.nan, np.float32)
+        for i, (x, y) in enumerate(corners.tolist()):
+            images[i] = regions.read_region(
+                slide,
+                x,
+                y,
+                tissue.CELL,
+                tissue.CELL,
+                settings.magnification,
+                settings.target,
+            )
+            if coverage is not None:
+                fractions[i] = coverage(x, y, side)
+    return Patches(images, corners, fractions, notes)
+
+
+def _coverage(task, slide, stack):
+    """Returns the task's tumour coverage, or None if unknown, and notes."""
+    if task.label == NORMAL:
+        return (lambda x, y, side: 0.0), []
+    if task.annotation:
+        local = stack.enter_context(storage.local_copy(task.annotation))
+        return annotations.from_xml(local, task.annotation)
+    if task.mask:
+        mask = stack.enter_context(regions.opened(task.mask, None))
+        return annotations.from_mask(mask, slide), []
+    if task.corners is None:
+        raise DpaError(
+            f"{task.path} has a tumour but neither an annotation ({task.slide}.xml) "
+            f"nor a mask ({task.slide}_mask.tif)"
+        )
+    return None, []
+
+
+def _choose(task, slide, coverage, seed: int) -> np.ndarray:
+    corners = tissue.tissue_cells(tissue.tissue_mask(slide), slide.scale)
+    if task.label == TUMOUR:
+        side = tissue.CELL * slide.scale
+        inside = [coverage(x, y, side) == 1 for x, y in corners.tolist()]
+        corners = corners[np.array(inside, bool)]
+    if len(corners) > PER_SLIDE:
+        # Named by the slide, so that no slide's draw depends on which others exist.
+        rng = np.random.default_rng([seed, zlib.crc32(task.slide.encode())])
+        chosen = rng.choice(len(corners), PER_SLIDE, replace=False)
+        corners = corners[np.sort(chosen)]
+    return corners

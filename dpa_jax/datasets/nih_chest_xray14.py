@@ -1,0 +1,229 @@
+"""NIH ChestX-ray14 as a TFDS data set, prepared and read without TensorFlow."""
+
+import dataclasses
+import functools
+import pathlib
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core import writer
+from tensorflow_datasets.proto import tf_example_pb2
+
+from dpa_jax.datasets import nih_collect, nih_forms, nih_metadata, nih_source
+from dpa_jax.datasets.nih_protocols import Split
+
+_SHARD_BYTES = 2**26  # of pixels; TFDS holds the examples of one shard in memory
+
+
+class NihChestXray14(tfds.core.ShardBasedBuilder):
+    """Chest radiographs with labels mined from their reports (Wang et al. 2017).
+
+    The splits of each configuration: `train` holds normal images only; `test` holds
+    normal images, then abnormal ones. `validation` is for choosing hyper-parameters:
+    of the subset, the normal and abnormal images of its own lists; of the official
+    protocols, the abnormal images of the official training list, whose patients
+    may be in `train` too (its normal images are all in `train`, as published).
+    """
+
+    name = "nih_chest_xray14"
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = [
+        tfds.core.BuilderConfig(name=form.name, description=form.description)
+        for form in nih_forms.FORMS
+    ]
+    MANUAL_DOWNLOAD_INSTRUCTIONS = (
+        "Put the files as NIH, Kaggle or a mirror distributes them (images or "
+        "images_*.tar.gz, Data_Entry_2017.csv, train_val_list.txt, test_list.txt) into "
+        "one folder, then run: dpa-jax prepare nih --source FOLDER --data_dir DATA"
+    )
+
+    def __init__(
+        self,
+        *,
+        collected: nih_collect.Collected | None = None,
+        lists: str | None = None,
+        jobs: int = 0,
+        allow_missing: bool = False,
+        **kwargs: Any,
+    ):
+        """Makes a builder.
+
+        Args:
+          collected: what to write, if it is decoded already.
+          lists: folder of the lists that split the subset or a custom protocol.
+          jobs: decoding threads; 0 for one a core.
+          allow_missing: whether to go on without missing or unreadable images.
+          **kwargs: of every TFDS builder: `data_dir`, `config`, `version`.
+        """
+        super().__init__(**kwargs)
+        self._collected = collected
+        self._lists = pathlib.Path(lists) if lists else None
+        self._jobs, self._allow_missing = jobs, allow_missing
+        self._work_dir: pathlib.Path | None = None
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        form = nih_forms.find(self.builder_config.name)
+        size = form.preprocessing.size
+        finding = tfds.features.ClassLabel(names=nih_metadata.FINDINGS)
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=self.__doc__,
+            homepage="https://nihcc.app.box.com/v/ChestXray-NIHCC",
+            citation=_CITATION,
+            metadata=tfds.core.MetadataDict(
+                preprocessing=dataclasses.asdict(form.preprocessing)
+            ),
+            features=tfds.features.FeaturesDict(
+                {
+                    # As bytes, for one integer per pixel takes ten times as long.
+                    "image": tfds.features.Tensor(
+                        shape=(size, size, 1), dtype=np.uint8, encoding="bytes"
+                    ),
+                    "label": tfds.features.ClassLabel(names=["normal", "abnormal"]),
+                    "findings": tfds.features.Sequence(finding),
+                    "image_id": tfds.features.Text(),
+                    "patient_id": tfds.features.Scalar(np.int64),
+                    "age": tfds.features.Scalar(np.float32),  # years
+                    "sex": tfds.features.ClassLabel(names=["F", "M"]),
+                    "view": tfds.features.ClassLabel(names=["PA", "AP"]),
+                    "follow_up": tfds.features.Scalar(np.int64),
+                    "original_width": tfds.features.Scalar(np.int64),
+                    "original_height": tfds.features.Scalar(np.int64),
+                    # relative to the whole image, before any crop
+                    "boxes": tfds.features.Sequence(
+                        {"finding": finding, "box": tfds.features.BBoxFeature()}
+                    ),
+                }
+            ),
+        )
+
+    def _shard_iterators_per_split(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> Mapping[str, Sequence[Callable[[], Iterator]]]:
+        form = nih_forms.find(self.builder_config.name)
+        collected = self._collected or self._collect(form, dl_manager.manual_dir)
+        requested, splits = collected.requested[form.name], collected.splits[form.name]
+        names = {name for split in requested.values() for name, _ in split}
+        problems = [
+            problem
+            for problem in collected.problems
+            if problem.name in names or problem.name not in collected.entries
+        ]
+        if problems:
+            nih_collect.write_problems(
+                problems, pathlib.Path(self.data_path, "problems.csv")
+            )
+        self.info.metadata.update(
+            fingerprint=nih_forms.fingerprint(requested),
+            left_out=sum(len(requested[part]) - len(splits[part]) for part in splits),
+            counts={
+                part: [sum(kind == label for _, label in split) for kind in (0, 1)]
+                for part, split in splits.items()
+            },
+        )
+        examples = functools.partial(
+            _examples, collected.entries, collected.image[form.name]
+        )
+        step = max(1, _SHARD_BYTES // form.preprocessing.size**2)
+        return {
+            part: [
+                functools.partial(examples, split[start : start + step])
+                for start in range(0, len(split), step)
+            ]
+            for part, split in splits.items()
+            if split
+        }
+
+    def _collect(
+        self, form: nih_forms.Form, manual_dir: pathlib.Path
+    ) -> nih_collect.Collected:
+        source = nih_source.find(pathlib.Path(manual_dir))
+        entries = nih_forms.read_entries(source)
+        splits = nih_forms.requested_splits(form, source, entries, self._lists)
+        self._work_dir = nih_collect.work_dir(
+            pathlib.Path(self.data_dir_root), source.root
+        )
+        return nih_collect.collect(
+            source,
+            entries,
+            {form.name: splits},
+            self._work_dir,
+            self._jobs,
+            self._allow_missing,
+            lambda done, total: None,
+        )
+
+    def _post_download_and_prepare_hook(self) -> None:
+        if self._work_dir:
+            shutil.rmtree(self._work_dir)
+
+    def _example_writer(self) -> writer.ExampleWriter:
+        return _OrderedWriter(self.info.file_format)
+
+
+class _OrderedWriter(writer.ExampleWriter):
+    """Writes the features of an example in a fixed order.
+
+    Protocol buffers leave the order of a map open and choose it anew in each process,
+    so that preparing twice would give different files.
+    """
+
+    def write(self, path, examples):
+        return super().write(
+            path,
+            (
+                (
+                    key,
+                    tf_example_pb2.Example.FromString(example).SerializeToString(
+                        deterministic=True
+                    ),
+                )
+                for key, example in examples
+            ),
+        )
+
+
+def _examples(
+    entries: Mapping[str, nih_metadata.Entry], image: Callable, split: Split
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, label in split:
+        entry = entries[name]
+        yield (
+            name,
+            {
+                "image": image(name),
+                "label": label,
+                "findings": entry.findings,
+                "image_id": name,
+                "patient_id": entry.patient_id,
+                "age": entry.age,
+                "sex": entry.sex,
+                "view": entry.view,
+                "follow_up": entry.follow_up,
+                "original_width": entry.width,
+                "original_height": entry.height,
+                "boxes": [
+                    {
+                        "finding": box.finding,
+                        "box": tfds.features.BBox(
+                            box.ymin, box.xmin, box.ymax, box.xmax
+                        ),
+                    }
+                    for box in entry.boxes
+                ],
+            },
+        )
+
+
+_CITATION = """\
+@inproceedings{wang2017chestxray,
+  title={{ChestX-ray8}: Hospital-scale chest {X}-ray database and benchmarks on
+    weakly-supervised classification and localization of common thorax diseases},
+  author={Wang, Xiaosong and Peng, Yifan and Lu, Le and Lu, Zhiyong and
+    Bagheri, Mohammadhadi and Summers, Ronald M.},
+  booktitle={CVPR},
+  year={2017}
+}"""

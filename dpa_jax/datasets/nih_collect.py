@@ -1,0 +1,189 @@
+"""Gathers what the data sets are made of: labels, metadata and decoded images."""
+
+import contextlib
+import csv
+import dataclasses
+import hashlib
+import os
+import pathlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+import numpy as np
+
+from dpa_jax.data.decode import Preprocessing
+from dpa_jax.datasets import nih_forms, nih_pack, nih_source
+from dpa_jax.datasets.nih_metadata import SIDE, Entry
+from dpa_jax.datasets.nih_protocols import Split
+from dpa_jax.datasets.nih_source import Problem
+from dpa_jax.errors import DpaError
+
+Splits = Mapping[str, Mapping[str, Split]]  # by form, then by name
+Packs = Mapping[Preprocessing, nih_pack.Pack]
+
+
+@dataclasses.dataclass(frozen=True)
+class Collected:
+    """What the data sets are made of.
+
+    Attributes:
+      requested: for each form its splits.
+      splits: the same, of those images that are there.
+      entries: the metadata by image id.
+      image: for each form a function from an image id to uint8 `[S, S, 1]`.
+      problems: all of them, by name.
+    """
+
+    requested: Splits
+    splits: Splits
+    entries: Mapping[str, Entry]
+    image: Mapping[str, Callable[[str], np.ndarray]]
+    problems: Sequence[Problem]
+
+
+def collect(
+    source: nih_source.Source,
+    entries: Mapping[str, Entry],
+    splits: Splits,
+    work_dir: pathlib.Path,
+    jobs: int,
+    allow_missing: bool,
+    progress: Callable[[int, int], None],
+) -> Collected:
+    """Decodes the images of some forms, each file once.
+
+    Args:
+      source: where the images are.
+      entries: the metadata by image id.
+      splits: for each form, by its name, its splits.
+      work_dir: keeps decoded images; those that it has from before are not decoded
+        again. A list of problems, if any, goes beside it.
+      jobs: threads; 0 for one a core.
+      allow_missing: whether to go on without images that are missing or unreadable,
+        and with images that are not 1024 x 1024.
+      progress: called with the number of images done, and of all; those that turn out
+        not to be in any archive are never done.
+
+    Raises:
+      DpaError: an image is missing, unreadable or of another size, and that is not
+        allowed; or two files of one name differ.
+    """
+    needed: dict[Preprocessing, set[str]] = {}
+    for form, parts in splits.items():
+        names = needed.setdefault(nih_forms.find(form).preprocessing, set())
+        names.update(name for split in parts.values() for name, _ in split)
+    wanted = sorted(set().union(*needed.values()))
+    absent = _check_files(source, wanted)
+    report = work_dir.with_name("problems.csv")
+    if absent and not allow_missing:
+        _refuse(absent, report)
+    problems: list[Problem] = []
+    with contextlib.ExitStack() as stack:
+        packs = {
+            form: stack.enter_context(nih_pack.Pack(work_dir, list(entries), form))
+            for form in needed
+        }
+        todo = {
+            name for form in needed for name in needed[form] if name not in packs[form]
+        }
+        total = len(wanted) - len(absent)
+        count = len(wanted) - len(todo)
+        progress(count, total)
+
+        def tick() -> None:
+            nonlocal count
+            count += 1
+            progress(count, total)
+
+        nih_pack.fill(
+            nih_source.read(source, set(wanted), todo, problems.append),
+            [(packs[form], needed[form]) for form in needed],
+            jobs or os.cpu_count() or 1,
+            problems.append,
+            tick,
+        )
+    problems += _odd_sizes(wanted, packs)
+    problems.sort(key=lambda problem: problem.name)
+    if problems and not allow_missing:
+        _refuse(problems, report)
+    report.unlink(missing_ok=True)  # of an earlier attempt
+    return Collected(
+        requested=splits,
+        splits={form: _present(splits[form], form, packs) for form in splits},
+        entries=entries,
+        image={f: packs[nih_forms.find(f).preprocessing].reader() for f in splits},
+        problems=problems,
+    )
+
+
+def work_dir(data_dir: pathlib.Path, source: pathlib.Path) -> pathlib.Path:
+    """Returns where images decoded from a source are kept till they are written."""
+    key = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:16]
+    return data_dir / "nih_chest_xray14" / f".decoded-{key}"
+
+
+def summarize(problems: Sequence[Problem]) -> str:
+    """Says how many problems of each kind there are, with up to five names of each."""
+    kinds = {
+        "missing": "missing",
+        "unreadable": "unreadable",
+        "size": f"not {SIDE} x {SIDE} pixels",
+    }
+    lines = []
+    for kind, words in kinds.items():
+        found = [problem for problem in problems if problem.kind == kind]
+        if found:
+            names = [p.name + f" ({p.reason})" * bool(p.reason) for p in found[:5]]
+            more = [f"{len(found) - 5:,} more"] if len(found) > 5 else []
+            lines.append(f"{len(found):,} {words}: {', '.join(names + more)}")
+    return "\n".join(lines)
+
+
+def write_problems(problems: Sequence[Problem], path: pathlib.Path) -> None:
+    """Writes all problems as CSV, atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(temporary, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["name", "kind", "reason"])
+        writer.writerows(dataclasses.astuple(problem) for problem in problems)
+    os.replace(temporary, path)
+
+
+def _check_files(source: nih_source.Source, wanted: Collection[str]) -> list[Problem]:
+    """Returns what can be known to be missing before anything is decoded."""
+    nih_source.check_copies(source, wanted)
+    if source.archives:
+        return []
+    absent = [name for name in wanted if name not in source.files]
+    if len(absent) == len(wanted):
+        raise DpaError(
+            f"none of the {len(wanted):,} images (00000001_000.png and so on) is "
+            f"below {source.root}, nor is any images_*.tar.gz"
+        )
+    return [Problem(name, "missing", "") for name in absent]
+
+
+def _odd_sizes(wanted: Sequence[str], packs: Packs) -> list[Problem]:
+    problems = []
+    for name in wanted:
+        sizes = {pack.size(name) for pack in packs.values()} - {(0, 0), (SIDE, SIDE)}
+        for width, height in sorted(sizes)[:1]:
+            problems.append(Problem(name, "size", f"{width} x {height}"))
+    return problems
+
+
+def _present(splits: Mapping[str, Split], form: str, packs: Packs) -> dict[str, Split]:
+    pack = packs[nih_forms.find(form).preprocessing]
+    return {
+        part: [(name, label) for name, label in split if name in pack]
+        for part, split in splits.items()
+    }
+
+
+def _refuse(problems: Sequence[Problem], report: pathlib.Path) -> None:
+    write_problems(problems, report)
+    raise DpaError(
+        f"{summarize(problems)}\nAll are listed in {report}. Get them again, or go on "
+        "without what is missing or unreadable, and with images of another size, by "
+        "--allow-missing; what is decoded already is kept."
+    )

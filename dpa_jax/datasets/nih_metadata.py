@@ -1,0 +1,218 @@
+"""What NIH ChestX-ray14's tables say about each image."""
+
+import csv
+import dataclasses
+import gzip
+import io
+import pathlib
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+
+from dpa_jax.errors import DpaError
+
+FINDINGS = (
+    "Atelectasis",
+    "Cardiomegaly",
+    "Consolidation",
+    "Edema",
+    "Effusion",
+    "Emphysema",
+    "Fibrosis",
+    "Hernia",
+    "Infiltration",
+    "Mass",
+    "Nodule",
+    "Pleural_Thickening",
+    "Pneumonia",
+    "Pneumothorax",
+)
+SIDE = 1024  # pixels, of every image as distributed
+
+# Column names differ between releases in case, brackets and the last word.
+_COLUMNS = {
+    "imageindex": "image_id",
+    "findinglabels": "findings",
+    "followup": "follow_up",
+    "patientid": "patient_id",
+    "patientage": "age",
+    "patientgender": "sex",
+    "patientsex": "sex",
+    "viewposition": "view",
+    "originalimagewidth": "width",
+    "originalimageheight": "height",
+    "height": "height",
+}
+_YEARS = {"": 1.0, "Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
+
+
+@dataclasses.dataclass(frozen=True)
+class Box:
+    """Where a radiologist saw a finding, as fractions of the whole image."""
+
+    finding: str
+    ymin: float
+    xmin: float
+    ymax: float
+    xmax: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One row of the table: an image and its patient.
+
+    Attributes:
+      image_id: the file name, such as `00000001_000.png`.
+      findings: those of `FINDINGS` that the report names; none if it is normal.
+      follow_up: the number of earlier examinations of the patient.
+      patient_id: NIH's number of the patient.
+      age: in years.
+      sex: `F` or `M`.
+      view: `PA` or `AP`.
+      width, height: of the radiograph before NIH resized it, in pixels.
+      boxes: where findings are, known for 880 images.
+    """
+
+    image_id: str
+    findings: tuple[str, ...]
+    follow_up: int
+    patient_id: int
+    age: float
+    sex: str
+    view: str
+    width: int
+    height: int
+    boxes: tuple[Box, ...] = ()
+
+
+def read_entries(
+    table: pathlib.Path, boxes: pathlib.Path | None = None
+) -> dict[str, Entry]:
+    """Reads `Data_Entry_2017.csv` or `_v2020.csv`, gzipped or not.
+
+    Args:
+      table: the file.
+      boxes: `BBox_List_2017.csv`, or None.
+
+    Returns:
+      The entries by image id, in the order of the ids.
+
+    Raises:
+      DpaError: naming the file, the line and the value that cannot be used.
+    """
+    located = _read_boxes(boxes) if boxes else {}
+    rows = _rows(table)
+    _, header = next(rows, (0, []))
+    columns = [_COLUMNS.get(re.sub("[^a-z]", "", name.lower())) for name in header]
+    absent = sorted(set(_COLUMNS.values()) - set(columns))
+    if absent:
+        raise DpaError(
+            f"{table} has no column for {', '.join(absent)}; it has "
+            f"{', '.join(header) or 'no line'}: is it Data_Entry_2017.csv as "
+            "distributed by NIH?"
+        )
+    entries: dict[str, Entry] = {}
+    for line, row in rows:
+        fields = {
+            name: value
+            for name, value in zip(columns, row, strict=False)
+            if name is not None
+        }
+        try:
+            entry = _entry(fields, tuple(located.get(fields["image_id"], ())))
+        except (KeyError, ValueError) as error:
+            raise DpaError(f"{table}, line {line}: {error}") from None
+        if entry.image_id in entries:
+            raise DpaError(f"{table}, line {line}: {entry.image_id} is there twice")
+        entries[entry.image_id] = entry
+    if not entries:
+        raise DpaError(f"{table} has no rows")
+    return dict(sorted(entries.items()))
+
+
+def read_names(path: pathlib.Path) -> list[str]:
+    """Reads a list of image ids, one a line, in its order.
+
+    Raises:
+      DpaError: the file holds no name, or one twice.
+    """
+    names = [line.strip() for line in _text(path).splitlines() if line.strip()]
+    if not names:
+        raise DpaError(f"{path} lists no image")
+    if len(set(names)) < len(names):
+        seen: set[str] = set()
+        twice = next(n for n in names if n in seen or seen.add(n))
+        raise DpaError(f"{path} lists {twice} twice")
+    return names
+
+
+def _entry(fields: dict[str, str], boxes: tuple[Box, ...]) -> Entry:
+    labels = [label.strip() for label in fields["findings"].split("|")]
+    findings = () if labels == ["No Finding"] else tuple(map(_finding, labels))
+    age = re.fullmatch(r"(\d+)([YMWD]?)", fields["age"].strip())
+    if age is None:
+        raise ValueError(f"the age {fields['age']!r} is not a number of years")
+    for name, options in (("sex", ("F", "M")), ("view", ("PA", "AP"))):
+        if fields[name] not in options:
+            raise ValueError(
+                f"the {name} is {fields[name]!r}, not {' or '.join(options)}"
+            )
+    return Entry(
+        image_id=fields["image_id"],
+        findings=findings,
+        follow_up=_integer(fields, "follow_up"),
+        patient_id=_integer(fields, "patient_id"),
+        age=int(age[1]) * _YEARS[age[2]],
+        sex=fields["sex"],
+        view=fields["view"],
+        width=_integer(fields, "width"),
+        height=_integer(fields, "height"),
+        boxes=boxes,
+    )
+
+
+def _integer(fields: dict[str, str], name: str) -> int:
+    try:
+        return int(fields[name])
+    except ValueError:
+        raise ValueError(f"the {name} {fields[name]!r} is not a number") from None
+
+
+def _finding(label: str) -> str:
+    name = {"Infiltrate": "Infiltration"}.get(label, label.replace(" ", "_"))
+    if name not in FINDINGS:
+        raise ValueError(f"there is no finding {label!r}")
+    return name
+
+
+def _read_boxes(path: pathlib.Path) -> dict[str, list[Box]]:
+    boxes: dict[str, list[Box]] = {}
+    rows = _rows(path)
+    next(rows, None)
+    for line, row in rows:
+        try:
+            x, y, width, height = (float(value) for value in row[2:6])
+            corners = (y, x, y + height, x + width)
+            # A few boxes reach a pixel over the edge.
+            limits = (min(max(c / SIDE, 0.0), 1.0) for c in corners)
+            boxes.setdefault(row[0], []).append(Box(_finding(row[1]), *limits))
+        except (IndexError, ValueError) as error:
+            raise DpaError(f"{path}, line {line}: {error}") from None
+    return boxes
+
+
+def _rows(path: pathlib.Path) -> Iterator[tuple[int, Sequence[str]]]:
+    reader = csv.reader(io.StringIO(_text(path), newline=""))
+    for row in reader:
+        if row:
+            yield reader.line_num, row
+
+
+def _text(path: pathlib.Path) -> str:
+    try:
+        raw = path.read_bytes()
+        if path.suffix == ".gz":
+            raw = gzip.decompress(raw)
+        return raw.decode("utf-8-sig")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise DpaError(f"{path} cannot be read: {error}") from None

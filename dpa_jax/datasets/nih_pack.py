@@ -1,0 +1,166 @@
+"""Decoded images on disk, kept until the data set is written, so that work resumes."""
+
+import collections
+import concurrent.futures
+import hashlib
+import io
+import os
+import pathlib
+from collections.abc import Callable, Collection, Iterable, Sequence
+
+import numpy as np
+from PIL import Image
+
+from dpa_jax.data.decode import ImageError, Preprocessing, decode, prepare
+from dpa_jax.datasets.nih_forms import WHOLE
+from dpa_jax.datasets.nih_source import Problem
+from dpa_jax.errors import DpaError
+
+_FLUSH = 256  # images between two records of what is done
+
+
+class Pack:
+    """Two files: the images side by side, and the sizes of the files they came from.
+
+    A size of 0 x 0 means that the image is not there yet. It is written after the
+    image has reached the disk, so that the process may be killed at any moment.
+    """
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        names: Sequence[str],
+        preprocessing: Preprocessing,
+    ):
+        """Opens a pack, or makes an empty one.
+
+        Args:
+          folder: where; made if need be.
+          names: of all images that the pack has room for.
+          preprocessing: that its images went through.
+        """
+        key = repr((list(names), preprocessing)).encode()
+        stem = hashlib.sha256(key).hexdigest()[:16]
+        size, channels = preprocessing.size, preprocessing.channels
+        self.preprocessing = preprocessing
+        self._index = {name: i for i, name in enumerate(names)}
+        self._shape = (size, size, channels)
+        self._pending: list[tuple[int, tuple[int, int]]] = []
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / f"{stem}.images"
+        self._images = _sized(self._path, len(names) * size * size * channels)
+        self._sizes = _sized(folder / f"{stem}.sizes", len(names) * 8)
+        self.sizes = np.fromfile(self._sizes, np.uint32).reshape(-1, 2)
+
+    def __contains__(self, name: str) -> bool:
+        """Says whether an image is there."""
+        return bool(self.sizes[self._index[name]].any())
+
+    def size(self, name: str) -> tuple[int, int]:
+        """Returns the width and height of the file of an image, in pixels."""
+        width, height = self.sizes[self._index[name]]
+        return int(width), int(height)
+
+    def add(self, name: str, image: np.ndarray, size: tuple[int, int]) -> None:
+        """Stores an image, uint8 `[S, S, C]`, and the size of its file."""
+        index = self._index[name]
+        self._images.seek(index * image.size)
+        self._images.write(image.tobytes())
+        self._pending.append((index, size))
+        if len(self._pending) == _FLUSH:
+            self.flush()
+
+    def flush(self) -> None:
+        """Records on disk what was added."""
+        _sync(self._images)
+        for index, size in self._pending:
+            self.sizes[index] = size
+            self._sizes.seek(index * 8)
+            self._sizes.write(self.sizes[index].tobytes())
+        _sync(self._sizes)
+        self._pending.clear()
+
+    def reader(self) -> Callable[[str], np.ndarray]:
+        """Returns a function from names to images, uint8 `[S, S, C]`."""
+        shape = (len(self._index), *self._shape)
+        images = np.memmap(self._path, np.uint8, "r", shape=shape)
+        return lambda name: images[self._index[name]]
+
+    def __enter__(self) -> "Pack":
+        """Returns itself, to be closed at the end of the block."""
+        return self
+
+    def __exit__(self, *_) -> None:
+        """Records what was added and closes the files."""
+        with self._images, self._sizes:
+            self.flush()
+
+
+def fill(
+    items: Iterable[tuple[str, pathlib.Path | bytes]],
+    wants: Sequence[tuple[Pack, Collection[str]]],
+    jobs: int,
+    problem: Callable[[Problem], None],
+    tick: Callable[[], None],
+) -> None:
+    """Decodes images on several threads and stores them.
+
+    Threads, for Pillow decodes without holding the interpreter. As many files are
+    in memory at once as four for each thread.
+
+    Args:
+      items: names with paths or contents.
+      wants: packs, each with the names that it should get.
+      jobs: number of threads.
+      problem: called if an image cannot be decoded.
+      tick: called after each image.
+    """
+    pending: collections.deque = collections.deque()
+
+    def settle() -> None:
+        name, packs, future = pending.popleft()
+        try:
+            size, images = future.result()
+            for pack, image in zip(packs, images, strict=True):
+                pack.add(name, image, size)
+        except ImageError as error:
+            problem(Problem(name, "unreadable", error.reason))
+        except DpaError as error:
+            problem(Problem(name, "unreadable", str(error)))
+        tick()
+
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        try:
+            for name, content in items:
+                packs = [p for p, names in wants if name in names and name not in p]
+                forms = [pack.preprocessing for pack in packs]
+                pending.append((name, packs, pool.submit(_decode, content, forms)))
+                if len(pending) >= 4 * jobs:
+                    settle()
+            while pending:
+                settle()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _decode(
+    content: pathlib.Path | bytes, forms: Sequence[Preprocessing]
+) -> tuple[tuple[int, int], list[np.ndarray]]:
+    whole = Image.fromarray(decode(content, WHOLE)[:, :, 0])
+    file = io.BytesIO(content) if isinstance(content, bytes) else content
+    with Image.open(file) as image:
+        size = image.size
+    return size, [prepare(whole, form, "") for form in forms]
+
+
+def _sized(path: pathlib.Path, length: int) -> io.BufferedRandom:
+    """Opens a file for reading and writing and makes it so long, without filling it."""
+    path.touch()
+    file = open(path, "r+b")
+    file.truncate(length)
+    return file
+
+
+def _sync(file: io.BufferedRandom) -> None:
+    file.flush()
+    os.fsync(file.fileno())

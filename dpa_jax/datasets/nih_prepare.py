@@ -1,0 +1,179 @@
+"""From the files as distributed to prepared data sets: `dpa-jax prepare nih`."""
+
+import contextlib
+import dataclasses
+import io
+import pathlib
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+
+import tensorflow_datasets as tfds
+
+from dpa_jax.datasets import nih_collect, nih_forms, nih_source
+from dpa_jax.datasets.nih_chest_xray14 import NihChestXray14
+from dpa_jax.datasets.nih_protocols import Split
+from dpa_jax.errors import DpaError
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """What `prepare` has made.
+
+    Attributes:
+      counts: by the name of a data set, then of a split: normal and abnormal images.
+      reused: of the data sets that were there already, how many images they lack.
+      problems: images left out, and images of another size.
+      data_dir: where the data sets are.
+    """
+
+    counts: Mapping[str, Mapping[str, tuple[int, int]]]
+    reused: Mapping[str, int]
+    problems: Sequence[nih_source.Problem]
+    data_dir: pathlib.Path
+
+
+def prepare(
+    source: pathlib.Path,
+    data_dir: pathlib.Path,
+    protocol: str = "all",
+    lists: pathlib.Path | None = None,
+    jobs: int = 0,
+    allow_missing: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Prepared:
+    """Prepares NIH ChestX-ray14 for TFDS.
+
+    May be interrupted at any moment; called again it goes on where it was, and
+    writes the same files.
+
+    Args:
+      source: the folder that everything lies below, as distributed.
+      data_dir: the folder of TFDS data sets to write to.
+      protocol: `subset`, `pa`, `ap`, `all` (those three and both views together; the
+        subset only if there are lists), `native` or `custom`.
+      lists: the folder of the lists of the subset or of a custom protocol.
+      jobs: decoding threads; 0 for one a core.
+      allow_missing: whether to go on without images that are missing or unreadable,
+        and with images of another size.
+      progress: called with the number of images decoded, and of all.
+
+    Returns:
+      What was made.
+
+    Raises:
+      UsageError: the protocol is unknown or does not go with `lists`.
+      DpaError: something is missing, unreadable or contradictory, or a data set is
+        there already that was made of other images.
+    """
+    forms = nih_forms.forms_of(protocol, lists is not None)
+    try:
+        return _prepare(forms, source, data_dir, lists, jobs, allow_missing, progress)
+    except OSError as error:
+        raise DpaError(f"{error.filename or data_dir}: {error.strerror}") from error
+
+
+def describe(prepared: Prepared) -> str:
+    """Says in a few lines what was made, what was left out and how to load it."""
+    lines = []
+    for name, splits in prepared.counts.items():
+        parts = [
+            f"{part} {normal:,} normal, {abnormal:,} abnormal"
+            for part, (normal, abnormal) in splits.items()
+        ]
+        if name in prepared.reused:
+            parts.append(f"was there already, without {prepared.reused[name]:,} images")
+        lines.append(f"{NihChestXray14.name}/{name}: {'; '.join(parts)}")
+    lines.append(f"in {prepared.data_dir}")
+    if prepared.problems:
+        lines.append(nih_collect.summarize(prepared.problems))
+        lines.append("all are listed in problems.csv in the folder of each data set")
+    return "\n".join(lines)
+
+
+def _prepare(
+    forms: Sequence[nih_forms.Form],
+    source: pathlib.Path,
+    data_dir: pathlib.Path,
+    lists: pathlib.Path | None,
+    jobs: int,
+    allow_missing: bool,
+    progress: Callable[[int, int], None],
+) -> Prepared:
+    found = nih_source.find(source)
+    entries = nih_forms.read_entries(found)
+    requested = {
+        form.name: nih_forms.requested_splits(form, found, entries, lists)
+        for form in forms
+    }
+    builders = {
+        name: NihChestXray14(config=name, data_dir=data_dir) for name in requested
+    }
+    reused = {
+        name: _check_same(builder, requested[name], allow_missing)
+        for name, builder in builders.items()
+        if builder.data_path.exists()
+    }
+    problems: Sequence[nih_source.Problem] = ()
+    work_dir = nih_collect.work_dir(data_dir, source)
+    left = {name: requested[name] for name in requested if name not in reused}
+    if left:
+        collected = nih_collect.collect(
+            found, entries, left, work_dir, jobs, allow_missing, progress
+        )
+        problems = collected.problems
+        for name in left:
+            builders[name] = _write(name, data_dir, source, collected, work_dir)
+    if work_dir.exists():
+        shutil.rmtree(work_dir)
+    return Prepared(
+        counts={
+            name: {part: tuple(n) for part, n in made.info.metadata["counts"].items()}
+            for name, made in builders.items()
+        },
+        reused=reused,
+        problems=problems,
+        data_dir=data_dir,
+    )
+
+
+def _check_same(
+    builder: NihChestXray14, splits: Mapping[str, Split], allow_missing: bool
+) -> int:
+    """Checks that a data set that is there is the one asked for.
+
+    Returns:
+      How many images it lacks.
+    """
+    made, folder = builder.info.metadata, builder.data_path
+    if made["fingerprint"] != nih_forms.fingerprint(splits):
+        raise DpaError(
+            f"{folder} was prepared from other lists or labels; delete it, or name "
+            "another --data_dir"
+        )
+    if made["left_out"] and not allow_missing:
+        raise DpaError(
+            f"{folder} was prepared without {made['left_out']:,} images that were "
+            "missing or unreadable; delete it to prepare it anew, or accept it by "
+            "--allow-missing"
+        )
+    return made["left_out"]
+
+
+def _write(
+    name: str,
+    data_dir: pathlib.Path,
+    source: pathlib.Path,
+    collected: nih_collect.Collected,
+    work_dir: pathlib.Path,
+) -> NihChestXray14:
+    builder = NihChestXray14(config=name, data_dir=data_dir, collected=collected)
+    for rest in builder.data_path.parent.glob("incomplete.*"):
+        rest.rmtree()  # of a run that was killed while it wrote
+    # TFDS speaks of downloading, and there is none.
+    with contextlib.redirect_stdout(io.StringIO()):
+        builder.download_and_prepare(
+            download_dir=work_dir / "downloads",
+            download_config=tfds.download.DownloadConfig(manual_dir=source),
+            file_format="array_record",
+        )
+    return builder

@@ -1,0 +1,207 @@
+"""Finds NIH ChestX-ray14's tables and images below a folder, however laid out."""
+
+import dataclasses
+import filecmp
+import hashlib
+import os
+import pathlib
+import re
+import tarfile
+import zlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+
+from dpa_jax.errors import DpaError
+
+_IMAGE = re.compile(r"\d{8}_\d{3}\.png")
+_ARCHIVE = re.compile(r"images.*\.(tar|tar\.gz|tgz)", re.IGNORECASE)
+# The first name that is found goes before those after it.
+_TABLES = {
+    "entries": ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv"),
+    "train_val": ("train_val_list.txt",),
+    "test": ("test_list.txt",),
+    "boxes": ("BBox_List_2017.csv",),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """An image or an archive that is not as it should be.
+
+    Attributes:
+      name: of the file.
+      kind: `missing`, `unreadable` or `size`.
+      reason: what is wrong with it, or its width and height in pixels.
+    """
+
+    name: str
+    kind: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What is below a folder.
+
+    Attributes:
+      root: the folder.
+      files: where each image lies unpacked; in several places if there are copies.
+      archives: the archives of images.
+      tables: `entries`, `train_val`, `test` and `boxes`, as far as they are there.
+    """
+
+    root: pathlib.Path
+    files: Mapping[str, Sequence[pathlib.Path]]
+    archives: Sequence[pathlib.Path]
+    tables: Mapping[str, pathlib.Path]
+
+    def table(self, name: str) -> pathlib.Path:
+        """Returns the path of a table.
+
+        Raises:
+          DpaError: it is not there.
+        """
+        if name not in self.tables:
+            raise DpaError(
+                f"there is no {' or '.join(_TABLES[name])} (or .gz) below {self.root}; "
+                "put it there as distributed by NIH"
+            )
+        return self.tables[name]
+
+
+def find(root: pathlib.Path) -> Source:
+    """Looks through a folder and all below it; links are followed.
+
+    Raises:
+      DpaError: the folder cannot be read, or two tables of one name differ.
+    """
+    if not root.is_dir():
+        raise DpaError(f"{root} is not a folder")
+    files: dict[str, list[pathlib.Path]] = {}
+    archives: list[pathlib.Path] = []
+    others: dict[str, list[pathlib.Path]] = {}
+    for path in _walk(root):
+        if _IMAGE.fullmatch(path.name):
+            files.setdefault(path.name, []).append(path)
+        elif _ARCHIVE.fullmatch(path.name):
+            archives.append(path)
+        else:
+            others.setdefault(path.name.removesuffix(".gz"), []).append(path)
+    tables = {}
+    for table, names in _TABLES.items():
+        paths = next((others[name] for name in names if name in others), [])
+        if paths:
+            _same([path for path in paths if path.suffix == paths[0].suffix])
+            tables[table] = paths[0]
+    return Source(root, files, archives, tables)
+
+
+def check_copies(source: Source, wanted: Collection[str]) -> None:
+    """Checks that the unpacked files of one name are the same.
+
+    Raises:
+      DpaError: naming two files of one name with different content.
+    """
+    for name in wanted:
+        _same(source.files.get(name, ()))
+
+
+def read(
+    source: Source,
+    wanted: Collection[str],
+    missing: Collection[str],
+    problem: Callable[[Problem], None],
+) -> Iterator[tuple[str, pathlib.Path | bytes]]:
+    """Yields images: first the unpacked ones, then those in archives.
+
+    Archives are read, each once and from its start to its end, only if an image is
+    not there unpacked. At most one member is in memory.
+
+    Args:
+      source: what `find` found.
+      wanted: names whose copies must not differ.
+      missing: those of `wanted` to yield.
+      problem: called with what is not there or is damaged.
+
+    Yields:
+      A name with the path of its file, or with its content.
+
+    Raises:
+      DpaError: two copies differ, or a member of an archive has an unsafe path.
+    """
+    left = set(missing)
+    for name in sorted(left.intersection(source.files)):
+        yield name, source.files[name][0]
+    left.difference_update(source.files)
+    seen: dict[str, tuple[bytes, object]] = {}
+    for archive in source.archives if left else ():
+        try:
+            for name, content in _members(archive):
+                if name not in wanted:
+                    continue
+                for path in source.files.get(name, ())[:1]:
+                    seen.setdefault(name, (_digest(_content(path)), path))
+                digest, first = seen.setdefault(name, (_digest(content), archive))
+                if digest != _digest(content):
+                    raise DpaError(_differ(f"{name} in {archive}", first))
+                if name in left:
+                    left.remove(name)
+                    yield name, content
+        except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+            problem(Problem(archive.name, "unreadable", f"damaged archive: {error}"))
+    for name in sorted(left):
+        problem(Problem(name, "missing", ""))
+
+
+def _walk(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    visited: set[tuple[int, int]] = set()
+
+    def refuse(error: OSError):
+        raise DpaError(f"{error.filename} cannot be read: {error.strerror}")
+
+    for here, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        status = os.stat(here)
+        if (status.st_dev, status.st_ino) in visited:  # a link back up
+            folders.clear()
+            continue
+        visited.add((status.st_dev, status.st_ino))
+        folders.sort()
+        for name in sorted(names):
+            yield pathlib.Path(here, name)
+
+
+def _members(archive: pathlib.Path) -> Iterator[tuple[str, bytes]]:
+    with tarfile.open(archive, "r|*") as members:
+        for member in members:
+            path = pathlib.PurePosixPath(member.name.replace("\\", "/"))
+            drive = re.match("[A-Za-z]:", member.name)
+            if path.is_absolute() or ".." in path.parts or drive:
+                raise DpaError(
+                    f"{archive} holds {member.name!r}, which leads out of the "
+                    "archive: this is not NIH's file; get it again"
+                )
+            if member.isfile() and _IMAGE.fullmatch(path.name):
+                content = members.extractfile(member)
+                assert content is not None  # of a regular file it never is
+                yield path.name, content.read()
+            members.members.clear()  # or all headers stay in memory
+
+
+def _content(path: pathlib.Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DpaError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _same(paths: Sequence[pathlib.Path]) -> None:
+    for path in paths[1:]:
+        if not filecmp.cmp(paths[0], path, shallow=False):
+            raise DpaError(_differ(path, paths[0]))
+
+
+def _differ(path: object, first: object) -> str:
+    return f"{path} and {first} have one name but differ: keep the right one"
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()

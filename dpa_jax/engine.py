@@ -1,0 +1,228 @@
+"""What turns a stage into a program: how many steps a dispatch, what is cached.
+
+On GPU and TPU a chunk of steps is one program (`step.chunk`). On CPU it is a loop over
+one compiled step: XLA's CPU backend may run the convolutions of a scan's body on one
+thread, several times slower.
+"""
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dpa_jax import losses, parallel, step, vgg
+from dpa_jax.state import TrainState
+
+# Orders of magnitude that fix how many steps make about a second, so that a run's
+# chunks are the same each time: arithmetic in FLOP/s, and what a step costs besides, s.
+_RATES = {
+    "cpu": {"bfloat16": 1e11, "tensorfloat32": 2e11, "float32": 2e11},
+    "gpu": {"bfloat16": 3e14, "tensorfloat32": 1e14, "float32": 3e13},
+    "tpu": {"bfloat16": 1e14, "tensorfloat32": 3e13, "float32": 2e13},
+}
+_OVERHEAD = {"cpu": 5e-3, "gpu": 5e-4, "tpu": 5e-4}
+
+# The share of a device's memory that the images, and the cached targets, may take.
+IMAGE_SHARE = 0.4
+TARGET_SHARE = 0.3
+
+
+def precision(wanted: str) -> str:
+    """Resolves `auto`: bfloat16 on GPU and TPU, float32 on CPU."""
+    if wanted != "auto":
+        return wanted
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def xla_options() -> dict[str, Any] | None:
+    """Returns the compiler options that a training step is fastest with, measured."""
+    return None
+
+
+def memory_limit() -> int:
+    """Returns the bytes of memory of a device; on CPU of the machine."""
+    device = jax.local_devices()[0]
+    if device.platform == "cpu":
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return (device.memory_stats() or {}).get("bytes_limit", 8 << 30)
+
+
+def flops(spec: step.StepSpec, batch_size: int, cached: bool = False) -> float:
+    """Counts the floating-point operations of VGG19 in one step.
+
+    The real images forward, unless their features are cached, the reconstructions
+    forward, and the gradient with respect to these; at half the resolution as well in a
+    transition with the smooth loss. The autoencoder's own are a few percent more.
+    """
+    total = 0
+    for loss, resolution in (
+        (spec.loss.full, spec.stage.resolution),
+        (spec.loss.half, spec.stage.resolution // 2),
+    ):
+        if loss is not None and loss.layers:
+            layer = vgg.deepest([name for name, _ in loss.layers])
+            total += vgg.multiply_adds(layer, resolution)
+    return 2.0 * total * (2 if cached else 3) * batch_size
+
+
+def steps_per_chunk(
+    spec: step.StepSpec, batch_size: int, seconds: float = 1.0
+) -> int:
+    """Chooses how many steps make about `seconds` on this class of device.
+
+    A stage is divided evenly, so that its last chunk is hardly shorter.
+    """
+    platform = jax.default_backend()
+    rates = _RATES.get(platform, _RATES["gpu"])
+    arithmetic = flops(spec, batch_size) / jax.device_count() / rates[spec.precision]
+    each = arithmetic + _OVERHEAD.get(platform, _OVERHEAD["gpu"])
+    most = max(1, round(seconds / each))
+    return math.ceil(spec.stage.steps / math.ceil(spec.stage.steps / most))
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A compiled stage.
+
+    Attributes:
+      spec: what it computes.
+      steps: per chunk.
+      run: `(state, frozen, data, indices) -> (state, {"loss": [steps]})`; does not wait
+        for the devices. The state is donated; `indices` come from `place`.
+      place: puts int32 `[steps, local part of a batch]` on the devices.
+    """
+
+    spec: step.StepSpec
+    steps: int
+    run: Callable[..., tuple[TrainState, dict[str, Any]]]
+    place: Callable[[np.ndarray], Any]
+
+
+def compile_stage(
+    spec: step.StepSpec, state: Any, frozen: Any, data: Any, batch_size: int
+) -> Program:
+    """Compiles the one executable of a stage.
+
+    Args:
+      spec: what it computes.
+      state: arrays or `jax.ShapeDtypeStruct`s, as of all that follows.
+      frozen: see `step.Frozen`.
+      data: see `step.single`.
+      batch_size: of all devices together.
+    """
+    steps = steps_per_chunk(spec, batch_size)
+    part = batch_size // jax.process_count()
+    looped = jax.default_backend() == "cpu"
+    make = step.single if looped else step.chunk
+    rows = np.zeros((steps, part), np.int32)
+
+    if looped:
+
+        def place(indices):
+            return [parallel.distribute(row) for row in indices]
+
+        index = place(rows[:1])[0]
+    else:
+
+        def place(indices):
+            return parallel.distribute(_padded(indices, steps), axis=1)
+
+        index = place(rows)
+
+    program = parallel.compile_program(
+        lambda axis: make(spec, axis),
+        (state, frozen, data, index),
+        (False, False, False, True),
+        xla_options(),
+    )
+
+    def run_loop(state, frozen, data, indices):
+        scalars = []
+        for row in indices:
+            state, one = program(state, frozen, data, row)
+            scalars.append(one)
+        return state, jax.tree.map(lambda *values: list(values), *scalars)
+
+    return Program(spec, steps, run_loop if looped else program, place)
+
+
+def _padded(indices: np.ndarray, steps: int) -> np.ndarray:
+    """Repeats the last row; the program leaves the state alone at steps beyond."""
+    missing = steps - len(indices)
+    return np.concatenate([indices, np.repeat(indices[-1:], missing, axis=0)])
+
+
+def caches_targets(
+    spec: step.StepSpec, images: Any, batch_size: int, steps: int, wanted: str
+) -> bool:
+    """Decides whether the training images' features are computed once and kept.
+
+    They can be where an image looks the same whenever it is drawn: in a stabilization,
+    without augmentation. It pays when each is drawn twice or more and they fit.
+    """
+    possible = not spec.stage.transition and not spec.augments(images.shape[1])
+    features = jax.tree.leaves(target_shapes(spec, images))
+    if wanted == "never" or not possible or not features:
+        return False
+    if wanted == "always":
+        return True
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in features)
+    return (
+        steps * batch_size >= 2 * len(images) and size <= TARGET_SHARE * memory_limit()
+    )
+
+
+def target_shapes(spec: step.StepSpec, images: Any) -> Any:
+    """Returns shapes and dtypes of all images' features, `[N, ...]`, as structs."""
+    resolution = spec.stage.resolution
+    loss = spec.loss.full
+    if not (loss.relative_perceptual or loss.perceptual):
+        return {}, {}
+    shapes = {
+        name: (resolution // vgg.stride(name),) * 2 + (vgg.LAYERS[name],)
+        for name, _ in loss.layers
+    }
+    found = {
+        name: jax.ShapeDtypeStruct((len(images), *shape), spec.dtype)
+        for name, shape in shapes.items()
+    }
+    if loss.image_weight:
+        found[losses.IMAGE] = jax.ShapeDtypeStruct(
+            (len(images), resolution, resolution, 3), jnp.float32
+        )
+    return found, {}
+
+
+def compute_targets(
+    spec: step.StepSpec, frozen: step.Frozen, images: jax.Array, block: int = 256
+) -> Any:
+    """Computes the features of all training images, block by block, on the device."""
+    count = len(images)
+    block = min(block, count)
+
+    def fill(buffers, frozen, images, start):
+        taken = jax.lax.dynamic_slice_in_dim(images, start, block)
+        with step.exact(spec.precision):
+            x = step.prepare(spec, taken, None, 1.0)
+            found = step.targets(spec, frozen, x)
+        return jax.tree.map(
+            lambda buffer, values: jax.lax.dynamic_update_slice_in_dim(
+                buffer, values, start, 0
+            ),
+            buffers,
+            found,
+        )
+
+    fill = jax.jit(fill, donate_argnums=0)
+    buffers = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), target_shapes(spec, images)
+    )
+    for start in range(0, count, block):
+        # the last block overlaps the one before it rather than be shorter
+        buffers = fill(buffers, frozen, images, min(start, count - block))
+    return buffers

@@ -1,0 +1,107 @@
+"""What a run's loss stands on: VGG19's weights and the features' statistics."""
+
+import json
+import pathlib
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from dpa_jax import config as config_lib
+from dpa_jax import errors, metrics, statistics, vgg, workdir
+from dpa_jax.stages import Stage
+from dpa_jax.weights import files, formats
+
+STATISTICS = "statistics.npz"
+FINGERPRINT = "weights.json"
+
+
+def layers_in_use(
+    config: ml_collections.ConfigDict, plan: Iterable[Stage]
+) -> dict[str, int]:
+    """Returns the VGG19 layers of a run, each with the highest resolution it is at."""
+    if not config_lib.uses_vgg(config):
+        return {}
+    layers = config_lib.perceptual_layers(config.perceptual.layers)
+    return {
+        name: stage.resolution
+        for stage in sorted(plan, key=lambda stage: stage.resolution)
+        for name, _ in layers[stage.resolution]
+    }
+
+
+def load_weights(
+    config: ml_collections.ConfigDict, layers: Iterable[str]
+) -> dict[str, dict[str, np.ndarray]]:
+    """Loads VGG19 up to the deepest of `layers`, float32; empty if there is none."""
+    layers = tuple(layers)
+    if not layers:
+        return {}
+    weights = files.load_vgg19(config.perceptual.weights)
+    last = vgg.deepest(layers)
+    order = tuple(vgg.LAYERS)
+    needed = order[: order.index(last) + 1]
+    return {name: weights[name] for name in vgg.CONVOLUTIONS if name in needed}
+
+
+def load_or_compute_statistics(
+    config: ml_collections.ConfigDict,
+    layers: dict[str, int],
+    weights: vgg.Weights,
+    images: np.ndarray,
+    folder: pathlib.Path,
+    visible: bool,
+) -> dict[str, dict[str, np.ndarray]]:
+    """Returns the statistics of the layers in use, and keeps them in the workdir.
+
+    `perceptual.statistics=train` computes each layer's over the training images, at the
+    highest resolution at which the run uses it.
+    """
+    path = folder / STATISTICS
+    if path.exists():
+        return files.statistics_for(files.load_statistics(str(path)), layers, str(path))
+    wanted = config.perceptual.statistics
+    if not layers:
+        return {}
+    if wanted == "train":
+        with metrics.counting("feature statistics", "images", visible) as show:
+            found = statistics.feature_statistics(
+                jax.device_put(weights), images, layers, progress=show
+            )
+    else:
+        found = files.load_statistics(wanted)
+    source = "the training images" if wanted == "train" else wanted
+    chosen = files.statistics_for(found, layers, source)
+    files.save_statistics(path, chosen, {"source": source})
+    return chosen
+
+
+def check_fingerprint(
+    folder: pathlib.Path, config: ml_collections.ConfigDict, weights
+) -> None:
+    """Notes which VGG19 weights a run uses, or checks that they are the same.
+
+    Raises:
+      DpaError: the run was trained with others.
+    """
+    if not weights:
+        return
+    path = folder / FINGERPRINT
+    found = formats.fingerprint(weights)
+    if not path.exists():
+        values = {"source": config.perceptual.weights, "sha256": found}
+        workdir.write_json(path, values)
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    if before["sha256"] != found:
+        raise errors.DpaError(
+            f"{config.perceptual.weights} holds other VGG19 weights than those that "
+            f"{folder} was trained with ({before['source']}); scores would mean nothing"
+        )
+
+
+def cast(tree, dtype):
+    """Returns the tree on the default device, floats in `dtype`."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), tree)

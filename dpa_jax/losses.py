@@ -1,0 +1,245 @@
+"""Losses and anomaly scores: one float32 value per image (section 3; method 1)."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from dpa_jax import config as config_lib
+from dpa_jax import images, vgg
+from dpa_jax.stages import Stage
+
+# a layer's features, or at IMAGE the preprocessed image itself
+Features = Mapping[str, jax.Array]
+IMAGE = "image"
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """What a stage minimises, at one resolution; static and hashable.
+
+    Attributes:
+      layers: VGG19 layers with their weights.
+      image_weight: of the same term on the preprocessed image.
+      relative_perceptual: weight of the relative perceptual L1 term.
+      perceptual: weight of the plain perceptual L2 term.
+      normalize: whether the plain perceptual term divides by the statistics.
+      l1: weight of the mean absolute error of the pixels.
+      l2: weight of their mean squared error.
+    """
+
+    layers: tuple[tuple[str, float], ...] = ()
+    image_weight: float = 0.0
+    relative_perceptual: float = 1.0
+    perceptual: float = 0.0
+    normalize: bool = True
+    l1: float = 0.0
+    l2: float = 0.0
+
+    @classmethod
+    def from_config(
+        cls, config: ml_collections.ConfigDict, resolution: int
+    ) -> "Loss":
+        """Takes the loss at `resolution` from a validated configuration."""
+        layers = config_lib.perceptual_layers(config.perceptual.layers)
+        return cls(
+            layers=layers[resolution] if config_lib.uses_vgg(config) else (),
+            image_weight=config.perceptual.image_weight,
+            relative_perceptual=config.loss.relative_perceptual,
+            perceptual=config.loss.perceptual,
+            normalize=config.perceptual.normalize,
+            l1=config.loss.l1,
+            l2=config.loss.l2,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class StageLoss:
+    """The loss of a stage: at its resolution and, fading in, at half of it.
+
+    Attributes:
+      full: at the stage's resolution.
+      half: at half of it in a transition with `loss.smooth_transition`, else None.
+    """
+
+    full: Loss
+    half: Loss | None = None
+
+    @classmethod
+    def from_config(
+        cls, config: ml_collections.ConfigDict, stage: Stage
+    ) -> "StageLoss":
+        """Takes the loss of `stage` from a validated configuration."""
+        smooth = stage.transition and config.loss.smooth_transition
+        return cls(
+            full=Loss.from_config(config, stage.resolution),
+            half=Loss.from_config(config, stage.resolution // 2) if smooth else None,
+        )
+
+
+def extract(vgg_weights: vgg.Weights, x: jax.Array, loss: Loss) -> Features:
+    """Computes what the perceptual terms compare.
+
+    Args:
+      vgg_weights: see `vgg.features`.
+      x: float `[B, R, R, C]` in [-1, 1].
+      loss: says which layers.
+
+    Returns:
+      `{layer: [B, h, w, channels]}`, with the preprocessed image under `IMAGE` if it
+      has a weight; empty if there is no perceptual term.
+    """
+    if not (loss.relative_perceptual or loss.perceptual):
+        return {}
+    inputs = vgg.preprocess(x)
+    names = tuple(name for name, _ in loss.layers)
+    result = vgg.features(vgg_weights, inputs, names) if names else {}
+    return {**result, IMAGE: inputs} if loss.image_weight else result
+
+
+def per_image(
+    loss: Loss,
+    statistics: Mapping[str, Mapping[str, jax.Array]],
+    real: Features,
+    fake: Features,
+    x: jax.Array,
+    y: jax.Array,
+) -> jax.Array:
+    """Returns the loss of each image, float32 `[B]`: also its anomaly score.
+
+    Args:
+      loss: which terms, with their weights.
+      statistics: `{layer: {"mean": [C], "std": [C]}}` of the features.
+      real: `extract` of the images `x`; they carry no gradient.
+      fake: `extract` of the reconstructions `y`.
+      x: float `[B, R, R, C]` in [-1, 1].
+      y: likewise.
+    """
+    real = jax.lax.stop_gradient(real)
+    total = jnp.zeros(len(x), jnp.float32)
+    if loss.relative_perceptual:
+        total += loss.relative_perceptual * _weighted(
+            loss, statistics, real, fake, _relative_l1
+        )
+    if loss.perceptual:
+        total += loss.perceptual * _weighted(
+            loss, statistics if loss.normalize else {}, real, fake, _squared
+        )
+    if loss.l1:
+        total += loss.l1 * jnp.abs(x - y).mean(axis=(1, 2, 3))
+    if loss.l2:
+        total += loss.l2 * jnp.square(x - y).mean(axis=(1, 2, 3))
+    return total
+
+
+def stage_per_image(
+    loss: StageLoss,
+    vgg_weights: vgg.Weights,
+    statistics: Mapping[str, Mapping[str, jax.Array]],
+    targets: tuple[Features, Features],
+    x: jax.Array,
+    y: jax.Array,
+    alpha,
+) -> jax.Array:
+    """Returns the loss of a stage for each image, float32 `[B]` (method, section 3).
+
+    Args:
+      loss: of the stage.
+      vgg_weights: see `vgg.features`.
+      statistics: see `per_image`.
+      targets: `stage_targets` of `x`.
+      x: float `[B, R, R, C]` in [-1, 1], mixed in a transition.
+      y: the reconstructions.
+      alpha: the new resolution's share.
+    """
+    full, half = targets
+    value = per_image(
+        loss.full, statistics, full, extract(vgg_weights, y, loss.full), x, y
+    )
+    if loss.half is None:
+        return value
+    x, y = images.average_pool2(x), images.average_pool2(y)
+    coarse = per_image(
+        loss.half, statistics, half, extract(vgg_weights, y, loss.half), x, y
+    )
+    return alpha * value + (1 - alpha) * coarse
+
+
+def stage_targets(
+    loss: StageLoss, vgg_weights: vgg.Weights, x: jax.Array
+) -> tuple[Features, Features]:
+    """Computes the features of the images themselves, at full and half resolution."""
+    full = extract(vgg_weights, x, loss.full)
+    if loss.half is None:
+        return full, {}
+    return full, extract(vgg_weights, images.average_pool2(x), loss.half)
+
+
+def anomaly_map(
+    loss: Loss,
+    statistics: Mapping[str, Mapping[str, jax.Array]],
+    real: Features,
+    fake: Features,
+    x: jax.Array,
+    y: jax.Array,
+) -> jax.Array:
+    """Returns where an image differs: the loss before its mean over positions.
+
+    Each layer's term is averaged over channels only and brought to the image's size by
+    bilinear interpolation; the mean of a map is about the image's score.
+
+    Returns:
+      float32 `[B, R, R]`, not negative.
+    """
+
+    def enlarge(value):  # [B, h, w] -> [B, R, R]
+        return jax.image.resize(value, x.shape[:3], "bilinear")
+
+    def relative_l1(difference, magnitude):
+        scale = magnitude.mean(axis=(1, 2, 3))[:, None, None]
+        return enlarge(jnp.abs(difference).mean(axis=3) / scale)
+
+    def squared(difference, _):
+        return enlarge(jnp.square(difference).mean(axis=3))
+
+    total = jnp.zeros(x.shape[:3], jnp.float32)
+    if loss.relative_perceptual:
+        total += loss.relative_perceptual * _weighted(
+            loss, statistics, real, fake, relative_l1
+        )
+    if loss.perceptual:
+        total += loss.perceptual * _weighted(
+            loss, statistics if loss.normalize else {}, real, fake, squared
+        )
+    if loss.l1:
+        total += loss.l1 * jnp.abs(x - y).mean(axis=3)
+    if loss.l2:
+        total += loss.l2 * jnp.square(x - y).mean(axis=3)
+    return total
+
+
+def _weighted(loss, statistics, real, fake, distance):
+    """Averages `distance` over layers, by their weights."""
+    layers = [*loss.layers]
+    if loss.image_weight:
+        layers.append((IMAGE, loss.image_weight))
+    total = 0.0
+    for name, weight in layers:
+        a, b = real[name].astype(jnp.float32), fake[name].astype(jnp.float32)
+        mean, std = 0.0, 1.0
+        if name in statistics:
+            mean, std = statistics[name]["mean"], statistics[name]["std"]
+        # g(x) - g(y) = (f(x) - f(y)) / std, so that only |g(x)| needs the mean
+        total += weight * distance((a - b) / std, jnp.abs(a - mean) / std)
+    return total / sum(weight for _, weight in layers)
+
+
+def _relative_l1(difference, magnitude):
+    axes = (1, 2, 3)
+    return jnp.abs(difference).mean(axes) / magnitude.mean(axes)
+
+
+def _squared(difference, _):
+    return jnp.square(difference).mean(axis=(1, 2, 3))

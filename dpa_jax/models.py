@@ -1,0 +1,317 @@
+"""Encoder and decoder of every growth stage (section 3 of the paper; method 2).
+
+A stage's module holds only the blocks that the stage computes. They are named by the
+resolution they work at, so that linen gives a block the same initial value whichever
+stage creates it, and growing is a union of parameters by name.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from flax import linen as nn
+
+from dpa_jax import images
+from dpa_jax.config import lowest_resolution
+from dpa_jax.stages import Stage
+
+leaky_relu = functools.partial(nn.leaky_relu, negative_slope=0.2)
+
+# Kaiming normal by fan-out with the gain of LeakyReLU 0.2
+_kernel_init = nn.initializers.variance_scaling(2 / (1 + 0.2**2), "fan_out", "normal")
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """The static description of both networks; hashable.
+
+    Attributes:
+      kind: `residual18` or `residual9`.
+      resolution: the highest, in pixels.
+      image_channels: 1 or 3.
+      latent_resolution: side of the latent, 1 or a power of two.
+      latent_channels: channels of the latent.
+      encoder_channels: at each resolution from `resolution` down to the lowest.
+      decoder_channels: at each resolution from the lowest up to `resolution`.
+    """
+
+    kind: str
+    resolution: int
+    image_channels: int
+    latent_resolution: int
+    latent_channels: int
+    encoder_channels: tuple[int, ...]
+    decoder_channels: tuple[int, ...]
+
+    @classmethod
+    def from_config(cls, config: ml_collections.ConfigDict) -> "Architecture":
+        """Takes what it needs from a validated configuration."""
+        return cls(
+            kind=config.model.kind,
+            resolution=config.data.resolution,
+            image_channels=config.data.channels,
+            latent_resolution=config.model.latent_resolution,
+            latent_channels=config.model.latent_channels,
+            encoder_channels=tuple(config.model.encoder_channels),
+            decoder_channels=tuple(config.model.decoder_channels),
+        )
+
+    @property
+    def base(self) -> int:
+        """The lowest resolution of a block."""
+        return lowest_resolution(self.latent_resolution)
+
+    @property
+    def deep(self) -> bool:
+        """Whether blocks have their second, not resampling, half."""
+        return self.kind == "residual18"
+
+    def encoder_width(self, resolution: int) -> int:
+        """Returns the encoder's channels at `resolution`."""
+        return self.encoder_channels[int(math.log2(self.resolution // resolution))]
+
+    def decoder_width(self, resolution: int) -> int:
+        """Returns the decoder's channels at `resolution`."""
+        return self.decoder_channels[int(math.log2(resolution // self.base))]
+
+
+def _conv(features: int, size: int, inputs: jax.Array, *, padding="SAME", **kwargs):
+    """Makes a convolution, its bias uniform in +-1/sqrt(fan-in) as in PyTorch."""
+    bound = 1 / math.sqrt(inputs.shape[-1] * size * size)
+
+    def bias_init(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return nn.Conv(
+        features,
+        (size, size),
+        padding=padding,
+        kernel_init=_kernel_init,
+        bias_init=bias_init,
+        **kwargs,
+    )(inputs)
+
+
+class PreAct(nn.Module):
+    """A pre-activation residual block (He et al., 2016) without normalisation.
+
+    Attributes:
+      features: channels out.
+      resample: applied after the first activation and on the skip connection.
+      dtype: what is computed in.
+    """
+
+    features: int
+    resample: Callable[[jax.Array], jax.Array] = lambda x: x
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[B, H, W, c]` to `[B, H', W', features]`."""
+        conv = functools.partial(_conv, self.features, dtype=self.dtype)
+        y = conv(3, self.resample(leaky_relu(x)), name="conv_0")
+        y = conv(3, leaky_relu(y), name="conv_1")
+        x = self.resample(x)
+        if x.shape[-1] != self.features:
+            x = conv(1, x, name="skip")
+        return x + y
+
+
+class FromImage(nn.Module):
+    """The encoder's entry at a resolution: image to features."""
+
+    features: int
+    depth: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps images `[B, R, R, C]` to `[B, R, R, features]`."""
+        x = _conv(self.features, 3, x, name="conv", dtype=self.dtype)
+        for i in range(self.depth):
+            x = PreAct(self.features, dtype=self.dtype, name=f"preact_{i}")(x)
+        return x
+
+
+class ActConv(nn.Module):
+    """An activation and a convolution: what meets the latent and ends the decoder."""
+
+    features: int
+    size: int
+    padding: str | int = "SAME"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[B, H, W, c]` to `[B, H', W', features]`, linear at the end."""
+        x = leaky_relu(x)
+        return _conv(
+            self.features,
+            self.size,
+            x,
+            padding=self.padding,
+            dtype=self.dtype,
+            name="conv",
+        )
+
+
+class Block(nn.Module):
+    """A resampling residual block and, in residual18, a plain one."""
+
+    features: int
+    resample: Callable[[jax.Array], jax.Array]
+    resample_name: str
+    deep: bool
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[B, H, W, c]` to `[B, H', W', features]`."""
+        x = PreAct(
+            self.features, self.resample, dtype=self.dtype, name=self.resample_name
+        )(x)
+        if self.deep:
+            x = PreAct(self.features, dtype=self.dtype, name="preact")(x)
+        return x
+
+
+class Encoder(nn.Module):
+    """The encoder of one stage.
+
+    Attributes:
+      architecture: the static shape.
+      stage: the stage of growth.
+      dtype: what is computed in.
+    """
+
+    architecture: Architecture
+    stage: Stage
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, alpha=1.0) -> jax.Array:
+        """Encodes images.
+
+        Args:
+          x: float `[B, R, R, C]` in [-1, 1], R the stage's resolution.
+          alpha: share of the new blocks in a transition, from 0 to 1.
+
+        Returns:
+          The latent `[B, r, r, c]`, r the latent resolution.
+        """
+        a, top = self.architecture, self.stage.resolution
+
+        def from_image(resolution, x):
+            return FromImage(
+                a.encoder_width(resolution),
+                2 if a.deep else 1,
+                self.dtype,
+                name=f"from_image_{resolution}",
+            )(x)
+
+        def block(resolution, x):
+            return Block(
+                a.encoder_width(resolution // 2),
+                images.average_pool2,
+                "down",
+                a.deep,
+                self.dtype,
+                name=f"block_{resolution}",
+            )(x)
+
+        x = x.astype(self.dtype)
+        resolution = top
+        if self.stage.transition:
+            old = from_image(top // 2, images.average_pool2(x))
+            new = block(top, from_image(top, x))
+            x = _fade(old, new, alpha)
+            resolution //= 2
+        else:
+            x = from_image(top, x)
+        while resolution > a.base:
+            x = block(resolution, x)
+            resolution //= 2
+        if a.latent_resolution == 1:
+            return ActConv(
+                a.latent_channels, 4, "VALID", self.dtype, name="latent"
+            )(x)
+        return PreAct(a.latent_channels, dtype=self.dtype, name="latent")(x)
+
+
+class Decoder(nn.Module):
+    """The decoder of one stage; see `Encoder`."""
+
+    architecture: Architecture
+    stage: Stage
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, z: jax.Array, alpha=1.0) -> jax.Array:
+        """Decodes latents `[B, r, r, c]` into float32 images `[B, R, R, C]`."""
+        a, top = self.architecture, self.stage.resolution
+
+        def to_image(resolution, x):
+            return ActConv(
+                a.image_channels, 3, dtype=self.dtype, name=f"to_image_{resolution}"
+            )(x)
+
+        def block(resolution, x):
+            return Block(
+                a.decoder_width(resolution),
+                images.upsample2,
+                "up",
+                a.deep,
+                self.dtype,
+                name=f"block_{resolution}",
+            )(x)
+
+        width = a.decoder_width(a.base)
+        x = z.astype(self.dtype)
+        if a.latent_resolution == 1:
+            # a convolution of a 1x1 latent padded by 3 gives 4x4
+            x = ActConv(width, 4, 3, self.dtype, name="latent")(x)
+        else:
+            x = PreAct(width, dtype=self.dtype, name="latent")(x)
+        resolution = 2 * a.base
+        while resolution < top or (resolution == top and not self.stage.transition):
+            x = block(resolution, x)
+            resolution *= 2
+        if self.stage.transition:
+            old = images.upsample2(to_image(top // 2, x))
+            new = to_image(top, block(top, x))
+            x = _fade(old, new, alpha)
+        else:
+            x = to_image(top, x)
+        return x.astype(jnp.float32)
+
+
+def _fade(old: jax.Array, new: jax.Array, alpha) -> jax.Array:
+    alpha = jnp.asarray(alpha, old.dtype)
+    return (1 - alpha) * old + alpha * new
+
+
+def reconstruct(
+    parameters, x: jax.Array, alpha, *, architecture: Architecture, stage: Stage, dtype
+) -> tuple[jax.Array, jax.Array]:
+    """Runs the autoencoder of a stage.
+
+    Args:
+      parameters: `{"encoder": {...}, "decoder": {...}}` with at least the stage's
+        blocks.
+      x: float `[B, R, R, C]` in [-1, 1].
+      alpha: see `Encoder`.
+      architecture: static.
+      stage: static.
+      dtype: what is computed in; parameters stay float32.
+
+    Returns:
+      The latents `[B, r, r, c]` and the reconstructions, float32 `[B, R, R, C]`.
+    """
+    encoder = Encoder(architecture, stage, dtype)
+    decoder = Decoder(architecture, stage, dtype)
+    z = encoder.apply({"params": parameters["encoder"]}, x, alpha)
+    return z, decoder.apply({"params": parameters["decoder"]}, z, alpha)

@@ -1,0 +1,70 @@
+"""Grids of images beside their reconstructions, as PNG."""
+
+import functools
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from dpa_jax import models, state, step
+
+_SCALE_TO = 96  # pixels that an image of a grid has at least
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _reconstruct(spec: step.StepSpec, parameters, images, alpha):
+    with step.exact(spec.precision):
+        x = step.prepare(spec, images, None, alpha)
+        _, y = models.reconstruct(
+            parameters,
+            x,
+            alpha,
+            architecture=spec.architecture,
+            stage=spec.stage,
+            dtype=spec.dtype,
+        )
+    return x, y
+
+
+def write(
+    path: pathlib.Path,
+    spec: step.StepSpec,
+    parameters: state.Parameters,
+    images: np.ndarray,
+    alpha: float,
+) -> None:
+    """Writes two rows: what a stage sees of some images, and what it makes of it.
+
+    Args:
+      path: of the PNG; its folder is made.
+      spec: of the stage.
+      parameters: at least the stage's.
+      images: uint8 `[N, S, S, C]`.
+      alpha: of the stage at this time.
+    """
+    active = state.select(parameters, state.block_names(spec.architecture, spec.stage))
+    pair = _reconstruct(spec, active, images, jnp.float32(alpha))
+    rows = [np.concatenate(list(to_uint8(values)), axis=1) for values in pair]
+    grid = np.concatenate(rows, axis=0)
+    factor = max(1, _SCALE_TO // spec.stage.resolution)
+    grid = grid.repeat(factor, axis=0).repeat(factor, axis=1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_png(path, grid)
+
+
+def to_uint8(images: jax.Array) -> np.ndarray:
+    """Brings float images in [-1, 1] to uint8, what lies outside clipped."""
+    scaled = np.asarray(images, np.float32) * 127.5 + 127.5
+    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+
+
+def save_png(path: pathlib.Path, image: np.ndarray) -> None:
+    """Writes uint8 `[H, W, 1 or 3]` as PNG, atomically."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(
+        temporary, format="PNG"
+    )
+    os.replace(temporary, path)

@@ -1,0 +1,1 @@
+"""Whole-slide images: reading, tissue, annotations, stains, tiles and heat maps."""

@@ -1,0 +1,126 @@
+"""Outlined regions of a slide: ASAP's XML with holes, or a mask of the same size."""
+
+import os
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image
+
+from dpa_jax.errors import DpaError
+from dpa_jax.slides.reader import Slide
+
+# Groups of ASAP's files for Camelyon16 and 17, in lower case.
+TUMOUR_GROUPS = {"", "none", "tumor", "tumour", "_0", "_1", "metastases"}
+HOLE_GROUPS = {"exclusion", "_2", "normal"}
+
+# (x, y, side) in level-0 pixels -> the part of that square that is inside, 0 to 1
+Coverage = Callable[[float, float, float], float]
+
+
+def from_xml(
+    path: str | os.PathLike, name: str | None = None
+) -> tuple[Coverage, list[str]]:
+    """Reads an ASAP annotation.
+
+    Args:
+      path: the XML file; coordinates are level-0 pixels.
+      name: what to call it in messages; None for its path.
+
+    Returns:
+      The coverage of a square by the outlined tumour without its holes, exact; and
+      what had to be mended, in words.
+
+    Raises:
+      DpaError: the file is no ASAP annotation, outlines no tumour, or has a polygon
+        of an unknown group or with fewer than three points.
+    """
+    name = name or os.fspath(path)
+    try:
+        import shapely
+        from shapely import validation
+    except ImportError:
+        raise DpaError(
+            "reading annotations needs a library: pip install 'dpa_jax[wsi]'"
+        ) from None
+    try:
+        root = ElementTree.parse(path).getroot()
+    except (OSError, ElementTree.ParseError) as error:
+        raise DpaError(f"{name} is no annotation: {error}") from None
+    mended, tumours, holes = [], [], []
+    for element in root.iter("Annotation"):
+        outline = element.get("Name", "?")
+        group = element.get("PartOfGroup", "").lower()
+        if group not in TUMOUR_GROUPS | HOLE_GROUPS:
+            raise DpaError(
+                f"{name}: {outline} is of the group {element.get('PartOfGroup')!r}; "
+                f"known are {', '.join(sorted((TUMOUR_GROUPS | HOLE_GROUPS) - {''}))}"
+            )
+        polygon = shapely.Polygon(_points(element, f"{name}: {outline}"))
+        if not polygon.is_valid:
+            reason = validation.explain_validity(polygon)
+            mended.append(
+                f"{name}: the outline of {outline} crosses or touches itself "
+                f"({reason}); the area it encloses is used"
+            )
+            polygon = shapely.make_valid(
+                polygon, method="structure", keep_collapsed=False
+            )
+        (holes if group in HOLE_GROUPS else tumours).append(polygon)
+    if not tumours:
+        raise DpaError(f"{name} outlines no tumour")
+    region = shapely.union_all(tumours).difference(shapely.union_all(holes))
+    shapely.prepare(region)
+
+    def coverage(x: float, y: float, side: float) -> float:
+        square = shapely.box(x, y, x + side, y + side)
+        if region.covers(square):
+            return 1.0
+        return region.intersection(square).area / side**2
+
+    return coverage, mended
+
+
+def _points(element, name: str) -> list[tuple[float, float]]:
+    try:
+        points = [
+            (float(c.attrib["X"]), float(c.attrib["Y"]))
+            for c in sorted(
+                element.iter("Coordinate"), key=lambda c: float(c.attrib["Order"])
+            )
+        ]
+    except (KeyError, ValueError) as error:
+        raise DpaError(f"{name} has a bad coordinate: {error}") from None
+    if not np.isfinite(points).all():
+        raise DpaError(f"{name} has a bad coordinate: it is not finite")
+    if len(points) < 3:
+        raise DpaError(f"{name} has {len(points)} points; three are needed")
+    return points
+
+
+def from_mask(mask: Slide, slide: Slide) -> Coverage:
+    """Takes a mask slide as an annotation.
+
+    Args:
+      mask: an open slide of the same size, in grey values: tumour is 2 where tissue
+        is 1 (as in Camelyon17), otherwise any value but 0.
+      slide: the slide that it belongs to.
+
+    Raises:
+      DpaError: the sizes differ.
+    """
+    if mask.size != slide.size:
+        raise DpaError(
+            f"{mask.path} has {mask.size[0]}x{mask.size[1]} pixels, but {slide.path} "
+            f"{slide.size[0]}x{slide.size[1]}: the mask is of another slide or level"
+        )
+    # A lesion that could hold a patch covers hundreds of pixels at this scale.
+    values = set(np.unique(mask.overview(32, Image.Resampling.NEAREST)).tolist())
+    tumour = [2] if {1, 2} <= values else list(range(1, 256))
+
+    def coverage(x: float, y: float, side: float) -> float:
+        x, y, side = round(x), round(y), round(side)
+        square = mask.read(x, y, side, side, (side, side))[..., 0]
+        return float(np.isin(square, tumour).mean())
+
+    return coverage

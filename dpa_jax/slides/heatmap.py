@@ -1,0 +1,209 @@
+"""Scores of a slide's tiles as an overlay, a pyramidal TIFF, GeoJSON and CSV."""
+
+import csv
+import io
+import json
+import math
+import os
+import pathlib
+import warnings
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from dpa_jax.errors import DpaError
+from dpa_jax.slides.reader import Slide
+from dpa_jax.slides.tiles import TileGrid
+
+_LONGEST = 2048  # pixels of the overlay's longer side
+_OPACITY = 0.5
+# From dark violet through red to yellow: brightness rises all the way.
+_COLOURS = np.array(
+    [[20, 10, 60], [110, 20, 110], [200, 55, 75], [245, 130, 30], [250, 240, 120]],
+    np.float64,
+)
+
+
+def write_atomically(path: pathlib.Path, content: bytes) -> None:
+    """Writes a file so that it is there whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+def colour(values: np.ndarray) -> np.ndarray:
+    """Maps values from 0 to 1 to colours.
+
+    Args:
+      values: float `[...]`, clipped to 0 to 1.
+
+    Returns:
+      uint8 `[..., 3]`.
+    """
+    anchors = np.linspace(0, 1, len(_COLOURS))
+    channels = [np.interp(values, anchors, channel) for channel in _COLOURS.T]
+    return np.rint(np.stack(channels, -1)).astype(np.uint8)
+
+
+def write_overlay(
+    path: pathlib.Path, slide: Slide, grid: TileGrid, scores: np.ndarray
+) -> None:
+    """Writes the heat map over the thumbnail as PNG, with a scale below.
+
+    Args:
+      path: the file.
+      slide: an open slide.
+      grid: the tiles.
+      scores: float32 `[rows, columns]`, NaN where there is none. Colours span the
+        1st to the 99th percentile.
+    """
+    downsample = max(1.0, max(slide.size) / _LONGEST)
+    image = slide.overview(downsample)
+    side = grid.side * grid.scale / downsample
+    rows, columns = (
+        np.minimum((np.arange(n) / side).astype(int), limit)
+        for n, limit in zip(image.shape, scores.shape, strict=False)
+    )
+    shown = scores[np.minimum(rows, scores.shape[0] - 1)][
+        :, np.minimum(columns, scores.shape[1] - 1)
+    ]
+    # Beyond the last whole tile there is no score.
+    shown[rows >= scores.shape[0]] = np.nan
+    shown[:, columns >= scores.shape[1]] = np.nan
+    low, high = np.nanpercentile(scores, [1, 99])
+    span = high - low if high > low else 1.0
+    known = ~np.isnan(shown)
+    heat = colour((np.where(known, shown, low) - low) / span)
+    mixed = np.rint((1 - _OPACITY) * image + _OPACITY * heat).astype(np.uint8)
+    picture = Image.fromarray(np.where(known[..., None], mixed, image))
+    buffer = io.BytesIO()
+    _with_scale(picture, low, high).save(buffer, "PNG")
+    write_atomically(path, buffer.getvalue())
+
+
+def _with_scale(picture: Image.Image, low: float, high: float) -> Image.Image:
+    width, height = picture.size
+    result = Image.new("RGB", (width, height + 36), "white")
+    result.paste(picture)
+    bar = colour(np.linspace(0, 1, width))[None].repeat(12, 0)
+    result.paste(Image.fromarray(bar), (0, height + 4))
+    draw = ImageDraw.Draw(result)
+    draw.text((2, height + 20), f"{low:.4g}", fill="black")
+    draw.text((width - 2, height + 20), f"{high:.4g}", fill="black", anchor="ra")
+    return result
+
+
+def write_scores(path: pathlib.Path, grid: TileGrid, scores: np.ndarray, mpp: float):
+    """Writes the scores as a pyramidal, tiled float32 TIFF, a pixel for each tile.
+
+    Args:
+      path: the file.
+      grid: the tiles.
+      scores: float32 `[rows, columns]`, NaN where there is none.
+      mpp: micrometres per level-0 pixel, for the resolution tags.
+    """
+    import tifffile
+
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    levels = [scores]
+    while max(levels[-1].shape) > 64:
+        levels.append(_halved(levels[-1]))
+    with tifffile.TiffWriter(temporary, bigtiff=True) as tiff:
+        for i, level in enumerate(levels):
+            tiff.write(
+                level,
+                tile=(64, 64),
+                compression="deflate",
+                photometric="minisblack",
+                subfiletype=1 if i else 0,
+                resolution=(1e4 / (mpp * grid.side * grid.scale * 2**i),) * 2,
+                resolutionunit="CENTIMETER",
+                metadata=None,
+            )
+    os.replace(temporary, path)
+
+
+def _halved(scores: np.ndarray) -> np.ndarray:
+    """Returns the means of 2x2 scores, of those that there are."""
+    rows, columns = (math.ceil(n / 2) for n in scores.shape)
+    padded = np.full((2 * rows, 2 * columns), np.nan, np.float32)
+    padded[: scores.shape[0], : scores.shape[1]] = scores
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # no score in any of the four
+        return np.nanmean(
+            padded.reshape(rows, 2, columns, 2), axis=(1, 3), dtype=np.float32
+        )
+
+
+def write_regions(
+    path: pathlib.Path, grid: TileGrid, scores: np.ndarray, threshold: float
+) -> int:
+    """Writes the outlines of the regions above a threshold as GeoJSON for QuPath.
+
+    Args:
+      path: the file; coordinates are level-0 pixels.
+      grid: the tiles.
+      scores: float32 `[rows, columns]`, NaN where there is none.
+      threshold: tiles of a score above it belong to a region.
+
+    Returns:
+      The number of regions.
+
+    Raises:
+      DpaError: shapely is not installed.
+    """
+    try:
+        import shapely
+    except ImportError:
+        raise DpaError(
+            "writing regions needs a library: pip install 'dpa_jax[wsi]'"
+        ) from None
+    above = np.argwhere(scores > threshold)
+    boxes = [
+        shapely.box(*grid.corner(row, column), *grid.corner(row + 1, column + 1))
+        for row, column in above.tolist()
+    ]
+    merged = shapely.union_all(boxes)
+    regions = [p for p in shapely.get_parts(merged) if not p.is_empty]
+    tree = shapely.STRtree(boxes)
+    features = []
+    for number, region in enumerate(regions, 1):
+        inside = above[tree.query(region, "covers")]
+        values = scores[inside[:, 0], inside[:, 1]]
+        features.append(
+            {
+                "type": "Feature",
+                "geometry": json.loads(shapely.to_geojson(region)),
+                "properties": {
+                    "objectType": "annotation",
+                    "name": f"region {number}",
+                    "classification": {"name": "Anomalous", "color": [200, 0, 0]},
+                    "measurements": {
+                        "tiles": len(values),
+                        "mean score": float(values.mean()),
+                        "maximum score": float(values.max()),
+                    },
+                },
+            }
+        )
+    collection = {"type": "FeatureCollection", "features": features}
+    write_atomically(path, json.dumps(collection, indent=1).encode())
+    return len(features)
+
+
+def write_csv(path: pathlib.Path, grid: TileGrid, scores: np.ndarray) -> None:
+    """Writes one line per scored tile: row, column, x, y, side, score.
+
+    x, y and side are in level-0 pixels; a score is written so that it reads back as
+    the same float32, and is empty where the stains could not be estimated.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["row", "column", "x", "y", "side", "score"])
+    for row, column in np.argwhere(grid.tissue).tolist():
+        x, y = grid.corner(row, column)
+        side = grid.corner(row, column + 1)[0] - x
+        score = scores[row, column]
+        shown = "" if np.isnan(score) else str(score)
+        writer.writerow([row, column, x, y, side, shown])
+    write_atomically(path, text.getvalue().encode())

@@ -1,0 +1,98 @@
+"""Per-channel mean and standard deviation of VGG19 features over a set of images."""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dpa_jax import images as images_lib
+from dpa_jax import vgg
+
+
+def feature_statistics(
+    weights: vgg.Weights,
+    images: np.ndarray,
+    resolutions: Mapping[str, int],
+    *,
+    batch_size: int = 64,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, dict[str, np.ndarray]]:
+    """Computes the statistics that the perceptual loss divides by (section 3).
+
+    Each batch is averaged in float32 about its own mean, and batches are merged in
+    float64 (Chan et al., 1983), so that neither their number nor a large mean costs
+    precision.
+
+    Args:
+      weights: see `vgg.features`; float32.
+      images: uint8 `[N, S, S, C]`.
+      resolutions: `{layer: resolution in pixels at which its features are taken}`.
+      batch_size: images at a time.
+      progress: called with the images done and in all.
+
+    Returns:
+      `{layer: {"mean": float32 [channels], "std": float32 [channels]}}`, the standard
+      deviation that of the population.
+    """
+    by_resolution: dict[int, list[str]] = {}
+    for layer, resolution in resolutions.items():
+        by_resolution.setdefault(resolution, []).append(layer)
+
+    @jax.jit
+    def moments(weights, batch, valid):
+        x = images_lib.normalize(batch)
+        found = {}
+        for resolution, layers in by_resolution.items():
+            small = images_lib.downsample(
+                images_lib.center_crop(x, _multiple(x.shape[1], resolution)), resolution
+            )
+            for layer, f in vgg.features(
+                weights, vgg.preprocess(small), tuple(layers)
+            ).items():
+                f = f.astype(jnp.float32)
+                share = valid[:, None, None, None] / (
+                    valid.sum() * f.shape[1] * f.shape[2]
+                )
+                mean = (f * share).sum(axis=(0, 1, 2))
+                variance = (jnp.square(f - mean) * share).sum(axis=(0, 1, 2))
+                found[layer] = (mean, variance)
+        return found
+
+    count, means, squares = 0, {}, {}
+    for start in range(0, len(images), batch_size):
+        batch = images[start : start + batch_size]
+        fresh = len(batch)
+        # the last batch is filled up, so that one executable serves all
+        batch = np.resize(batch, (batch_size, *batch.shape[1:]))
+        valid = np.arange(batch_size) < fresh
+        with jax.default_matmul_precision("highest"):
+            found = jax.device_get(moments(weights, batch, valid.astype(np.float32)))
+        total = count + fresh
+        for layer, pair in found.items():
+            mean, variance = (np.asarray(a, np.float64) for a in pair)
+            shift = mean - means.get(layer, 0.0)
+            squares[layer] = (
+                squares.get(layer, 0.0)
+                + variance * fresh
+                + np.square(shift) * count * fresh / total
+            )
+            means[layer] = means.get(layer, 0.0) + shift * fresh / total
+        count = total
+        if progress is not None:
+            progress(count, len(images))
+    return {
+        layer: {
+            "mean": means[layer].astype(np.float32),
+            "std": np.sqrt(squares[layer] / count).astype(np.float32),
+        }
+        for layer in resolutions
+    }
+
+
+def _multiple(size: int, resolution: int) -> int:
+    """Returns the largest power-of-two multiple of `resolution` within `size`."""
+    factor = 1
+    while resolution * factor * 2 <= size:
+        factor *= 2
+    return resolution * factor

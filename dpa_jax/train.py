@@ -1,0 +1,421 @@
+"""The loop over stages: from a configuration and images to a trained workdir."""
+
+import concurrent.futures
+import dataclasses
+import os
+import pathlib
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from dpa_jax import (
+    checkpoint,
+    data,
+    engine,
+    errors,
+    frozen,
+    metrics,
+    models,
+    parallel,
+    samples,
+    stages,
+    state,
+    step,
+    workdir,
+)
+from dpa_jax import config as config_lib
+from dpa_jax.data import feeding
+
+LIMIT = 1e6  # a loss above it has diverged (method, section 3)
+
+
+def train(
+    config: ml_collections.ConfigDict,
+    folder: str | os.PathLike,
+    *,
+    visible: bool = True,
+) -> pathlib.Path:
+    """Trains a run, or goes on with it where it was interrupted.
+
+    Args:
+      config: see `config.default_config`.
+      folder: the workdir; made if it does not exist.
+      visible: whether to show progress on stderr.
+
+    Returns:
+      The workdir, as `score.load` takes it.
+
+    Raises:
+      UsageError: the configuration cannot work, or is not that of the workdir.
+      DpaError: images or weights cannot be used, the loss diverged, or the workdir
+        cannot be written. What was saved before stays.
+    """
+    config_lib.validate(config)
+    parallel.check_batch(config.batch_size, jax.device_count())
+    folder, main = pathlib.Path(folder), parallel.is_main_process()
+    visible = visible and main
+    plan = stages.schedule(config)
+
+    # --- the workdir, and how far it has come ---
+    if main:
+        workdir.claim(folder, config)
+    parallel.barrier("workdir")
+    with checkpoint.Checkpoints(folder, keep=[s.end for s in plan]) as checkpoints:
+        done = checkpoints.latest() or 0
+        if done >= plan[-1].end:
+            if visible:
+                metrics.console().print(
+                    f"{folder} is finished: {done:,} steps; nothing left to train. "
+                    f"Next: dpa-jax evaluate --workdir={folder}"
+                )
+            return folder
+
+        # --- images, weights, statistics ---
+        with metrics.counting("reading images", "images", visible) as show:
+            images = data.load(
+                _location(config),
+                data.Preprocessing.from_config(config),
+                skip_corrupt=config.data.skip_corrupt,
+                workers=config.data.workers,
+                progress=show,
+                data_dir=config.data.data_dir or None,
+            )
+        images = _normal(images, visible)
+        # refused before anything is computed, if there are too few images
+        feeding.batch_indices(config.seed, len(images), config.batch_size, 0, 1)
+        layers = frozen.layers_in_use(config, plan)
+        weights = frozen.load_weights(config, layers)
+        if main:
+            workdir.record_images(folder, images)
+            frozen.check_fingerprint(folder, config, weights)
+            frozen.load_or_compute_statistics(
+                config, layers, weights, images.images, folder, visible
+            )
+            workdir.write_json(
+                folder / "environment.json", workdir.environment(config.seed)
+            )
+        parallel.barrier("statistics")
+        statistics = frozen.load_or_compute_statistics(
+            config, layers, weights, images.images, folder, False
+        )
+
+        # --- train ---
+        run = _Run(config, folder, plan, images.images, weights, statistics, visible)
+        run.go(checkpoints, done)
+    return folder
+
+
+def _location(config: ml_collections.ConfigDict) -> str:
+    if not config.data.train:
+        raise errors.UsageError(
+            "data.train is empty: say where the normal training images are, "
+            "such as --config.data.train=DIR"
+        )
+    return config.data.train
+
+
+def _normal(images: data.ImageSet, visible: bool) -> data.ImageSet:
+    """Leaves out what a source marks as abnormal: the method trains on normal images."""
+    if images.labels is None or not images.labels.any():
+        return images
+    normal = images.select(images.labels == 0)
+    if visible:
+        metrics.console().print(
+            f"{len(images) - len(normal)} of {len(images)} training images are marked "
+            "abnormal and left out"
+        )
+    if not len(normal):
+        raise errors.DpaError("every training image is marked abnormal")
+    return normal
+
+
+@dataclasses.dataclass
+class _Pending:
+    """A chunk whose scalars may still be on their way."""
+
+    stage: stages.Stage
+    first: int  # step of the whole run
+    scalars: Any
+
+
+class _Run:
+    """One training run in progress."""
+
+    def __init__(self, config, folder, plan, images, weights, statistics, visible):
+        self.config, self.folder, self.plan = config, folder, plan
+        self.images, self.visible = images, visible
+        self.precision = engine.precision(config.precision)
+        self.architecture = models.Architecture.from_config(config)
+        dtype = step.compute_dtype(self.precision)
+        self.frozen = parallel.replicate(
+            step.Frozen(
+                vgg=frozen.cast(weights, dtype),
+                statistics=frozen.cast(statistics, jnp.float32),
+                key=jax.random.fold_in(jax.random.key(config.seed), 1),
+            )
+        )
+        self.main = parallel.is_main_process()
+        self.streamed = _streams(config, images)
+        self.resident = None if self.streamed else parallel.replicate(images)
+        self.window: list[float] = []
+        self.watch = metrics.Stopwatch()
+
+    def spec(self, stage: stages.Stage) -> step.StepSpec:
+        return step.StepSpec.from_config(self.config, stage, self.precision)
+
+    def go(self, checkpoints: checkpoint.Checkpoints, done: int) -> None:
+        """Trains from step `done` to the end."""
+        parameters, optimizer = self.restore(checkpoints, done)
+        total = self.plan[-1].end
+        self.writer = metrics.Writer(self.folder, done) if self.main else None
+        background = concurrent.futures.ThreadPoolExecutor(1)
+        try:
+            with metrics.TrainingBar(total, done, self.visible) as self.bar:
+                coming = None
+                for number, stage in enumerate(self.plan):
+                    if stage.end <= done:
+                        continue
+                    begun = time.perf_counter()
+                    train_state = state.begin(
+                        parameters,
+                        self.architecture,
+                        stage,
+                        self.config.optimizer.learning_rate,
+                    )
+                    if optimizer is not None:
+                        train_state = train_state.replace(
+                            step=jnp.int32(done - stage.start), optimizer=optimizer
+                        )
+                        optimizer = None
+                    train_state = parallel.replicate(train_state)
+                    targets = self.targets(stage)
+                    self.bar.describe(f"compiling {stage.name}")
+                    if coming is None:
+                        program = self.compile(stage, parameters)
+                    else:
+                        program = coming.result()
+                    coming = None
+                    if number + 1 < len(self.plan) and _compiles_ahead():
+                        coming = background.submit(
+                            self.compile, self.plan[number + 1], parameters
+                        )
+                    self.say(stage, program, targets, time.perf_counter() - begun)
+                    parameters = self.stage(
+                        checkpoints, program, train_state, targets, parameters, done
+                    )
+                    done = stage.end
+            self.samples(parameters, self.plan[-1], total)
+        finally:
+            background.shutdown(wait=False, cancel_futures=True)
+            if self.writer is not None:
+                self.writer.close()
+
+    def restore(self, checkpoints, done):
+        """Returns all parameters and, within a stage, its Adam's state."""
+        if not done:
+            key = jax.random.fold_in(jax.random.key(self.config.seed), 0)
+            parameters = state.initialize(key, self.architecture, self.plan)
+            return jax.device_get(parameters), None
+        saved = checkpoints.restore(done)
+        if any(stage.start == done for stage in self.plan):
+            return saved["parameters"], None
+        moments = saved["optimizer"]
+        template = state.optimizer(1.0).init({"": moments["mu"]})
+        leaves = [moments["count"], moments["mu"], moments["nu"]]
+        optimizer = jax.tree.unflatten(jax.tree.structure(template), leaves)
+        return saved["parameters"], optimizer
+
+    def compile(self, stage, parameters) -> engine.Program:
+        """Compiles a stage from shapes alone, so that it can happen ahead of time."""
+        spec = self.spec(stage)
+        abstract = jax.eval_shape(
+            lambda p: state.begin(p, self.architecture, stage, spec.learning_rate),
+            parameters,
+        )
+        images = jax.ShapeDtypeStruct(self.block_shape(stage), np.uint8)
+        shapes = {"images": images}
+        if self.caches(stage):
+            shapes["targets"] = engine.target_shapes(spec, self.images)
+        return engine.compile_stage(
+            spec, abstract, self.frozen, shapes, self.config.batch_size
+        )
+
+    def block_shape(self, stage) -> tuple[int, ...]:
+        """Returns the shape of the images that a program takes."""
+        if not self.streamed:
+            return self.images.shape
+        steps = engine.steps_per_chunk(self.spec(stage), self.config.batch_size)
+        return (steps * self.config.batch_size, *self.images.shape[1:])
+
+    def caches(self, stage) -> bool:
+        """Says whether a stage keeps its targets."""
+        return not self.streamed and engine.caches_targets(
+            self.spec(stage),
+            self.images,
+            self.config.batch_size,
+            stage.steps,
+            self.config.perceptual.cache_targets,
+        )
+
+    def targets(self, stage):
+        """Computes a stage's targets, if it keeps them."""
+        if not self.caches(stage):
+            return None
+        self.bar.describe(f"targets of {stage.name}")
+        images = self.resident if jax.device_count() == 1 else jnp.asarray(self.images)
+        return parallel.replicate(
+            engine.compute_targets(self.spec(stage), self.frozen, images)
+        )
+
+    def say(self, stage, program, targets, seconds) -> None:
+        """Tells how a stage is run."""
+        cached = "" if targets is None else ", targets cached"
+        fed = "streamed" if self.streamed else "resident"
+        self.bar.say(
+            f"{stage.name}: {stage.steps:,} steps, {program.steps:,} a chunk, "
+            f"{self.precision}, images {fed}{cached}; ready in {seconds:.1f} s"
+        )
+        self.watch.lap()
+
+    def stage(self, checkpoints, program, train_state, targets, parameters, done):
+        """Trains one stage from step `done` of the run; returns all parameters."""
+        stage, config = program.spec.stage, self.config
+        first, pending = max(done, stage.start), None
+        chunks = []
+        while first < stage.end:
+            steps = min(program.steps, stage.end - first)
+            chunks.append((first, steps))
+            first += steps
+        for (first, steps), (block, indices) in zip(
+            chunks, self.feed(program, chunks, targets), strict=True
+        ):
+            train_state, scalars = program.run(
+                train_state, self.frozen, block, program.place(indices)
+            )
+            # the devices are busy with this chunk while the host looks at the last
+            self.record(pending)
+            pending = _Pending(stage, first, (scalars, steps))
+            end = first + steps
+            if end == stage.end or _crosses(first, end, config.checkpoint_every):
+                self.record(pending)
+                pending = None
+                trained = jax.device_get(train_state)
+                parameters = state.merge(parameters, trained.parameters)
+                adam = trained.optimizer[0]
+                checkpoints.save(
+                    end,
+                    {
+                        "parameters": parameters,
+                        "optimizer": {
+                            "count": adam.count,
+                            "mu": adam.mu,
+                            "nu": adam.nu,
+                        },
+                    },
+                )
+            if end < stage.end and _crosses(first, end, config.sample_every):
+                self.record(pending)
+                pending = None
+                trained = jax.device_get(train_state.parameters)
+                self.samples(state.merge(parameters, trained), stage, end)
+        return parameters
+
+    def feed(self, program, chunks, targets):
+        """Yields what each chunk of steps reads: images on the devices, and indices."""
+        config, count = self.config, len(self.images)
+        if not self.streamed:
+            block = {"images": self.resident}
+            if targets is not None:
+                block["targets"] = targets
+            for first, steps in chunks:
+                yield (
+                    block,
+                    feeding.local_indices(
+                        config.seed, count, config.batch_size, first, steps
+                    ),
+                )
+            return
+        for images in feeding.stream(
+            self.images, config.seed, config.batch_size, chunks
+        ):
+            steps, part = images.shape[:2]
+            flat = images.reshape(steps * part, *images.shape[2:])
+            short = (program.steps - steps) * part
+            flat = np.concatenate([flat, flat[:1].repeat(short, axis=0)])
+            rows = np.arange(steps * part, dtype=np.int32).reshape(steps, part)
+            yield {"images": parallel.replicate(flat)}, rows
+
+    def record(self, pending: _Pending | None) -> None:
+        """Waits for a chunk's losses, checks them and writes what is due."""
+        if pending is None:
+            return
+        scalars, steps = pending.scalars
+        losses = np.asarray(jax.device_get(scalars["loss"]), np.float64)[:steps]
+        bad = np.flatnonzero(~(losses <= LIMIT))
+        if bad.size:
+            raise errors.DpaError(
+                f"the loss of step {pending.first + int(bad[0]) + 1} "
+                f"({pending.stage.name}) is {losses[bad[0]]:g}: training diverged. "
+                "The last checkpoint before it is kept; a lower "
+                "--config.optimizer.learning_rate in a new workdir may help"
+            )
+        self.watch.add(steps * self.config.batch_size)
+        rate = self.watch.lap()
+        for offset, loss in enumerate(losses):
+            self.window.append(float(loss))
+            number = pending.first + offset + 1
+            if number % self.config.log_every == 0 or number == pending.stage.end:
+                alpha = float(pending.stage.alpha(number - 1 - pending.stage.start))
+                if self.writer is not None:
+                    self.writer.write(
+                        number,
+                        {
+                            "stage": pending.stage.name,
+                            "alpha": alpha,
+                            "loss": float(np.mean(self.window)),
+                            "images_per_second": rate,
+                        },
+                    )
+                self.window.clear()
+        last = pending.first + steps
+        self.bar.update(
+            pending.stage,
+            last,
+            float(pending.stage.alpha(last - 1 - pending.stage.start)),
+            float(losses[-1]),
+            rate,
+        )
+
+    def samples(self, parameters, stage, number: int) -> None:
+        """Draws a grid of training images and their reconstructions."""
+        if self.main:
+            alpha = float(stage.alpha(number - 1 - stage.start))
+            samples.write(
+                self.folder / "samples" / f"{number:08d}_{stage.name}.png",
+                self.spec(stage),
+                parameters,
+                self.images[:8],
+                alpha,
+            )
+
+
+def _crosses(first: int, end: int, every: int) -> bool:
+    """Says whether a multiple of `every` lies in (first, end]."""
+    return end // every > first // every
+
+
+def _compiles_ahead() -> bool:
+    # on a CPU the compiler would take the cores that train
+    return jax.default_backend() != "cpu"
+
+
+def _streams(config: ml_collections.ConfigDict, images: np.ndarray) -> bool:
+    """Decides whether images stay on the host and are streamed."""
+    wanted = config.data.residency
+    if wanted != "auto":
+        return wanted == "stream"
+    return images.nbytes > engine.IMAGE_SHARE * engine.memory_limit()

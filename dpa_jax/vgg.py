@@ -1,0 +1,111 @@
+"""VGG19's convolutions up to a named layer, as a function of their weights.
+
+Simonyan and Zisserman, 2015, configuration E. Layers are named as in the published
+code: `cBI` is the I-th convolution of block B, `rBI` the same after its ReLU, `pB` the
+block's max pooling.
+"""
+
+from collections.abc import Collection, Mapping
+
+import jax
+import jax.numpy as jnp
+
+# block -> (convolutions, channels)
+_BLOCKS = {1: (2, 64), 2: (2, 128), 3: (4, 256), 4: (4, 512), 5: (4, 512)}
+
+# every layer in the order of computation, with its channels
+LAYERS: dict[str, int] = {
+    name: channels
+    for block, (depth, channels) in _BLOCKS.items()
+    for name in (
+        *(f"{kind}{block}{i + 1}" for i in range(depth) for kind in "cr"),
+        f"p{block}",
+    )
+}
+CONVOLUTIONS = tuple(name for name in LAYERS if name[0] == "c")
+_ORDER = tuple(LAYERS)
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+Weights = Mapping[str, Mapping[str, jax.Array]]
+
+
+def stride(layer: str) -> int:
+    """Returns how many image pixels one position of `layer` stands for, per side."""
+    return 2 ** (int(layer[1]) - (layer[0] != "p"))
+
+
+def deepest(layers: Collection[str]) -> str:
+    """Returns the layer of `layers` that is computed last."""
+    return max(layers, key=_ORDER.index)
+
+
+def multiply_adds(layer: str, resolution: int) -> int:
+    """Counts the multiply-adds of one image's forward pass up to `layer`."""
+    total, channels = 0, 3
+    for name in _ORDER[: _ORDER.index(layer) + 1]:
+        if name[0] == "c":
+            total += 9 * channels * LAYERS[name] * (resolution // stride(name)) ** 2
+            channels = LAYERS[name]
+    return total
+
+
+def preprocess(images: jax.Array) -> jax.Array:
+    """Turns images in [-1, 1] into VGG19's input (section 2 of the paper).
+
+    Args:
+      images: float `[B, H, W, C]`, C 1 or 3, in [-1, 1]; grey is repeated.
+
+    Returns:
+      float32 `[B, H, W, 3]`, less ImageNet's mean and over its standard deviation.
+    """
+    images = images.astype(jnp.float32) * 0.5 + 0.5
+    images = jnp.broadcast_to(images, (*images.shape[:-1], 3))
+    return (images - jnp.asarray(IMAGENET_MEAN)) / jnp.asarray(IMAGENET_STD)
+
+
+def features(
+    weights: Weights, inputs: jax.Array, layers: Collection[str]
+) -> dict[str, jax.Array]:
+    """Computes the activations of some layers, and nothing deeper than they.
+
+    Args:
+      weights: `{"c11": {"kernel": [3, 3, 3, 64], "bias": [64]}, ...}`; what is computed
+        in follows their dtype.
+      inputs: `[B, H, W, 3]` as `preprocess` returns; H and W divisible by the stride
+        of the deepest layer.
+      layers: names from `LAYERS`; static.
+
+    Returns:
+      `{layer: [B, h, w, channels]}` in the dtype of the weights.
+    """
+    x = inputs.astype(weights["c11"]["kernel"].dtype)
+    wanted: dict[str, jax.Array] = {}
+    for name in _ORDER[: _ORDER.index(deepest(layers)) + 1]:
+        if name[0] == "c":
+            x = _convolve(x, weights[name]["kernel"]) + weights[name]["bias"]
+        elif name[0] == "r":
+            x = jax.nn.relu(x)
+        else:
+            x = _max_pool2(x)
+        if name in layers:
+            wanted[name] = x
+    return wanted
+
+
+def _convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def _max_pool2(x: jax.Array) -> jax.Array:
+    # Compares and selects, since reduce_window's gradient (select_and_scatter) is slow
+    # on every backend. `>=` hands a tie's whole gradient to the first, as PyTorch does.
+    b, h, w, c = x.shape
+    x = x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c)
+    left, right = x[:, :, :, :, 0], x[:, :, :, :, 1]
+    x = jnp.where(left >= right, left, right)  # [B, h/2, 2, w/2, C]
+    top, bottom = x[:, :, 0], x[:, :, 1]
+    return jnp.where(top >= bottom, top, bottom)

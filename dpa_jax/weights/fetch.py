@@ -1,0 +1,290 @@
+"""The cache of ImageNet weights and statistics: filling it and verifying it."""
+
+import contextlib
+import fcntl
+import importlib.util
+import json
+import pathlib
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from dpa_jax import errors, vgg
+from dpa_jax.weights import download, files, formats, published_statistics
+
+# name -> (URL, SHA-256 or, where only that is published, its beginning)
+SOURCES = {
+    "timm": (
+        "https://huggingface.co/timm/vgg19.tv_in1k/resolve/main/model.safetensors",
+        "11aea017b543ff59233749d8f1cf544cda749378f5790d2fedab841fb86b7669",
+    ),
+    "torchvision": (
+        "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth",
+        "dcbb9e9d",
+    ),
+}
+Report = Callable[[str], None]
+
+
+def fetch(
+    *,
+    source: str = "timm",
+    weights_file: str = "",
+    statistics_file: str = "",
+    mirror: str = "",
+    offline: bool = False,
+    keep: bool = False,
+    progress: download.Progress = lambda done, total: None,
+    report: Report = print,
+) -> None:
+    """Puts VGG19's ImageNet weights and the published statistics into the cache.
+
+    What is there already stays. A download is checked, converted once to the
+    convolutions alone (80 of 575 MB) and deleted. Of several processes that fetch at
+    once, one works and the others wait.
+
+    Args:
+      source: where the weights come from: `timm`, or `torchvision` (the same weights;
+        needs PyTorch to convert).
+      weights_file: take the weights from this file instead: either of the downloads
+        above, or a file from another machine's cache.
+      statistics_file: likewise the statistics.
+      mirror: URL in the place of the servers' scheme and host.
+      offline: do not use the network.
+      keep: leave the download in the cache after conversion.
+      progress: called with the bytes had and their total.
+      report: called with one line on each thing done.
+
+    Raises:
+      DpaError: the message says what could not be had, and from where else to take it.
+      UsageError: there is no such source.
+    """
+    if source not in SOURCES:
+        raise errors.UsageError(f"--source {source}: there are {', '.join(SOURCES)}")
+    url, sha256 = SOURCES[source]
+    url = download.mirrored(url, mirror)
+    statistics_url = download.mirrored(published_statistics.URL, mirror)
+    with _alone(report):
+        if _present(files.cached_vgg19(), weights_file, report):
+            pass
+        elif weights_file:
+            _check_origin(weights_file, [sha for _, sha in SOURCES.values()])
+            _store_vgg19(weights_file, weights_file, report)
+        else:
+            if source == "torchvision" and not importlib.util.find_spec("torch"):
+                raise errors.DpaError(
+                    "torchvision's file needs PyTorch to convert: pip install "
+                    "'dpa_jax[torch]', or fetch without --source"
+                )
+            with _downloaded(url, sha256, offline, keep, progress, report) as path:
+                _store_vgg19(path, url, report)
+        if _present(files.cached_statistics(), statistics_file, report):
+            pass
+        elif statistics_file:
+            _check_origin(statistics_file, [published_statistics.SHA256])
+            _store_statistics(statistics_file, statistics_file, report)
+        else:
+            sha256 = published_statistics.SHA256
+            with _downloaded(
+                statistics_url, sha256, offline, keep, progress, report
+            ) as path:
+                _store_statistics(path, statistics_url, report)
+
+
+def import_files(
+    *, weights_file: str = "", statistics_file: str = "", report: Report = print
+) -> None:
+    """Puts any VGG19 weights or statistics into the cache, as what `imagenet` means.
+
+    Names, shapes and values are checked; where the files come from is for the caller
+    to know, and is recorded.
+
+    Args:
+      weights_file: see `files.load_vgg19`.
+      statistics_file: see `files.load_statistics`.
+      report: called with one line on each thing done.
+
+    Raises:
+      DpaError: a file is not what it should be, or the cache holds others already.
+    """
+    with _alone(report):
+        if weights_file and not _present(files.cached_vgg19(), weights_file, report):
+            _store_vgg19(weights_file, weights_file, report)
+        if statistics_file and not _present(
+            files.cached_statistics(), statistics_file, report
+        ):
+            _store_statistics(statistics_file, statistics_file, report)
+
+
+def verify(report: Report = print) -> None:
+    """Recomputes what was recorded of the cached files when they were stored.
+
+    Their fingerprints; and the mean of each of VGG19's sixteen ReLU layers on a fixed
+    image, which NumPy computed then and `vgg.features` computes now on this machine's
+    device. That tells damage and wrong arithmetic, not whether the weights are
+    ImageNet's: the download's checksum does.
+
+    Raises:
+      DpaError: a file is absent or damaged, or an activation differs.
+    """
+    import jax
+
+    weights = files.load_vgg19("imagenet")
+    recorded = _verify_fingerprint(files.cached_vgg19(), weights, report)
+    with jax.default_matmul_precision("highest"):
+        features = vgg.features(
+            jax.device_put(weights),
+            jax.device_put(_probe()),
+            [name for name in vgg.LAYERS if name[0] == "r"],
+        )
+    for layer, expected in json.loads(recorded["activations"]).items():
+        found = float(np.mean(features[layer]))
+        if not np.isclose(found, expected, rtol=1e-3, atol=1e-6):
+            raise errors.DpaError(
+                f"{layer} of the fixed image has mean {found:.6g} on "
+                f"{jax.default_backend()}, but {expected:.6g} by NumPy when they were "
+                "stored: this device or this version of JAX computes wrongly"
+            )
+    report(
+        f"activations of 16 layers on {jax.default_backend()}: as NumPy's when stored"
+    )
+    _verify_fingerprint(
+        files.cached_statistics(), files.load_statistics("imagenet"), report
+    )
+
+
+def _verify_fingerprint(
+    path: pathlib.Path, values: files.Weights, report: Report
+) -> dict[str, str]:
+    recorded = files.read_metadata(path)
+    found = formats.fingerprint(values)
+    if recorded.get("fingerprint") != found:
+        raise errors.DpaError(
+            f"{path} is damaged: its fingerprint is {found}, recorded was "
+            f"{recorded.get('fingerprint')}; delete it and run `dpa-jax weights fetch`"
+        )
+    report(f"{path}: intact, from {recorded['source']}")
+    return recorded
+
+
+def _present(path: pathlib.Path, instead: str, report: Report) -> bool:
+    if not path.is_file():
+        return False
+    source = files.read_metadata(path).get("source", "an unknown source")
+    if instead and formats.file_sha256(instead) not in (
+        formats.file_sha256(path),
+        files.read_metadata(path).get("source_sha256"),
+    ):
+        raise errors.DpaError(
+            f"{path} is already there, from {source}; delete it to take {instead}"
+        )
+    report(f"{path}: already there, from {source}")
+    return True
+
+
+def _check_origin(path: str, checksums: list[str]) -> None:
+    if not pathlib.Path(path).is_file():
+        raise errors.DpaError(f"there is no file {path}")
+    found = formats.file_sha256(path)
+    if any(found.startswith(known) for known in checksums) or files.read_metadata(path):
+        return
+    raise errors.DpaError(
+        f"{path} is not one of the published files: SHA-256 is {found}, expected "
+        f"{' or '.join(checksums)}; if you know what it holds, use "
+        "`dpa-jax weights import`"
+    )
+
+
+def _store_vgg19(path: str | pathlib.Path, source: str, report: Report) -> None:
+    weights = files.load_vgg19(str(path))
+    metadata = {**_origin(path, source), "activations": json.dumps(_means(weights))}
+    files.save_vgg19(files.cached_vgg19(), weights, metadata)
+    report(f"{files.cached_vgg19()}: stored, from {source}")
+
+
+def _store_statistics(path: str | pathlib.Path, source: str, report: Report) -> None:
+    statistics = files.load_statistics(str(path))
+    files.save_statistics(files.cached_statistics(), statistics, _origin(path, source))
+    report(f"{files.cached_statistics()}: stored, from {source}")
+
+
+def _origin(path: str | pathlib.Path, source: str) -> dict[str, str]:
+    # a file from another cache keeps its first origin
+    earlier = files.read_metadata(path)
+    return {
+        "source": earlier.get("source", str(source)),
+        "source_sha256": earlier.get("source_sha256", formats.file_sha256(path)),
+    }
+
+
+@contextlib.contextmanager
+def _downloaded(
+    url: str,
+    sha256: str,
+    offline: bool,
+    keep: bool,
+    progress: download.Progress,
+    report: Report,
+) -> Iterator[pathlib.Path]:
+    path = files.cache_dir() / "downloads" / url.rpartition("/")[2]
+    if path.is_file():
+        _check_origin(str(path), [sha256])
+    else:
+        if offline:
+            raise errors.DpaError(
+                f"{url} is not in the cache ({files.cache_dir()}), and --offline "
+                "forbids fetching it; bring the file by hand and give it with "
+                "--from FILE (weights) or --stats FILE (statistics)"
+            )
+        report(f"downloading {url}")
+        path.parent.mkdir(exist_ok=True)
+        download.download(url, path, sha256, progress=progress)
+    yield path
+    if not keep:
+        path.unlink()
+
+
+@contextlib.contextmanager
+def _alone(report: Report) -> Iterator[None]:
+    folder = files.cache_dir()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            report(f"waiting for another process that fills {folder}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+    except OSError as error:
+        raise errors.DpaError(
+            f"cannot write the cache {folder}: {error}; choose another folder with "
+            "DPA_JAX_CACHE"
+        ) from None
+    with lock:
+        yield
+
+
+def _probe() -> np.ndarray:
+    # [1, 32, 32, 3]: smooth colours and fine texture, deep enough for r54
+    y, x = np.mgrid[0:32, 0:32].astype(np.float32) / 32
+    image = np.stack([np.sin(6 * x + y), np.cos(5 * y), np.sin(97 * x * y)], -1)
+    return image[None]
+
+
+def _means(weights: files.Weights) -> dict[str, float]:
+    """Computes the mean of each ReLU layer on the fixed image, by NumPy alone."""
+    x, means = _probe()[0], {}
+    for name in vgg.LAYERS:
+        if name[0] == "c":
+            kernel, bias = weights[name]["kernel"], weights[name]["bias"]
+            windows = np.lib.stride_tricks.sliding_window_view(
+                np.pad(x, ((1, 1), (1, 1), (0, 0))), (3, 3), (0, 1)
+            )  # [H, W, I, 3, 3]
+            x = np.tensordot(windows, kernel, ((3, 4, 2), (0, 1, 2))) + bias
+        elif name[0] == "r":
+            x = np.maximum(x, 0)
+            means[name] = float(x.mean(dtype=np.float64))
+        else:
+            h, w, c = x.shape
+            x = x.reshape(h // 2, 2, w // 2, 2, c).max((1, 3))
+    return means

@@ -1,0 +1,182 @@
+"""The files of a run other than its checkpoints, metrics and pictures."""
+
+import csv
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from dpa_jax import config as config_lib
+from dpa_jax import errors
+from dpa_jax.data.image_set import ImageSet
+
+# what may change between a run's start and its resumption
+_FREE = {
+    "log_every",
+    "sample_every",
+    "checkpoint_every",
+    "data.workers",
+    "data.test",
+    "data.test_normal",
+    "data.test_abnormal",
+    "data.data_dir",
+}
+# what a run would write
+_OURS = ("checkpoints", "metrics.jsonl", "data.json", "statistics.npz", "samples")
+_PACKAGES = ("dpa_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+    """Makes a workdir this run's own, or checks that it already is.
+
+    Raises:
+      UsageError: it belongs to a run of another configuration; the fields are named.
+      DpaError: it holds a run's files without its config, or cannot be written.
+    """
+    path = workdir / "config.json"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            _check_same(path, config)
+        else:
+            strange = [name for name in _OURS if (workdir / name).exists()]
+            if strange:
+                raise errors.DpaError(
+                    f"{workdir} holds {', '.join(strange)} but no config.json; "
+                    "give an empty or a new folder as --workdir"
+                )
+        config_lib.save(config, path)
+    except OSError as error:
+        raise errors.DpaError(
+            f"the workdir {workdir} cannot be written: {error.strerror}"
+        ) from error
+
+
+def _check_same(path: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+    before = config_lib.flat(read_config(path.parent))
+    now = config_lib.flat(config)
+    different = [
+        f"{name} was {before.get(name)!r}, is {now[name]!r}"
+        for name in now
+        if name not in _FREE and before.get(name) != now[name]
+    ]
+    if different:
+        raise errors.UsageError(
+            f"{path.parent} belongs to a run of another configuration: "
+            f"{'; '.join(different)}. Give another --workdir, or the same values"
+        )
+
+
+def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
+    """Reads the configuration of the run in `workdir`.
+
+    Raises:
+      DpaError: there is no run.
+    """
+    path = pathlib.Path(workdir) / "config.json"
+    if not path.is_file():
+        raise errors.DpaError(
+            f"there is no run in {workdir}: it has no config.json; "
+            "`dpa-jax train --workdir=...` or `dpa-jax import-reference` makes one"
+        )
+    return config_lib.from_json(path.read_text(encoding="utf-8"), str(path))
+
+
+def write_json(path: pathlib.Path, values: Any) -> None:
+    """Writes indented JSON, atomically."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def write_csv(
+    path: pathlib.Path, header: Sequence[str], rows: Sequence[Sequence[Any]]
+) -> None:
+    """Writes a CSV file, atomically."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)
+    os.replace(temporary, path)
+
+
+def record_images(workdir: pathlib.Path, images: ImageSet) -> None:
+    """Notes what a run is trained on, or checks that it still is the same.
+
+    Writes `data.json` (count and checksum) and, if any image was left out,
+    `skipped.csv`.
+
+    Raises:
+      DpaError: the run began with other images.
+    """
+    digest = hashlib.sha256(np.ascontiguousarray(images.images)).hexdigest()
+    values = {
+        "images": len(images),
+        "skipped": len(images.skipped),
+        "sha256": digest,
+    }
+    path = workdir / "data.json"
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        if before["sha256"] != digest:
+            raise errors.DpaError(
+                f"{workdir} was trained on {before['images']} other images than the "
+                f"{len(images)} found now; restore them, or give another --workdir"
+            )
+        return
+    if images.skipped:
+        write_csv(
+            workdir / "skipped.csv",
+            ("path", "reason"),
+            [dataclasses.astuple(s) for s in images.skipped],
+        )
+    write_json(path, values)
+
+
+def environment(seed: int) -> dict[str, Any]:
+    """Describes versions, devices and source, for `environment.json`."""
+    import jax
+
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "packages": versions,
+        "devices": [str(device) for device in jax.devices()],
+        "device_kind": jax.devices()[0].device_kind,
+        "processes": jax.process_count(),
+        "git_commit": _git_commit(),
+        "seed": seed,
+        "command": sys.argv,
+    }
+
+
+def _git_commit() -> str | None:
+    folder = pathlib.Path(__file__).resolve().parent
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() if found.returncode == 0 else None

@@ -1,0 +1,297 @@
+"""A slide scored end to end, with a score that can be computed by hand."""
+
+import csv
+import json
+import threading
+
+import numpy as np
+import pytest
+import slide_factory
+from PIL import Image
+
+from dpa_jax.errors import DpaError, UsageError
+from dpa_jax.slides import heatmap, reader, score, stain, tiles
+
+tifffile = pytest.importorskip("tifffile", reason="slides are written by tifffile")
+pytest.importorskip("openslide", reason="slides are read by openslide")
+shapely = pytest.importorskip("shapely", reason="regions need shapely")
+
+ROWS, COLUMNS = slice(2, 6), slice(1, 8)  # of the tissue, in tiles
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    image = slide_factory.picture(2400, 1900, [(256, 512, 1792, 1024)], seed=5)
+    image[768:1280, 1024:1536] //= 2  # a darker corner
+    return image
+
+
+@pytest.fixture(scope="module")
+def path(pixels, tmp_path_factory):
+    return slide_factory.write(tmp_path_factory.mktemp("slide") / "a.tif", pixels)
+
+
+@pytest.fixture(scope="module")
+def expected(pixels):
+    """The darkness of each tile; the factory's x10 level is every fourth pixel."""
+    x10 = pixels[:1792:4, :2304:4].astype(np.float64)
+    means = 255 - x10.reshape(7, 64, 9, 64, 3).mean((1, 3, 4))
+    result = np.full((7, 9), np.nan)
+    result[ROWS, COLUMNS] = means[ROWS, COLUMNS]
+    return result
+
+
+def darkness(batch):
+    assert batch.dtype == np.uint8 and batch.shape[1:] == (64, 64, 3)
+    return 255 - batch.astype(np.float32).mean((1, 2, 3))
+
+
+def read_csv(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def results(path, tmp_path_factory):
+    out = tmp_path_factory.mktemp("results") / "out"
+    return out, score.score_slide(path, darkness, out, batch=8, threshold=120)
+
+
+def test_every_tissue_tile_has_its_score(results, expected):
+    out, summary = results
+    rows = read_csv(out / "tiles.csv")
+    assert len(rows) == summary["tiles"] == 28
+    for row in rows:
+        i, j = int(row["row"]), int(row["column"])
+        assert float(row["score"]) == pytest.approx(expected[i, j], rel=1e-6)
+        assert [int(row[k]) for k in ("x", "y", "side")] == [256 * j, 256 * i, 256]
+
+
+def test_summary_counts_and_measures(results, expected):
+    _, summary = results
+    known = expected[~np.isnan(expected)]
+    assert summary["mean"] == pytest.approx(known.mean(), rel=1e-6)
+    assert summary["maximum"] == pytest.approx(known.max(), rel=1e-6)
+    assert summary["percentile_99"] == pytest.approx(np.percentile(known, 99), rel=1e-6)
+    assert summary["tiles_without_score"] == 0
+    assert summary["tiles_per_second"] > 0
+    assert summary["regions"] == 1
+
+
+def test_geojson_outlines_the_region_above_the_threshold(results, expected):
+    out, _ = results
+    (feature,) = json.loads((out / "regions.geojson").read_text())["features"]
+    assert (expected > 120).sum() == 4  # the dark corner
+    region = shapely.from_geojson(json.dumps(feature["geometry"]))
+    assert region.equals(shapely.box(1024, 768, 1536, 1280))
+    measured = feature["properties"]["measurements"]
+    assert measured["tiles"] == 4
+    assert measured["mean score"] == pytest.approx(expected[3:5, 4:6].mean(), rel=1e-6)
+    assert feature["properties"]["objectType"] == "annotation"
+
+
+def test_tiff_holds_the_scores_with_their_resolution(results, expected):
+    out, _ = results
+    with tifffile.TiffFile(out / "scores.tif") as tiff:
+        page = tiff.pages[0]
+        found = page.asarray()
+        # 64 um tiles: 156.25 a centimetre
+        assert page.tags["XResolution"].value == (625, 4)
+        assert page.is_tiled
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_overlay_colours_the_tissue_alone(results, pixels):
+    out, _ = results
+    with reader.open_slide(results[1]["run"]["slide"]) as slide:
+        plain = slide.overview(2400 / 2048)
+    with Image.open(out / "heatmap.png") as image:
+        found = np.asarray(image)
+    assert found.shape == (plain.shape[0] + 36, 2048, 3)
+    assert (found[:400] == plain[:400]).all()  # background
+    scale = 2048 / 2400
+    dark = found[int(1000 * scale), int(1280 * scale)].astype(int)
+    light = found[int(600 * scale), int(400 * scale)].astype(int)
+    assert (dark != plain[int(1000 * scale), int(1280 * scale)]).any()
+    assert dark[1] > light[1]  # the highest scores are yellow, the lowest violet
+
+
+def test_pyramid_averages_the_scores_that_there_are(tmp_path):
+    grid = tiles.TileGrid(np.ones((100, 70), bool), 256, 3, 1.0)
+    scores = np.arange(7000, dtype=np.float32).reshape(100, 70)
+    scores[0, 0], scores[2:4, 2:4] = np.nan, np.nan
+    heatmap.write_scores(tmp_path / "s.tif", grid, scores, 0.25)
+    with tifffile.TiffFile(tmp_path / "s.tif") as tiff:
+        levels = [page.asarray() for page in tiff.pages]
+    assert [level.shape for level in levels] == [(100, 70), (50, 35)]
+    assert levels[1][0, 0] == np.float32((1 + 70 + 71) / 3)
+    assert np.isnan(levels[1][1, 1])
+    assert levels[1][5, 5] == scores[10:12, 10:12].mean()
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_interrupted_run_goes_on_with_the_same_batches(path, results, tmp_path, torn):
+    out = tmp_path / "out"
+    seen = []
+
+    def failing(batch):
+        seen.append(batch)
+        if len(seen) == 3:
+            raise Interrupted
+        return darkness(batch)
+
+    with pytest.raises(Interrupted):
+        score.score_slide(path, failing, out, batch=8, threshold=120)
+    assert not (out / "summary.json").exists()
+    if torn:
+        with (out / "scores.bin").open("ab") as file:
+            file.write(b"torn")
+    rest = []
+
+    def counting(batch):
+        rest.append(batch)
+        return darkness(batch)
+
+    score.score_slide(path, counting, out, batch=8, threshold=120)
+    assert len(rest) == 2
+    assert (rest[0] == seen[2]).all()  # the batch that was lost, whole
+    for name in ("tiles.csv", "scores.tif", "regions.geojson", "heatmap.png"):
+        assert (out / name).read_bytes() == (results[0] / name).read_bytes(), name
+
+
+def test_finished_run_is_drawn_again_without_scoring(path, results):
+    out, before = results
+
+    def never(batch):
+        raise AssertionError
+
+    after = score.score_slide(path, never, out, batch=8, threshold=1e9)
+    assert (after["regions"], after["mean"]) == (0, before["mean"])
+    again = score.score_slide(path, never, out, batch=8, threshold=120)
+    assert again["regions"] == 1
+
+
+def test_results_of_another_model_are_kept(path, results):
+    with pytest.raises(DpaError, match="made with another model; choose another --out"):
+        score.score_slide(path, darkness, results[0], batch=8, model="another")
+
+
+def test_folder_of_other_files_is_refused(path, tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(DpaError, match="holds other files"):
+        score.score_slide(path, darkness, tmp_path, batch=8)
+
+
+def test_threshold_is_the_95th_percentile_by_default(path, tmp_path, expected):
+    summary = score.score_slide(path, darkness, tmp_path / "out", batch=64)
+    known = expected[~np.isnan(expected)]
+    assert summary["threshold"] == pytest.approx(np.percentile(known, 95), rel=1e-6)
+
+
+def test_tiles_are_normalised_as_training_patches_are(path, pixels, tmp_path):
+    target = stain.estimate(slide_factory.stained((256, 256), seed=8))
+    found = []
+
+    def keep(batch):
+        found.append(batch)
+        return np.zeros(len(batch), np.float32)
+
+    score.score_slide(path, keep, tmp_path / "out", batch=28, stain_target=target)
+    # The cell of tile rows 3 to 5 and columns 3 to 5, all tissue.
+    cell = stain.normalize(pixels[768:1536, 768:1536], target)
+    patch = Image.fromarray(cell).resize((192, 192), Image.Resampling.BILINEAR)
+    first = np.asarray(patch)[:64, :64]
+    assert any((tile == first).all() for tile in found[0])
+
+
+def test_tiles_whose_stains_are_unknown_have_no_score(tmp_path):
+    # A uniform dark grey square is tissue by Otsu, but holds no second stain.
+    image = slide_factory.picture(3072, 1536, [(256, 256, 768, 768)])
+    image[256:1024, 2048:2816] = 0
+    path = slide_factory.write(tmp_path / "a.tif", image)
+    target = stain.StainProfile(np.eye(2, 3), np.ones(2))
+    strict = pytest.MonkeyPatch()
+    with strict.context() as patch:
+        estimate = stain.estimate
+
+        def refuse_black(image, source=""):
+            if not image[image.shape[0] // 2, image.shape[1] // 2].any():
+                raise stain.StainError("black")
+            return estimate(image, source)
+
+        patch.setattr(stain, "estimate", refuse_black)
+        summary = score.score_slide(
+            path, darkness, tmp_path / "out", batch=4, stain_target=target
+        )
+    rows = read_csv(tmp_path / "out" / "tiles.csv")
+    empty = [row for row in rows if not row["score"]]
+    assert summary["tiles_without_score"] == len(empty) > 0
+    assert all(int(row["x"]) >= 2048 for row in empty)
+
+
+def test_reader_holds_few_cells(path):
+    active, most, lock = 0, 0, threading.Lock()
+    with reader.open_slide(path) as slide:
+        grid = tiles.plan(slide, 64, 10)
+        cells = grid.cells() * 10
+        stream = tiles.read(slide, grid, 64, 10, None, cells, workers=2)
+        original = tiles._cell
+
+        def counted(*arguments):
+            nonlocal active, most
+            with lock:
+                active += 1
+                most = max(most, active)
+            return original(*arguments)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tiles, "_cell", counted)
+            total = 0
+            for positions, _ in stream:
+                total += len(positions)
+                with lock:
+                    active -= 1
+    assert total == 280
+    assert most <= 5  # 2 * workers, and the one just taken
+
+
+def test_model_that_gives_nan_is_refused(path, tmp_path):
+    with pytest.raises(DpaError, match=r"a\.tif: the model gives"):
+        score.score_slide(
+            path, lambda b: np.full(len(b), np.nan), tmp_path / "out", batch=8
+        )
+
+
+def test_slide_scanned_too_coarsely_is_refused(pixels, tmp_path):
+    path = slide_factory.write(tmp_path / "a.tif", pixels, mpp=2.0)
+    with pytest.raises(DpaError, match="scanned at x5, below the x10"):
+        score.score_slide(path, darkness, tmp_path / "out")
+
+
+def test_slide_without_resolution_is_refused(pixels, tmp_path):
+    path = slide_factory.write(tmp_path / "a.tif", pixels, mpp=None)
+    with pytest.raises(DpaError, match="--mpp"):
+        score.score_slide(path, darkness, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_tiles_that_do_not_fit_are_refused(path, tmp_path):
+    with pytest.raises(UsageError, match="tiles of 63 px at x15"):
+        score.score_slide(path, darkness, tmp_path / "o", tile=63, magnification=15)
+
+
+def test_tiles_of_another_size_cover_the_same_tissue(path, tmp_path):
+    seen = []
+
+    def keep(batch):
+        seen.append(batch.shape)
+        return np.zeros(len(batch), np.float32)
+
+    score.score_slide(path, keep, tmp_path / "out", tile=32, batch=16)
+    rows = read_csv(tmp_path / "out" / "tiles.csv")
+    assert len(rows) == 4 * 28
+    assert set(seen) == {(16, 32, 32, 3)}

@@ -1,0 +1,96 @@
+"""Tissue masks and the grid of cells in them."""
+
+import numpy as np
+import pytest
+import slide_factory
+
+from dpa_jax.errors import DpaError
+from dpa_jax.slides import reader, tissue
+
+pytest.importorskip("tifffile", reason="slides are written by tifffile")
+pytest.importorskip("openslide", reason="slides are read by openslide")
+
+
+def open_picture(tmp_path, image, **options):
+    path = slide_factory.write(tmp_path / "a.tif", image, **options)
+    return reader.open_slide(path)
+
+
+def test_otsu_has_the_least_variance_within_classes(rng):
+    grey = np.concatenate([rng.normal(90, 20, 500), rng.normal(200, 15, 900)])
+    grey = np.clip(np.rint(grey), 0, 255).astype(int)
+    within = {
+        t: (grey <= t).sum() * grey[grey <= t].var()
+        + (grey > t).sum() * grey[grey > t].var()
+        for t in range(grey.min(), grey.max())
+    }
+    assert tissue.otsu_threshold(grey) == min(within, key=within.get)
+
+
+def test_one_grey_value_has_no_threshold():
+    assert tissue.otsu_threshold(np.full((4, 4), 7)) is None
+
+
+def test_regions_that_touch_the_border_are_cleared():
+    mask = np.array(
+        [
+            [0, 0, 0, 0, 0, 0],
+            [0, 1, 0, 0, 1, 0],
+            [0, 0, 0, 0, 0, 1],  # by its corner with the one above
+            [0, 0, 1, 1, 0, 0],
+            [0, 0, 0, 0, 0, 0],
+        ],
+        bool,
+    )
+    expected = mask.copy()
+    expected[1, 4] = expected[2, 5] = False
+    assert (tissue.clear_border(mask) == expected).all()
+
+
+def test_mask_is_tissue_without_specks_and_border(tmp_path):
+    boxes = [
+        (512, 512, 1024, 768),  # mask pixels 2..5 by 2..4
+        (2304, 1024, 256, 256),  # one mask pixel: opened away
+        (0, 2048, 768, 768),  # at the border
+    ]
+    image = slide_factory.picture(2816, 3072, boxes)
+    with open_picture(tmp_path, image) as slide:
+        mask = tissue.tissue_mask(slide)
+    expected = np.zeros((12, 11), bool)
+    expected[2:5, 2:6] = True
+    assert (mask == expected).all()
+
+
+def test_mask_follows_the_scale_of_the_slide(tmp_path):
+    image = slide_factory.picture(1408, 1280, [(256, 256, 512, 384)])
+    with open_picture(tmp_path, image, mpp=0.5) as slide:
+        mask = tissue.tissue_mask(slide)
+    expected = np.zeros((10, 11), bool)
+    expected[2:5, 2:6] = True
+    assert (mask == expected).all()
+
+
+@pytest.mark.parametrize("value", [None, 0])
+def test_empty_slide_is_named(tmp_path, value):
+    image = slide_factory.picture(1536, 1536, [])
+    if value is not None:
+        image[:] = value
+    with open_picture(tmp_path, image) as slide:
+        with pytest.raises(DpaError, match=r"a\.tif: no tissue"):
+            tissue.tissue_mask(slide)
+
+
+def test_slide_smaller_than_a_mask_pixel_is_named(tmp_path):
+    image = slide_factory.picture(200, 100, [])
+    with open_picture(tmp_path, image, levels=1) as slide:
+        with pytest.raises(DpaError, match=r"200x100 pixels; at least 256"):
+            tissue.tissue_mask(slide)
+
+
+def test_cells_lie_wholly_in_tissue():
+    mask = np.zeros((7, 10), bool)
+    mask[0:6, 3:9] = True
+    mask[5, 8] = False  # spoils one cell
+    expected = [[768, 0], [1536, 0], [768, 768]]
+    assert tissue.tissue_cells(mask, 1).tolist() == expected
+    assert tissue.tissue_cells(mask, 0.5).tolist() == [[384, 0], [768, 0], [384, 384]]

@@ -1,0 +1,327 @@
+import io
+import pathlib
+import pickle
+import sys
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from dpa_jax import errors
+from dpa_jax.weights import files, formats
+
+# torchvision's numbers of VGG19's convolutions, and their channels
+NUMBERS = [0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34]
+LAYERS = "11 12 21 22 31 32 33 34 41 42 43 44 51 52 53 54".split()
+WIDTHS = [64] * 2 + [128] * 2 + [256] * 4 + [512] * 8
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return files.load_vgg19("random:0")
+
+
+@pytest.fixture(scope="module")
+def torchvision(weights):
+    state = {}
+    for number, name in zip(NUMBERS, LAYERS, strict=True):
+        layer = weights[f"c{name}"]
+        kernel = np.ascontiguousarray(layer["kernel"].transpose(3, 2, 0, 1))
+        state[f"features.{number}.weight"] = kernel
+        state[f"features.{number}.bias"] = layer["bias"]
+    return state
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    for layer, arrays in expected.items():
+        assert found[layer].keys() == arrays.keys()
+        for name, array in arrays.items():
+            assert found[layer][name].dtype == np.float32
+            np.testing.assert_array_equal(found[layer][name], array)
+
+
+def test_random_weights_are_those_of_vgg19_at_he_scale(weights):
+    assert list(weights) == [f"c{name}" for name in LAYERS]
+    channels = 3
+    for width, layer in zip(WIDTHS, weights.values(), strict=True):
+        assert layer["kernel"].shape == (3, 3, channels, width)
+        assert layer["bias"].shape == (width,)
+        scale = np.sqrt(2 / (9 * channels))
+        assert layer["kernel"].std() == pytest.approx(scale, rel=0.05)
+        assert np.abs(layer["bias"]).max() < 0.06
+        channels = width
+
+
+def test_random_weights_follow_from_the_seed(weights):
+    first = weights["c11"]["kernel"]
+    np.testing.assert_array_equal(files.load_vgg19("random:0")["c11"]["kernel"], first)
+    assert (files.load_vgg19("random:1")["c11"]["kernel"] != first).all()
+
+
+@pytest.mark.parametrize("spec", ["random:", "random:x", "random:-1"])
+def test_random_weights_need_a_seed(spec):
+    with pytest.raises(errors.UsageError, match="random:0"):
+        files.load_vgg19(spec)
+
+
+def test_compact_file_round_trip(weights, tmp_path):
+    path = tmp_path / "new" / "w.safetensors"
+    files.save_vgg19(path, weights, {"source": "a test"})
+    assert_same(files.load_vgg19(str(path)), weights)
+    metadata = files.read_metadata(path)
+    assert metadata["source"] == "a test"
+    assert metadata["fingerprint"] == formats.fingerprint(weights)
+    assert [p.name for p in path.parent.iterdir()] == ["w.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "rest", [["classifier.0.weight"], ["pre_logits.fc1.weight", "head.fc.bias"]]
+)
+def test_torchvision_and_timm_safetensors(weights, torchvision, tmp_path, rest):
+    path = tmp_path / "w.safetensors"
+    extra = {name: np.zeros((2, 3), np.float32) for name in rest}
+    safetensors.numpy.save_file({**torchvision, **extra}, path)
+    assert_same(files.load_vgg19(str(path)), weights)
+    assert files.read_metadata(path) == {}
+
+
+def test_torchvision_npz(weights, torchvision, tmp_path):
+    np.savez(tmp_path / "w.npz", **torchvision)
+    assert_same(files.load_vgg19(str(tmp_path / "w.npz")), weights)
+
+
+def test_torchvision_pth(weights, torchvision, tmp_path):
+    torch = pytest.importorskip("torch")
+    state = {name: torch.from_numpy(array) for name, array in torchvision.items()}
+    torch.save(state, tmp_path / "w.pth")
+    assert_same(files.load_vgg19(str(tmp_path / "w.pth")), weights)
+
+
+def first_convolution(**changes):
+    state = {
+        "features.0.weight": np.ones((64, 3, 3, 3), np.float32),
+        "features.0.bias": np.zeros(64, np.float32),
+    }
+    return {**state, **changes}
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (first_convolution(), "features.2.weight is missing"),
+        (
+            first_convolution(**{"features.0.weight": np.ones((3, 3, 3, 64))}),
+            r"features.0.weight has shape \[3, 3, 3, 64\], expected \[64, 3, 3, 3\]",
+        ),
+        (
+            first_convolution(**{"features.0.bias": np.full(64, np.nan)}),
+            "features.0.bias has values that are not finite",
+        ),
+        (
+            first_convolution(**{"features.0.bias": np.zeros(64, np.uint8)}),
+            "features.0.bias is uint8, expected float32",
+        ),
+        ({"c11/kernel": np.ones((3, 3, 3, 64))}, "c11/bias is missing"),
+        ({"layer1.0.conv1.weight": np.ones(3)}, "features.0.weight is missing"),
+    ],
+)
+def test_what_is_not_vgg19_is_refused_by_tensor(tmp_path, state, message):
+    np.savez(tmp_path / "w.npz", **state)
+    with pytest.raises(errors.DpaError, match=f"w.npz is not VGG19: {message}"):
+        files.load_vgg19(str(tmp_path / "w.npz"))
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.npz"])
+@pytest.mark.parametrize("content", [b"", b"some text", b"\x80\x04K\x01."])
+def test_damaged_files_are_named(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(errors.DpaError, match=f"cannot read .*{name}"):
+        files.load_vgg19(str(path))
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.npz"])
+def test_truncated_files_are_named(tmp_path, name):
+    content = io.BytesIO()
+    np.savez(content, **first_convolution())
+    whole = {
+        "w.npz": content.getvalue(),
+        "w.safetensors": safetensors.numpy.save(first_convolution()),
+    }[name]
+    (tmp_path / name).write_bytes(whole[:-100])
+    with pytest.raises(errors.DpaError, match=f"cannot read .*{name}"):
+        files.load_vgg19(str(tmp_path / name))
+
+
+def test_objects_in_an_npz_are_not_unpickled(tmp_path):
+    np.savez(tmp_path / "w.npz", **{"features.0.weight": np.array([{}], object)})
+    with pytest.raises(errors.DpaError, match="allow_pickle=False"):
+        files.load_vgg19(str(tmp_path / "w.npz"))
+
+
+class Intruder:
+    def __reduce__(self):
+        return pathlib.Path.touch, (pathlib.Path("intruded"),)
+
+
+def test_a_pth_that_would_run_code_is_refused(tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    torch.save({"features.0.weight": Intruder()}, "zip.pth")
+    pathlib.Path("pickle.pth").write_bytes(pickle.dumps(Intruder(), 2))
+    for name in ("zip.pth", "pickle.pth"):
+        with pytest.raises(errors.DpaError, match=name):
+            files.load_vgg19(name)
+    assert not pathlib.Path("intruded").exists()
+
+
+def test_a_pth_without_torch_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (tmp_path / "w.pth").write_bytes(b"")
+    with pytest.raises(errors.DpaError, match=r"pip install 'dpa_jax\[torch\]'"):
+        files.load_vgg19(str(tmp_path / "w.pth"))
+
+
+def test_an_absent_file_and_a_strange_suffix_are_named(tmp_path):
+    with pytest.raises(errors.DpaError, match="no file .*absent.npz"):
+        files.load_vgg19(str(tmp_path / "absent.npz"))
+    (tmp_path / "w.bin").write_bytes(b"")
+    with pytest.raises(errors.DpaError, match="w.bin: weights are a .safetensors"):
+        files.load_vgg19(str(tmp_path / "w.bin"))
+
+
+def test_the_cache_is_where_the_environment_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("DPA_JAX_CACHE", str(tmp_path))
+    assert files.cache_dir() == tmp_path
+    monkeypatch.delenv("DPA_JAX_CACHE")
+    assert files.cache_dir().name == "dpa_jax"
+
+
+@pytest.mark.parametrize("load", [files.load_vgg19, files.load_statistics])
+def test_an_empty_cache_says_how_to_fill_it(tmp_path, monkeypatch, load):
+    monkeypatch.setenv("DPA_JAX_CACHE", str(tmp_path))
+    with pytest.raises(errors.DpaError, match="`dpa-jax weights fetch`.*import"):
+        load("imagenet")
+
+
+def test_a_failed_write_leaves_the_earlier_file(weights, tmp_path, monkeypatch):
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(b"earlier")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pathlib.Path, "write_bytes", full)
+    with pytest.raises(errors.DpaError, match="cannot write .*w.safetensors.*space"):
+        files.save_vgg19(path, weights, {})
+    assert path.read_bytes() == b"earlier"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_an_impossible_folder_is_named(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(errors.DpaError, match="cannot write"):
+        files.save_statistics(tmp_path / "file" / "s.npz", statistics(), {})
+
+
+def statistics(**changes):
+    rng = np.random.default_rng(0)
+    layers = {"r12": 64, "c42": 512, "p3": 256}
+    return {
+        layer: {
+            "mean": rng.normal(size=width).astype(np.float32),
+            "std": rng.uniform(0.5, 2, width).astype(np.float32),
+        }
+        for layer, width in layers.items()
+    } | changes
+
+
+def save_plain(path, tree):
+    np.savez(
+        path, **{f"{a}/{b}": v for a, pair in tree.items() for b, v in pair.items()}
+    )
+
+
+def test_statistics_round_trip(tmp_path):
+    path = tmp_path / "s.npz"
+    files.save_statistics(path, statistics(), {"source": "a test"})
+    assert_same(files.load_statistics(str(path)), statistics())
+    assert files.read_metadata(path)["source"] == "a test"
+
+
+def test_statistics_called_var_are_read_as_deviations(tmp_path):
+    named = {
+        layer: {"mean": pair["mean"], "var": pair["std"]}
+        for layer, pair in statistics().items()
+    }
+    save_plain(tmp_path / "s.npz", named)
+    assert_same(files.load_statistics(str(tmp_path / "s.npz")), statistics())
+
+
+PAIR = {"mean": np.zeros(64), "std": np.ones(64)}
+
+
+@pytest.mark.parametrize(
+    ("layer", "pair", "message"),
+    [
+        ("r99", PAIR, "no layer 'r99'"),
+        ("r21", PAIR, r"r21/mean has shape \[64\], expected \[128\]"),
+        ("r11", {"mean": PAIR["mean"]}, "r11/std is missing"),
+        ("r11", {**PAIR, "std": -PAIR["std"]}, "r11/std has negative values"),
+        (
+            "r11",
+            {**PAIR, "mean": np.full(64, np.inf)},
+            "r11/mean has values that are not finite",
+        ),
+    ],
+)
+def test_bad_statistics_are_refused_by_name(tmp_path, layer, pair, message):
+    save_plain(tmp_path / "s.npz", {layer: pair})
+    with pytest.raises(errors.DpaError, match=f"s.npz.*{message}"):
+        files.load_statistics(str(tmp_path / "s.npz"))
+
+
+def test_an_archive_without_statistics_is_refused(tmp_path):
+    np.savez(tmp_path / "s.npz", images=np.zeros(3))
+    with pytest.raises(errors.DpaError, match="holds no statistics"):
+        files.load_statistics(str(tmp_path / "s.npz"))
+
+
+def test_statistics_in_use_must_be_there_and_have_spread(tmp_path):
+    still = {"mean": np.zeros(64, np.float32), "std": np.ones(64, np.float32)}
+    still["std"][[5, 9]] = 0
+    save_plain(tmp_path / "s.npz", statistics(r11=still))
+    loaded = files.load_statistics(str(tmp_path / "s.npz"))
+    assert list(files.statistics_for(loaded, ["r12"], "s.npz")) == ["r12"]
+    with pytest.raises(errors.DpaError, match="s.npz: 2 of 64 channels of r11.* is 5"):
+        files.statistics_for(loaded, ["r12", "r11"], "s.npz")
+    with pytest.raises(errors.DpaError, match="s.npz has no statistics of r42"):
+        files.statistics_for(loaded, ["r42"], "s.npz")
+
+
+def test_the_published_statistics_are_read_without_torch(shared, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    path = shared / "fixtures" / "vgg19_ILSVRC2012_object_detection_mean_var.pt"
+    found = files.load_statistics(str(path))
+    assert len(found) == 37
+    with np.load(shared / "fixtures" / "vgg19_feature_stats.npz") as archive:
+        expected = {
+            layer: {name: archive[f"{layer}/{name}"] for name in ("mean", "std")}
+            for layer in found
+        }
+        assert len(archive.files) == 2 * 37
+    assert_same(found, expected)
+
+
+def test_statistics_of_the_published_kind_by_torch(tmp_path):
+    torch = pytest.importorskip("torch")
+    state = {
+        layer: tuple(torch.from_numpy(v).reshape(1, -1, 1, 1) for v in pair.values())
+        for layer, pair in statistics().items()
+    }
+    torch.save(state, tmp_path / "s.pt")
+    assert_same(files.load_statistics(str(tmp_path / "s.pt")), statistics())
+    torch.save([1], tmp_path / "other.pt")
+    with pytest.raises(errors.DpaError, match="other.pt does not hold"):
+        files.load_statistics(str(tmp_path / "other.pt"))
