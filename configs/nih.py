@@ -144,17 +144,19 @@ def _parse(argument: str) -> tuple[str, str, int]:
         *argument.split(",", 3),
         *("", "", "seed0", "")[argument.count(",") + 1 :],
     )
+    usage = "write PROTOCOL,EXPERIMENT[,seedN]"
     for name, value, options in (
         ("PROTOCOL", protocol, PROTOCOLS),
         ("EXPERIMENT", experiment, EXPERIMENTS),
         ("seedN", seed, ("seed0", "seed1", "seed2")),
-        ("what follows", rest, ("",)),
     ):
         if value not in options:
             raise UsageError(
-                f"configs/nih.py:{argument}: {name} is {value!r}; write "
-                "PROTOCOL,EXPERIMENT[,seedN] with PROTOCOL one of "
-                f"{', '.join(PROTOCOLS)}, EXPERIMENT one of "
-                f"{', '.join(EXPERIMENTS)}, N one of 0, 1, 2"
+                f"configs/nih.py:{argument}: {name} is {value!r}, not one of "
+                f"{', '.join(options)}; {usage}"
             )
+    if rest:
+        raise UsageError(
+            f"configs/nih.py:{argument}: {rest!r} is one too many; {usage}"
+        )
     return protocol, experiment, int(seed[-1])

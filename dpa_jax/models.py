@@ -17,13 +17,10 @@ from flax import linen as nn
 
 from dpa_jax import images
 from dpa_jax.config import lowest_resolution
+from dpa_jax.convolution import Conv
 from dpa_jax.stages import Stage
 
 leaky_relu = functools.partial(nn.leaky_relu, negative_slope=0.2)
-
-# Kaiming normal by fan-out with the gain of LeakyReLU 0.2
-_kernel_init = nn.initializers.variance_scaling(2 / (1 + 0.2**2), "fan_out", "normal")
-
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
@@ -79,23 +76,6 @@ class Architecture:
         return self.decoder_channels[int(math.log2(resolution // self.base))]
 
 
-def _conv(features: int, size: int, inputs: jax.Array, *, padding="SAME", **kwargs):
-    """Makes a convolution, its bias uniform in +-1/sqrt(fan-in) as in PyTorch."""
-    bound = 1 / math.sqrt(inputs.shape[-1] * size * size)
-
-    def bias_init(key, shape, dtype=jnp.float32):
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return nn.Conv(
-        features,
-        (size, size),
-        padding=padding,
-        kernel_init=_kernel_init,
-        bias_init=bias_init,
-        **kwargs,
-    )(inputs)
-
-
 class PreAct(nn.Module):
     """A pre-activation residual block (He et al., 2016) without normalisation.
 
@@ -112,12 +92,12 @@ class PreAct(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, H, W, c]` to `[B, H', W', features]`."""
-        conv = functools.partial(_conv, self.features, dtype=self.dtype)
-        y = conv(3, self.resample(leaky_relu(x)), name="conv_0")
-        y = conv(3, leaky_relu(y), name="conv_1")
+        conv = functools.partial(Conv, self.features, dtype=self.dtype)
+        y = conv(3, name="conv_0")(self.resample(leaky_relu(x)))
+        y = conv(3, name="conv_1")(leaky_relu(y))
         x = self.resample(x)
         if x.shape[-1] != self.features:
-            x = conv(1, x, name="skip")
+            x = conv(1, name="skip")(x)
         return x + y
 
 
@@ -131,7 +111,7 @@ class FromImage(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps images `[B, R, R, C]` to `[B, R, R, features]`."""
-        x = _conv(self.features, 3, x, name="conv", dtype=self.dtype)
+        x = Conv(self.features, 3, dtype=self.dtype, name="conv")(x)
         for i in range(self.depth):
             x = PreAct(self.features, dtype=self.dtype, name=f"preact_{i}")(x)
         return x
@@ -142,21 +122,14 @@ class ActConv(nn.Module):
 
     features: int
     size: int
-    padding: str | int = "SAME"
+    padding: str | tuple[tuple[int, int], ...] = "SAME"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, H, W, c]` to `[B, H', W', features]`, linear at the end."""
-        x = leaky_relu(x)
-        return _conv(
-            self.features,
-            self.size,
-            x,
-            padding=self.padding,
-            dtype=self.dtype,
-            name="conv",
-        )
+        conv = Conv(self.features, self.size, self.padding, self.dtype, name="conv")
+        return conv(leaky_relu(x))
 
 
 class Block(nn.Module):
@@ -273,7 +246,7 @@ class Decoder(nn.Module):
         x = z.astype(self.dtype)
         if a.latent_resolution == 1:
             # a convolution of a 1x1 latent padded by 3 gives 4x4
-            x = ActConv(width, 4, 3, self.dtype, name="latent")(x)
+            x = ActConv(width, 4, ((3, 3), (3, 3)), self.dtype, name="latent")(x)
         else:
             x = PreAct(width, dtype=self.dtype, name="latent")(x)
         resolution = 2 * a.base

@@ -59,15 +59,17 @@ def make_phantoms(
     try:
         if _holds(folder, made, names):
             return folder
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(
-            prefix=f".{folder.name}.", dir=folder.parent
-        ) as scratch:
+        parent = folder.resolve().parent
+        parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".phantoms.", dir=parent) as scratch:
             # A folder of our own inside, as the scratch folder is closed to others.
-            _write(pathlib.Path(scratch, folder.name), made)
-            if folder.exists():
-                folder.rmdir()  # empty, or this fails
-            os.replace(pathlib.Path(scratch, folder.name), folder)
+            drawn = pathlib.Path(scratch, "phantoms")
+            _write(drawn, made)
+            if folder.exists():  # and is empty; it may be linked to or worked in
+                for name in ("train", "test", MANIFEST):
+                    os.replace(drawn / name, folder / name)
+            else:
+                os.replace(drawn, folder)
     except OSError as error:
         raise errors.DpaError(f"cannot write phantoms to {folder}: {error}") from error
     return folder

@@ -99,7 +99,10 @@ def write_images(
     places = {
         "flat": [("", names)],
         "images": [("images", names)],
-        "kaggle": [("images_001/images", names[:half]), ("images_002/images", names[half:])],
+        "kaggle": [
+            ("images_001/images", names[:half]),
+            ("images_002/images", names[half:]),
+        ],
         "doubled": [("images", names), ("images/images", names)],
         "archives": [],
         "mixed": [("images", names[:half])],
@@ -109,10 +112,16 @@ def write_images(
         for name in members:
             (root / folder / name).write_bytes(png(name))
     if layout == "archives":
-        write_archive(root / "images_01.tar.gz", {f"images/{n}": png(n) for n in names[:half]})
-        write_archive(root / "images_02.tar.gz", {f"images/{n}": png(n) for n in names[half:]})
+        write_archive(
+            root / "images_01.tar.gz", {f"images/{n}": png(n) for n in names[:half]}
+        )
+        write_archive(
+            root / "images_02.tar.gz", {f"images/{n}": png(n) for n in names[half:]}
+        )
     if layout == "mixed":
-        write_archive(root / "images_02.tar.gz", {f"images/{n}": png(n) for n in names[half:]})
+        write_archive(
+            root / "images_02.tar.gz", {f"images/{n}": png(n) for n in names[half:]}
+        )
 
 
 def write_archive(path: pathlib.Path, members: dict[str, bytes]) -> None:

@@ -7,6 +7,7 @@ import pytest
 from dpa_jax import config as config_lib
 from dpa_jax.errors import UsageError
 
+# ruff: noqa: E501
 # Written from the published YAML files, one line per run: initial resolution, latent
 # resolution, latent channels, channels of each resolution, learning rate, steps of a
 # transition and of a stabilization, final steps, relative perceptual weight, layers,

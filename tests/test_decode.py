@@ -313,6 +313,16 @@ def test_what_the_system_refuses_is_no_fault_of_the_image(monkeypatch):
     assert not isinstance(caught.value, ImageError)
 
 
+def test_offsets_before_the_file_are_damage(tmp_path, monkeypatch):
+    def lost(*args, **options):
+        raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(Image, "open", lost)
+    (tmp_path / "a.tif").write_bytes(encode(RAMP, "TIFF"))
+    with pytest.raises(ImageError, match="Invalid argument"):
+        decode(tmp_path / "a.tif", GREY)
+
+
 def test_missing_file(tmp_path):
     with pytest.raises(errors.DpaError, match=r"gone\.png.*No such file"):
         decode(tmp_path / "gone.png", GREY)

@@ -81,7 +81,7 @@ def test_a_truncated_table_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [("\n", "lists no image"), ("a\nb\na\n", "lists a twice")]
+    ("content", "message"), [("\n", "lists no image"), ("a\nb\na\n", "lists a 2 times")]
 )
 def test_a_list_without_use_is_refused(tmp_path, content, message):
     (tmp_path / "list").write_text(content)

@@ -1,6 +1,7 @@
 """Finding and reading NIH ChestX-ray14's files."""
 
 import gzip
+import os
 import tarfile
 
 import nih_factory
@@ -114,6 +115,15 @@ def test_copies_may_not_differ_on_disk(tmp_path):
     nih_factory.write_images(tmp_path, "doubled")
     (tmp_path / "images" / NAMES[3]).write_bytes(nih_factory.png(NAMES[4]))
     with pytest.raises(DpaError, match=f"{NAMES[3]} and .* one name but differ"):
+        read(tmp_path)
+
+
+def test_copies_of_one_size_and_time_may_not_differ_either(tmp_path):
+    for folder, content in (("a", b"one"), ("b", b"two")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / NAMES[0]).write_bytes(content)
+        os.utime(tmp_path / folder / NAMES[0], (0, 0))
+    with pytest.raises(DpaError, match="one name but differ"):
         read(tmp_path)
 
 

@@ -85,6 +85,13 @@ def test_files(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["phantoms"]  # nothing left over
 
 
+def test_into_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    phantoms.make_phantoms(".", **SMALL)
+    assert len(contents(tmp_path)) == 10
+    phantoms.make_phantoms(".", **SMALL)
+
+
 def test_same_seed_same_files(tmp_path):
     one = phantoms.make_phantoms(tmp_path / "one", **SMALL)
     two = phantoms.make_phantoms(tmp_path / "two", **SMALL)

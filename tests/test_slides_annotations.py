@@ -102,7 +102,5 @@ def test_mask_of_another_size_is_named(tmp_path):
         reader.open_slide(tmp_path / "a.tif") as slide,
         reader.open_slide(tmp_path / "mask.tif") as opened,
     ):
-        with pytest.raises(
-            DpaError, match=r"mask\.tif has 320x256 .*a\.tif 640x512"
-        ):
+        with pytest.raises(DpaError, match=r"mask\.tif has 320x256 .*a\.tif 640x512"):
             annotations.from_mask(opened, slide)

@@ -19,6 +19,14 @@ shapely = pytest.importorskip("shapely", reason="regions need shapely")
 ROWS, COLUMNS = slice(2, 6), slice(1, 8)  # of the tissue, in tiles
 
 
+@pytest.fixture(scope="module", autouse=True)
+def small_overlay():
+    """Keeps the time to write PNGs short."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(heatmap, "_LONGEST", 480)
+        yield
+
+
 @pytest.fixture(scope="module")
 def pixels():
     image = slide_factory.picture(2400, 1900, [(256, 512, 1792, 1024)], seed=5)
@@ -90,6 +98,29 @@ def test_geojson_outlines_the_region_above_the_threshold(results, expected):
     assert feature["properties"]["objectType"] == "annotation"
 
 
+def test_regions_are_strictly_above_and_apart_at_corners(tmp_path):
+    grid = tiles.TileGrid(np.ones((4, 4), bool), 256, 3, 0.5)
+    scores = np.zeros((4, 4), np.float32)
+    scores[0, 0], scores[1, 1], scores[1, 2], scores[3, 3] = 2, 3, 4, 1
+    path = tmp_path / "r.geojson"
+    assert heatmap.write_regions(path, grid, scores, 1.0) == 2
+    features = json.loads(path.read_text())["features"]
+    found = {
+        f["properties"]["measurements"]["maximum score"]: f["geometry"]
+        for f in features
+    }
+    assert found.keys() == {2, 4}
+    assert shapely.from_geojson(json.dumps(found[4])).equals(
+        shapely.box(128, 128, 384, 256)
+    )
+
+
+def test_nothing_above_the_threshold_makes_no_region(tmp_path):
+    grid = tiles.TileGrid(np.ones((2, 2), bool), 256, 3, 1.0)
+    scores = np.full((2, 2), np.nan, np.float32)
+    assert heatmap.write_regions(tmp_path / "r.geojson", grid, scores, 1.0) == 0
+
+
 def test_tiff_holds_the_scores_with_their_resolution(results, expected):
     out, _ = results
     with tifffile.TiffFile(out / "scores.tif") as tiff:
@@ -101,18 +132,16 @@ def test_tiff_holds_the_scores_with_their_resolution(results, expected):
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-def test_overlay_colours_the_tissue_alone(results, pixels):
+def test_overlay_colours_the_tissue_alone(results, path):
     out, _ = results
-    with reader.open_slide(results[1]["run"]["slide"]) as slide:
-        plain = slide.overview(2400 / 2048)
+    with reader.open_slide(path) as slide:
+        plain = slide.overview(5)
     with Image.open(out / "heatmap.png") as image:
         found = np.asarray(image)
-    assert found.shape == (plain.shape[0] + 36, 2048, 3)
-    assert (found[:400] == plain[:400]).all()  # background
-    scale = 2048 / 2400
-    dark = found[int(1000 * scale), int(1280 * scale)].astype(int)
-    light = found[int(600 * scale), int(400 * scale)].astype(int)
-    assert (dark != plain[int(1000 * scale), int(1280 * scale)]).any()
+    assert found.shape[1] == 480 and found.shape[0] > 380  # with a scale below
+    assert (found[:100] == plain[:100]).all()  # background
+    dark, light = found[200, 256].astype(int), found[120, 80].astype(int)
+    assert (dark != plain[200, 256]).any()
     assert dark[1] > light[1]  # the highest scores are yellow, the lowest violet
 
 
@@ -134,7 +163,9 @@ class Interrupted(Exception):
 
 
 @pytest.mark.parametrize("torn", [False, True])
-def test_interrupted_run_goes_on_with_the_same_batches(path, results, tmp_path, torn):
+def test_interrupted_run_goes_on_with_the_same_batches(
+    path, results, tmp_path, torn, monkeypatch
+):
     out = tmp_path / "out"
     seen = []
 
@@ -147,18 +178,24 @@ def test_interrupted_run_goes_on_with_the_same_batches(path, results, tmp_path, 
     with pytest.raises(Interrupted):
         score.score_slide(path, failing, out, batch=8, threshold=120)
     assert not (out / "summary.json").exists()
-    if torn:
-        with (out / "scores.bin").open("ab") as file:
-            file.write(b"torn")
-    rest = []
+    if torn:  # in the middle of the second batch
+        content = (out / "scores.bin").read_bytes()
+        (out / "scores.bin").write_bytes(content[: len(content) * 3 // 4 + 1])
+    rest, read = [], tiles.read
+
+    def counted(slide, grid, tile, magnification, target, cells, workers):
+        assert 0 < len(cells) < len(grid.cells())  # what is done is not read again
+        return read(slide, grid, tile, magnification, target, cells, workers)
+
+    monkeypatch.setattr(tiles, "read", counted)
 
     def counting(batch):
         rest.append(batch)
         return darkness(batch)
 
     score.score_slide(path, counting, out, batch=8, threshold=120)
-    assert len(rest) == 2
-    assert (rest[0] == seen[2]).all()  # the batch that was lost, whole
+    assert len(rest) == 3 if torn else 2
+    assert (rest[0] == seen[1 if torn else 2]).all()  # the batch that was lost, whole
     for name in ("tiles.csv", "scores.tif", "regions.geojson", "heatmap.png"):
         assert (out / name).read_bytes() == (results[0] / name).read_bytes(), name
 
@@ -208,25 +245,22 @@ def test_tiles_are_normalised_as_training_patches_are(path, pixels, tmp_path):
     assert any((tile == first).all() for tile in found[0])
 
 
-def test_tiles_whose_stains_are_unknown_have_no_score(tmp_path):
-    # A uniform dark grey square is tissue by Otsu, but holds no second stain.
+def test_tiles_whose_stains_are_unknown_have_no_score(tmp_path, monkeypatch):
     image = slide_factory.picture(3072, 1536, [(256, 256, 768, 768)])
-    image[256:1024, 2048:2816] = 0
+    image[256:1024, 2048:2816] = 150, 100, 160  # all of one colour
     path = slide_factory.write(tmp_path / "a.tif", image)
     target = stain.StainProfile(np.eye(2, 3), np.ones(2))
-    strict = pytest.MonkeyPatch()
-    with strict.context() as patch:
-        estimate = stain.estimate
+    estimate = stain.estimate
 
-        def refuse_black(image, source=""):
-            if not image[image.shape[0] // 2, image.shape[1] // 2].any():
-                raise stain.StainError("black")
-            return estimate(image, source)
+    def strict(image, source=""):
+        if image[image.shape[0] // 2].std(0).max() < 1:
+            raise stain.StainError("one colour")
+        return estimate(image, source)
 
-        patch.setattr(stain, "estimate", refuse_black)
-        summary = score.score_slide(
-            path, darkness, tmp_path / "out", batch=4, stain_target=target
-        )
+    monkeypatch.setattr(stain, "estimate", strict)
+    summary = score.score_slide(
+        path, darkness, tmp_path / "out", batch=4, stain_target=target
+    )
     rows = read_csv(tmp_path / "out" / "tiles.csv")
     empty = [row for row in rows if not row["score"]]
     assert summary["tiles_without_score"] == len(empty) > 0
@@ -280,8 +314,8 @@ def test_slide_without_resolution_is_refused(pixels, tmp_path):
 
 
 def test_tiles_that_do_not_fit_are_refused(path, tmp_path):
-    with pytest.raises(UsageError, match="tiles of 63 px at x15"):
-        score.score_slide(path, darkness, tmp_path / "o", tile=63, magnification=15)
+    with pytest.raises(UsageError, match="tiles of 64 px at x15"):
+        score.score_slide(path, darkness, tmp_path / "o", magnification=15)
 
 
 def test_tiles_of_another_size_cover_the_same_tissue(path, tmp_path):

@@ -80,6 +80,14 @@ def test_empty_slide_is_named(tmp_path, value):
             tissue.tissue_mask(slide)
 
 
+def test_faint_shade_is_no_tissue(tmp_path):
+    image = np.full((1536, 2048, 3), 245, np.uint8)
+    image[512:1280, 512:1536] = 241
+    with open_picture(tmp_path, image) as slide:
+        with pytest.raises(DpaError, match="no tissue"):
+            tissue.tissue_mask(slide)
+
+
 def test_slide_smaller_than_a_mask_pixel_is_named(tmp_path):
     image = slide_factory.picture(200, 100, [])
     with open_picture(tmp_path, image, levels=1) as slide:

@@ -44,6 +44,9 @@ class VGG19(nn.ModuleDict):
     Layers: `cBI` is convolution I of block B, `rBI` its ReLU, `pB` the block's pooling.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, weights: Mapping[str, Parameters], deepest: str):
         """Takes `{"c11": {"kernel": [3, 3, I, O], "bias": [O]}, ...}`."""
         super().__init__()

@@ -160,10 +160,10 @@ def published_scorer(
 
 
 def _tuned_objective(
-    stage, parameters, vgg, statistics, device, precision
+    stage, parameters, vgg, statistics, device, precision, compiled
 ) -> tuple[Objective, Callable]:
-    """Builds what both tuned functions run: the modules, and their compiled forward."""
-    if device == "cpu":
+    """Builds what both tuned functions run: the modules, and their forward."""
+    if compiled and device == "cpu":
         _require_cpp_compiler()
     objective = Objective(stage, parameters, vgg, statistics)
     objective = objective.to(device, memory_format=torch.channels_last)
@@ -188,44 +188,56 @@ def tuned(
     learning_rate: float,
     device: str,
     precision: str,
+    compiled: bool,
 ) -> Step:
     """Makes a train step tuned as far as PyTorch goes without changing the method.
 
-    One compiled graph of forward and loss (on CUDA replayed as CUDA graphs, its
-    backward too), channels_last, autocast, the target's features under no_grad, fused
-    Adam, nothing read back. The first calls compile.
+    channels_last, autocast, the target's features under no_grad, cuDNN's fastest
+    algorithms, fused Adam, nothing read back. Compiled, forward and loss are one graph
+    and their backward another, replayed as CUDA graphs on CUDA; the first calls
+    compile.
 
     Args:
-      stage, parameters, vgg, statistics, learning_rate, device: see `published`.
+      stage: see `published`, as all up to `device`.
+      parameters: copied.
+      vgg: copied.
+      statistics: copied.
+      learning_rate: of Adam.
+      device: `cpu` or `cuda`.
       precision: `bfloat16`, or `float32` with PyTorch's own settings.
+      compiled: whether through torch.compile. On CUDA always; on CPU its code around
+        the convolutions is slower than the eager kernels (measured, PyTorch 2.13).
 
     Returns:
       As `published`, the loss being a tensor on the device.
 
     Raises:
-      DpaError: on CPU without a C++ compiler, which torch.compile needs.
+      DpaError: to be compiled on a CPU without a C++ compiler.
     """
     objective, forward = _tuned_objective(
-        stage, parameters, vgg, statistics, device, precision
+        stage, parameters, vgg, statistics, device, precision, compiled
     )
     optimizer = torch.optim.Adam(
         objective.autoencoder.parameters(), learning_rate, fused=True
     )
-    compiled = torch.compile(
-        lambda images, alpha: forward(images, alpha).mean(),
-        mode="reduce-overhead",
-        fullgraph=True,
-        dynamic=False,
-    )
+
+    def mean_loss(images: Tensor, alpha: Tensor) -> Tensor:
+        return forward(images, alpha).mean()
+
+    if compiled:
+        mean_loss = torch.compile(
+            mean_loss, mode="reduce-overhead", fullgraph=True, dynamic=False
+        )
     # a tensor, since every new number would be compiled anew
     alpha_on_device = torch.ones((), device=device)
 
     def step(images: Tensor, alpha: float) -> Tensor:
         with _cudnn_benchmark():
-            torch.compiler.cudagraph_mark_step_begin()
+            if compiled:
+                torch.compiler.cudagraph_mark_step_begin()
             alpha_on_device.fill_(alpha)
             images = images.contiguous(memory_format=torch.channels_last)
-            loss = compiled(images, alpha_on_device)
+            loss = mean_loss(images, alpha_on_device)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -241,22 +253,32 @@ def tuned_scorer(
     statistics: Mapping[str, Parameters],
     device: str,
     precision: str,
+    compiled: bool,
 ) -> Scorer:
-    """Makes the scoring function that goes with `tuned`."""
-    _, forward = _tuned_objective(
-        stage, parameters, vgg, statistics, device, precision
+    """Makes the scoring function that goes with `tuned`.
+
+    On CPU compiling pays here: weights are constants, packed once for oneDNN.
+    """
+    objective, forward = _tuned_objective(
+        stage, parameters, vgg, statistics, device, precision, compiled
     )
-    compiled = torch.compile(
-        lambda images: forward(images, 1.0),
-        mode="reduce-overhead",
-        fullgraph=True,
-        dynamic=False,
-    )
+    objective.eval().requires_grad_(False)
+
+    def scores(images: Tensor) -> Tensor:
+        return forward(images, 1.0)
+
+    if compiled:
+        how = (
+            {"options": {"freezing": True}}
+            if device == "cpu"
+            else {"mode": "reduce-overhead"}
+        )
+        scores = torch.compile(scores, fullgraph=True, dynamic=False, **how)
 
     @torch.no_grad()
     def score(images: Tensor) -> Tensor:
         with _cudnn_benchmark():
-            return compiled(images.contiguous(memory_format=torch.channels_last)).cpu()
+            return scores(images.contiguous(memory_format=torch.channels_last)).cpu()
 
     return score
 
@@ -276,6 +298,6 @@ def _require_cpp_compiler():
     name = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     if shutil.which(name) is None:
         raise errors.DpaError(
-            f"the tuned PyTorch baseline needs a C++ compiler and there is no {name}: "
+            f"torch.compile on a CPU needs a C++ compiler and there is no {name}: "
             "install one, name it in CXX, or leave the tuned baseline out"
         )

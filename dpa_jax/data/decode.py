@@ -6,6 +6,7 @@ the published preprocessing byte for byte.
 """
 
 import dataclasses
+import errno
 import io
 import math
 import os
@@ -85,7 +86,6 @@ class Preprocessing:
                 f"a crop of {self.crop} does not fit in a resize of {self.resize}"
             )
 
-
     @classmethod
     def from_config(cls, config: ml_collections.ConfigDict) -> "Preprocessing":
         """Takes what it needs from a configuration."""
@@ -136,8 +136,9 @@ def decode(
         ) from None
     except Exception as error:
         # Whatever a decoder raises on damaged bytes; but what the system refuses is no
-        # fault of the image, and only such an error has a number.
-        if isinstance(error, OSError) and error.errno is not None:
+        # fault of the image. Only such an error has a number, and EINVAL is a decoder
+        # that was sent to before the beginning of the file.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise errors.DpaError(
                 f"{name}: cannot be read: {error.strerror}"
             ) from error
@@ -207,7 +208,7 @@ def _read(stream: BinaryIO, name: str) -> Image.Image:
     if image.mode in _DEEP_MODES:
         # Read first: Pillow forgets a TIFF's tags when it turns the image upright.
         bits, negative = _tiff_bits(image)
-        values = np.asarray(ImageOps.exif_transpose(image)).astype(np.int64)
+        values = np.asarray(ImageOps.exif_transpose(image)).astype(np.int32)
         low, high, full = values.min(), values.max(), 2**bits - 1
         if low < 0 or high > full:
             raise ImageError(

@@ -72,9 +72,9 @@ def load(
         name, _, split = location.removeprefix("tfds:").partition(":")
         if not name or not split:
             raise errors.UsageError(f"{location} is not tfds:NAME[/CONFIG]:SPLIT")
-        from dpa_jax.data import tfds_source
+        from dpa_jax.data.tfds_source import load_tfds
 
-        return tfds_source.load_tfds(name, split, preprocessing, data_dir)
+        return load_tfds(name, split, preprocessing, data_dir)
     location = os.path.expanduser(location)
     if not os.path.exists(location):
         raise errors.DpaError(f"there is no file or folder {location}")
@@ -239,7 +239,7 @@ def _unusable(
     if len(failed) == len(paths):
         return errors.DpaError(f"none of {done} images can be used; {message}")
     return errors.DpaError(
-        f"{message} ({len(failed) - 1} more of the {done} images read so far cannot be "
+        f"{message} (with it, {len(failed)} of the {done} images read so far cannot be "
         "used; --config.data.skip_corrupt=true leaves such images out and lists them)"
     )
 

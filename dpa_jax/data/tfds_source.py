@@ -2,7 +2,7 @@
 
 import numbers
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -47,9 +47,8 @@ def load_tfds(
     """
     builder = _find(name, data_dir)
     source = _open(builder, name, split)
-    features = builder.info.features
-    pixels = features.get("image") if hasattr(features, "get") else None
-    if pixels is None or np.dtype(pixels.np_dtype) != np.uint8:
+    features = dict(getattr(builder.info.features, "items", dict)())
+    if "image" not in features or features["image"].np_dtype != np.uint8:
         raise DpaError(f"the TFDS data set {name} has no feature image of uint8")
     rest = _rest(preprocessing, builder.info.metadata, name)
     readers = _readers(features)
@@ -70,13 +69,13 @@ def load_tfds(
     labels = columns.pop("label", None)
     if labels is not None and features["label"].num_classes != 2:
         columns["class"], labels = labels, None
-    identity = next((columns.pop(key) for key in _IDS if key in columns), None)
+    ids = next((columns.pop(key) for key in _IDS if key in columns), None)
+    if ids is None:
+        ids = [f"{name}:{split}:{i}" for i in range(len(images))]
     groups = next((columns[key] for key in _GROUPS if key in columns), None)
     return ImageSet(
         images=images,
-        paths=[f"{name}:{split}:{i}" for i in range(len(images))]
-        if identity is None
-        else identity,
+        paths=[str(identity) for identity in ids],
         labels=None if labels is None else np.array(labels, np.int8),
         groups=None if groups is None else [str(group) for group in groups],
         columns=columns,
@@ -122,7 +121,7 @@ def _how(name: str) -> str:
     return "prepare it by TFDS with file_format='array_record'"
 
 
-def _open(builder, name: str, split: str) -> Sequence:
+def _open(builder, name: str, split: str) -> Any:
     try:
         return builder.as_data_source(split)
     except NotImplementedError:

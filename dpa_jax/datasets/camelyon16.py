@@ -1,6 +1,5 @@
 """The TFDS data set `camelyon16`; importing this module registers it."""
 
-import dataclasses
 import functools
 import json
 import pathlib
@@ -30,13 +29,6 @@ _CITATION = """@article{bejnordi2017diagnostic,
   journal={JAMA}, volume={318}, number={22}, pages={2199--2210}, year={2017}}"""
 
 
-@dataclasses.dataclass
-class Camelyon16Config(tfds.core.BuilderConfig):
-    """Which magnification the patches have."""
-
-    magnification: int = 10
-
-
 class Camelyon16(tfds.core.ShardBasedBuilder):
     """Normal and tumour patches of lymph nodes; made by `dpa-jax prepare camelyon16`.
 
@@ -49,12 +41,10 @@ class Camelyon16(tfds.core.ShardBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First version."}
     BUILDER_CONFIGS = [
-        Camelyon16Config(
-            name=f"x{m}",
-            description=f"{tissue.CELL * m // 40} px patches at x{m}.",
-            magnification=m,
+        tfds.core.BuilderConfig(
+            name=f"x{m}", description=f"{tissue.CELL * m // 40} px patches at x{m}."
         )
-        for m in (10, 20, 40)
+        for m in camelyon16_patches.MAGNIFICATIONS
     ]
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         "Get the slides and annotations from the challenge's site, then run "
@@ -65,8 +55,13 @@ class Camelyon16(tfds.core.ShardBasedBuilder):
     record: Mapping[str, Any] | None = None
     target: stain.StainProfile | None = None
 
+    @property
+    def magnification(self) -> int:
+        """That of the patches, which names the configuration."""
+        return int(self.builder_config.name[1:])
+
     def _info(self) -> tfds.core.DatasetInfo:
-        size = tissue.CELL * self.builder_config.magnification // 40
+        size = tissue.CELL * self.magnification // 40
         text, integer = tfds.features.Text(), tfds.features.Scalar(dtype=np.int64)
         return tfds.core.DatasetInfo(
             builder=self,

@@ -162,7 +162,7 @@ def fill(builder, source: str | os.PathLike) -> list[camelyon16_parts.PartTask]:
       The parts, to be removed when the data set is written.
     """
     settings = {
-        "magnification": builder.builder_config.magnification,
+        "magnification": builder.magnification,
         "stain_target": STAIN_TARGET,
         "lists": None,
         "mpp": None,

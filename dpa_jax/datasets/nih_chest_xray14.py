@@ -9,10 +9,14 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from tensorflow_datasets.core import writer
-from tensorflow_datasets.proto import tf_example_pb2
 
-from dpa_jax.datasets import nih_collect, nih_forms, nih_metadata, nih_source
+from dpa_jax.datasets import (
+    nih_collect,
+    nih_forms,
+    nih_metadata,
+    nih_source,
+    ordered_writer,
+)
 from dpa_jax.datasets.nih_protocols import Split
 
 _SHARD_BYTES = 2**26  # of pixels; TFDS holds the examples of one shard in memory
@@ -58,7 +62,8 @@ class NihChestXray14(tfds.core.ShardBasedBuilder):
           allow_missing: whether to go on without missing or unreadable images.
           **kwargs: of every TFDS builder: `data_dir`, `config`, `version`.
         """
-        super().__init__(**kwargs)
+        # The default of TFDS needs TensorFlow.
+        super().__init__(**{"file_format": "array_record", **kwargs})
         self._collected = collected
         self._lists = pathlib.Path(lists) if lists else None
         self._jobs, self._allow_missing = jobs, allow_missing
@@ -160,30 +165,8 @@ class NihChestXray14(tfds.core.ShardBasedBuilder):
         if self._work_dir:
             shutil.rmtree(self._work_dir)
 
-    def _example_writer(self) -> writer.ExampleWriter:
-        return _OrderedWriter(self.info.file_format)
-
-
-class _OrderedWriter(writer.ExampleWriter):
-    """Writes the features of an example in a fixed order.
-
-    Protocol buffers leave the order of a map open and choose it anew in each process,
-    so that preparing twice would give different files.
-    """
-
-    def write(self, path, examples):
-        return super().write(
-            path,
-            (
-                (
-                    key,
-                    tf_example_pb2.Example.FromString(example).SerializeToString(
-                        deterministic=True
-                    ),
-                )
-                for key, example in examples
-            ),
-        )
+    def _example_writer(self) -> ordered_writer.OrderedWriter:
+        return ordered_writer.OrderedWriter(self.info.file_format)
 
 
 def _examples(

@@ -56,7 +56,7 @@ def collect(
       entries: the metadata by image id.
       splits: for each form, by its name, its splits.
       work_dir: keeps decoded images; those that it has from before are not decoded
-        again. A list of problems, if any, goes beside it.
+        again if their files are the same. A list of problems, if any, goes beside it.
       jobs: threads; 0 for one a core.
       allow_missing: whether to go on without images that are missing or unreadable,
         and with images that are not 1024 x 1024.
@@ -82,11 +82,10 @@ def collect(
             form: stack.enter_context(nih_pack.Pack(work_dir, list(entries), form))
             for form in needed
         }
-        todo = {
-            name for form in needed for name in needed[form] if name not in packs[form]
-        }
+        stamp = nih_source.stamps(source)
+        lacking = _lacking(needed, packs, stamp)
         total = len(wanted) - len(absent)
-        count = len(wanted) - len(todo)
+        count = len(wanted) - len(lacking)
         progress(count, total)
 
         def tick() -> None:
@@ -95,8 +94,9 @@ def collect(
             progress(count, total)
 
         nih_pack.fill(
-            nih_source.read(source, set(wanted), todo, problems.append),
-            [(packs[form], needed[form]) for form in needed],
+            nih_source.read(source, set(wanted), lacking, problems.append),
+            lacking,
+            stamp,
             jobs or os.cpu_count() or 1,
             problems.append,
             tick,
@@ -163,6 +163,21 @@ def _check_files(source: nih_source.Source, wanted: Collection[str]) -> list[Pro
     return [Problem(name, "missing", "") for name in absent]
 
 
+def _lacking(
+    needed: Mapping[Preprocessing, Collection[str]],
+    packs: Packs,
+    stamp: Callable[[str], int],
+) -> dict[str, list[nih_pack.Pack]]:
+    """Returns the packs that lack an image, by its name; forgets outdated ones."""
+    lacking: dict[str, list[nih_pack.Pack]] = {}
+    for form, names in needed.items():
+        for name in names:
+            if not packs[form].has(name, stamp(name)):
+                packs[form].drop(name)
+                lacking.setdefault(name, []).append(packs[form])
+    return lacking
+
+
 def _odd_sizes(wanted: Sequence[str], packs: Packs) -> list[Problem]:
     problems = []
     for name in wanted:
@@ -175,7 +190,7 @@ def _odd_sizes(wanted: Sequence[str], packs: Packs) -> list[Problem]:
 def _present(splits: Mapping[str, Split], form: str, packs: Packs) -> dict[str, Split]:
     pack = packs[nih_forms.find(form).preprocessing]
     return {
-        part: [(name, label) for name, label in split if name in pack]
+        part: [(name, label) for name, label in split if pack.size(name) != (0, 0)]
         for part, split in splits.items()
     }
 

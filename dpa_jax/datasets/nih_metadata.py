@@ -1,5 +1,6 @@
 """What NIH ChestX-ray14's tables say about each image."""
 
+import collections
 import csv
 import dataclasses
 import gzip
@@ -139,10 +140,9 @@ def read_names(path: pathlib.Path) -> list[str]:
     names = [line.strip() for line in _text(path).splitlines() if line.strip()]
     if not names:
         raise DpaError(f"{path} lists no image")
-    if len(set(names)) < len(names):
-        seen: set[str] = set()
-        twice = next(n for n in names if n in seen or seen.add(n))
-        raise DpaError(f"{path} lists {twice} twice")
+    name, times = collections.Counter(names).most_common(1)[0]
+    if times > 1:
+        raise DpaError(f"{path} lists {name} {times} times")
     return names
 
 

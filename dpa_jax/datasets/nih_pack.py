@@ -6,7 +6,7 @@ import hashlib
 import io
 import os
 import pathlib
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from PIL import Image
@@ -19,11 +19,15 @@ from dpa_jax.errors import DpaError
 _FLUSH = 256  # images between two records of what is done
 
 
-class Pack:
-    """Two files: the images side by side, and the sizes of the files they came from.
+_RECORD = np.dtype([("width", "<u4"), ("height", "<u4"), ("stamp", "<u8")])
 
-    A size of 0 x 0 means that the image is not there yet. It is written after the
-    image has reached the disk, so that the process may be killed at any moment.
+
+class Pack:
+    """Two files: the images side by side, and a record of each.
+
+    A record holds the size of the file that the image came from, and its stamp; it is
+    all zero if the image is not there yet. It is written after the image has reached
+    the disk, so that the process may be killed at any moment.
     """
 
     def __init__(
@@ -45,39 +49,48 @@ class Pack:
         self.preprocessing = preprocessing
         self._index = {name: i for i, name in enumerate(names)}
         self._shape = (size, size, channels)
-        self._pending: list[tuple[int, tuple[int, int]]] = []
+        self._pending: list[tuple[int, tuple[int, int, int]]] = []
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / f"{stem}.images"
         self._images = _sized(self._path, len(names) * size * size * channels)
-        self._sizes = _sized(folder / f"{stem}.sizes", len(names) * 8)
-        self.sizes = np.fromfile(self._sizes, np.uint32).reshape(-1, 2)
-
-    def __contains__(self, name: str) -> bool:
-        """Says whether an image is there."""
-        return bool(self.sizes[self._index[name]].any())
+        self._file = _sized(folder / f"{stem}.records", len(names) * _RECORD.itemsize)
+        self._records = np.fromfile(self._file, _RECORD)
 
     def size(self, name: str) -> tuple[int, int]:
-        """Returns the width and height of the file of an image, in pixels."""
-        width, height = self.sizes[self._index[name]]
-        return int(width), int(height)
+        """Returns the width and height of the file of an image; 0, 0 if not there."""
+        record = self._records[self._index[name]]
+        return int(record["width"]), int(record["height"])
 
-    def add(self, name: str, image: np.ndarray, size: tuple[int, int]) -> None:
-        """Stores an image, uint8 `[S, S, C]`, and the size of its file."""
+    def has(self, name: str, stamp: int) -> bool:
+        """Says whether an image is there, made of a file of this stamp."""
+        return self.size(name) != (0, 0) and (
+            int(self._records[self._index[name]]["stamp"]) == stamp
+        )
+
+    def add(
+        self, name: str, image: np.ndarray, size: tuple[int, int], stamp: int
+    ) -> None:
+        """Stores an image, uint8 `[S, S, C]`, with the size and stamp of its file."""
         index = self._index[name]
         self._images.seek(index * image.size)
         self._images.write(image.tobytes())
-        self._pending.append((index, size))
+        self._pending.append((index, (*size, stamp)))
         if len(self._pending) == _FLUSH:
             self.flush()
 
+    def drop(self, name: str) -> None:
+        """Forgets an image, for its file has changed."""
+        if self.size(name) != (0, 0):
+            self._pending.append((self._index[name], (0, 0, 0)))
+
     def flush(self) -> None:
-        """Records on disk what was added."""
+        """Records on disk what was added and dropped."""
         _sync(self._images)
-        for index, size in self._pending:
-            self.sizes[index] = size
-            self._sizes.seek(index * 8)
-            self._sizes.write(self.sizes[index].tobytes())
-        _sync(self._sizes)
+        for index, record in self._pending:
+            self._records[index] = record
+            self._file.seek(index * _RECORD.itemsize)
+            self._file.write(self._records[index].tobytes())
+        _sync(self._file)
         self._pending.clear()
 
     def reader(self) -> Callable[[str], np.ndarray]:
@@ -92,13 +105,14 @@ class Pack:
 
     def __exit__(self, *_) -> None:
         """Records what was added and closes the files."""
-        with self._images, self._sizes:
+        with self._images, self._file:
             self.flush()
 
 
 def fill(
     items: Iterable[tuple[str, pathlib.Path | bytes]],
-    wants: Sequence[tuple[Pack, Collection[str]]],
+    lacking: Mapping[str, Sequence[Pack]],
+    stamp: Callable[[str], int],
     jobs: int,
     problem: Callable[[Problem], None],
     tick: Callable[[], None],
@@ -110,7 +124,8 @@ def fill(
 
     Args:
       items: names with paths or contents.
-      wants: packs, each with the names that it should get.
+      lacking: by name the packs that should get it.
+      stamp: gives the stamp of an image's file by its name.
       jobs: number of threads.
       problem: called if an image cannot be decoded.
       tick: called after each image.
@@ -118,11 +133,11 @@ def fill(
     pending: collections.deque = collections.deque()
 
     def settle() -> None:
-        name, packs, future = pending.popleft()
+        name, future = pending.popleft()
         try:
             size, images = future.result()
-            for pack, image in zip(packs, images, strict=True):
-                pack.add(name, image, size)
+            for pack, image in zip(lacking[name], images, strict=True):
+                pack.add(name, image, size, stamp(name))
         except ImageError as error:
             problem(Problem(name, "unreadable", error.reason))
         except DpaError as error:
@@ -132,9 +147,8 @@ def fill(
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         try:
             for name, content in items:
-                packs = [p for p, names in wants if name in names and name not in p]
-                forms = [pack.preprocessing for pack in packs]
-                pending.append((name, packs, pool.submit(_decode, content, forms)))
+                forms = [pack.preprocessing for pack in lacking[name]]
+                pending.append((name, pool.submit(_decode, content, forms)))
                 if len(pending) >= 4 * jobs:
                     settle()
             while pending:

@@ -174,6 +174,5 @@ def _write(
         builder.download_and_prepare(
             download_dir=work_dir / "downloads",
             download_config=tfds.download.DownloadConfig(manual_dir=source),
-            file_format="array_record",
         )
     return builder

@@ -105,6 +105,24 @@ def check_copies(source: Source, wanted: Collection[str]) -> None:
         _same(source.files.get(name, ()))
 
 
+def stamps(source: Source) -> Callable[[str], int]:
+    """Returns a function from a name to a number that changes when its file does.
+
+    For images that are not unpacked it is one number, of all archives.
+    """
+
+    def stamp(paths: Sequence[pathlib.Path]) -> int:
+        states = [
+            (str(path), path.stat().st_size, path.stat().st_mtime_ns)
+            for path in paths
+            if path.exists()  # which a broken link does not
+        ]
+        return int.from_bytes(_digest(repr(states).encode())[:8], "little")
+
+    packed = stamp(source.archives)
+    return lambda name: stamp(source.files[name]) if name in source.files else packed
+
+
 def read(
     source: Source,
     wanted: Collection[str],
@@ -183,7 +201,6 @@ def _members(archive: pathlib.Path) -> Iterator[tuple[str, bytes]]:
                 content = members.extractfile(member)
                 assert content is not None  # of a regular file it never is
                 yield path.name, content.read()
-            members.members.clear()  # or all headers stay in memory
 
 
 def _content(path: pathlib.Path) -> bytes:

@@ -9,7 +9,7 @@ import pathlib
 import warnings
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from dpa_jax.errors import DpaError
 from dpa_jax.slides.reader import Slide
@@ -83,13 +83,16 @@ def write_overlay(
 
 def _with_scale(picture: Image.Image, low: float, high: float) -> Image.Image:
     width, height = picture.size
-    result = Image.new("RGB", (width, height + 36), "white")
+    text = max(10, width // 80)
+    result = Image.new("RGB", (width, height + 3 * text), "white")
     result.paste(picture)
-    bar = colour(np.linspace(0, 1, width))[None].repeat(12, 0)
-    result.paste(Image.fromarray(bar), (0, height + 4))
+    bar = colour(np.linspace(0, 1, width))[None].repeat(text, 0)
+    result.paste(Image.fromarray(bar), (0, height + text // 2))
     draw = ImageDraw.Draw(result)
-    draw.text((2, height + 20), f"{low:.4g}", fill="black")
-    draw.text((width - 2, height + 20), f"{high:.4g}", fill="black", anchor="ra")
+    font = ImageFont.load_default(text)
+    top = height + 7 * text // 4
+    draw.text((2, top), f"{low:.4g}", "black", font)
+    draw.text((width - 2, top), f"{high:.4g}", "black", font, anchor="ra")
     return result
 
 

@@ -59,8 +59,8 @@ def score_slide(
 
     Returns:
       What `summary.json` holds: the numbers of tiles, the mean, 99th percentile and
-      maximum of the scores, the threshold and the number of regions, tiles per second (None if all of
-      them were scored before).
+      maximum of the scores, the threshold and the number of regions, tiles per second
+      (None if all of them were scored before).
 
     Raises:
       DpaError: the slide is unusable, a score is not finite, or `out` holds results

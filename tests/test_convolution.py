@@ -1,0 +1,64 @@
+"""The convolution of several pixels at once is the plain one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.signal
+
+from dpa_jax import convolution
+
+
+def draw(rng, width=8, channels=3, features=5):
+    shapes = (2, 8, width, channels), (3, 3, channels, features), (features,)
+    return [jnp.asarray(rng.standard_normal(s), jnp.float32) for s in shapes]
+
+
+def by_scipy(x, kernel, bias):
+    out = np.zeros((*x.shape[:3], kernel.shape[3]))
+    for image in range(x.shape[0]):
+        for f in range(kernel.shape[3]):
+            for c in range(x.shape[3]):
+                out[image, :, :, f] += scipy.signal.correlate2d(
+                    x[image, :, :, c], kernel[:, :, c, f], mode="same"
+                )
+    return out + bias
+
+
+@pytest.mark.parametrize("pixels", [1, 2, 4, 8])
+def test_equals_scipy(rng, pixels):
+    x, kernel, bias = draw(rng)
+    found = jax.jit(convolution.convolve, static_argnums=(3, 4))(
+        x, kernel, bias, "SAME", pixels
+    )
+    np.testing.assert_allclose(found, by_scipy(x, kernel, bias), atol=2e-5)
+
+
+@pytest.mark.parametrize("pixels", [2, 4])
+def test_gradients_are_those_of_the_plain_one(rng, pixels):
+    arguments = draw(rng)
+    weight = jnp.asarray(rng.standard_normal((2, 8, 8, 5)), jnp.float32)
+
+    def total(pixels):
+        def value(arguments):
+            return (convolution.convolve(*arguments, "SAME", pixels) * weight).sum()
+
+        return jax.grad(value)(arguments)
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
+        total(pixels),
+        total(1),
+    )
+
+
+def test_widening_fills_the_wanted_channels(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert convolution.pixels_together(64, 16, 16) == 4
+    assert convolution.pixels_together(64, 1, 16) == 4
+    assert convolution.pixels_together(2, 16, 16) == 2
+    assert convolution.pixels_together(64, 64, 64) == 1
+
+
+def test_a_cpu_convolves_pixel_by_pixel():
+    assert convolution.pixels_together(64, 16, 16) == 1

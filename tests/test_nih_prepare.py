@@ -1,0 +1,435 @@
+"""From files as distributed to prepared data sets."""
+
+import csv
+import errno
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import nih_factory
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from dpa_jax.datasets import nih_forms, nih_pack, nih_prepare
+from dpa_jax.errors import DpaError, UsageError
+
+NAMES = nih_factory.NAMES
+TABLES = {"flat": "Data_Entry_2017.csv", "mixed": "Data_Entry_2017.csv"}
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A folder with all images and tables in one plain layout."""
+    nih_factory.write_tables(tmp_path / "source")
+    nih_factory.write_images(tmp_path / "source")
+    return tmp_path / "source"
+
+
+def examples(data_dir, name, split):
+    """Returns the examples of a split as TFDS alone reads them."""
+    return list(
+        tfds.data_source(
+            f"nih_chest_xray14/{name}", split=split, data_dir=data_dir, download=False
+        )
+    )
+
+
+def contents(data_dir):
+    """Returns every file below a folder with its bytes."""
+    return {
+        str(path.relative_to(data_dir)): path.read_bytes()
+        for path in sorted(data_dir.rglob("*"))
+        if path.is_file()
+    }
+
+
+def rewrite(path, names):
+    """Puts a smaller image in the place of each."""
+    for name in names:
+        (path / name).write_bytes(nih_factory.png(name, size=512))
+
+
+@pytest.mark.parametrize("layout", nih_factory.LAYOUTS)
+def test_every_layout_is_prepared_alike(tmp_path, layout):
+    root, data_dir = tmp_path / "source", tmp_path / "data"
+    old = layout in TABLES
+    nih_factory.write_tables(
+        root,
+        TABLES.get(layout, "Data_Entry_2017_v2020.csv"),
+        "Patient Gender" if old else "Patient Sex",
+        "{:03d}Y" if old else "{}",
+        "" if old else ".gz",
+    )
+    nih_factory.write_images(root, layout)
+    lists = nih_factory.write_subset(tmp_path / "lists")
+    made = nih_prepare.prepare(root, data_dir, "all", lists)
+    assert made.problems == []
+    assert made.counts == {
+        "subset_64": {"train": (2, 0), "test": (2, 2), "validation": (1, 1)},
+        "pa_64": {"train": (5, 0), "validation": (0, 2), "test": (4, 2)},
+        "ap_64": {"train": (3, 0), "validation": (0, 2), "test": (2, 4)},
+        "ap_64_equalized": {"train": (3, 0), "validation": (0, 2), "test": (2, 4)},
+        "all_64": {"train": (8, 0), "validation": (0, 4), "test": (6, 6)},
+    }
+    for name, splits in made.counts.items():
+        for split, (normal, abnormal) in splits.items():
+            rows = examples(data_dir, name, split)
+            assert [row["label"] for row in rows] == [0] * normal + [1] * abnormal
+            for row in rows:
+                image = nih_factory.published(
+                    row["image_id"].decode(), equalize=name.endswith("equalized")
+                )
+                np.testing.assert_array_equal(row["image"], image)
+
+
+def test_an_example_holds_what_the_tables_say(tmp_path, source):
+    nih_prepare.prepare(source, tmp_path / "data", "pa")
+    first = examples(tmp_path / "data", "pa_64", "validation")[0]
+    assert first["image"].dtype == np.uint8 and first["image"].shape == (64, 64, 1)
+    boxes = first.pop("boxes")
+    np.testing.assert_allclose(boxes["box"], [[0.5, 0.25, 0.5625, 0.375]])
+    assert boxes["finding"] == [nih_forms.nih_metadata.FINDINGS.index("Mass")]
+    del first["image"]
+    assert first == {
+        "label": 1,
+        "findings": [9, 10],  # Mass and Nodule, of the fourteen in order
+        "image_id": b"00000001_001.png",
+        "patient_id": 1,
+        "age": 58.0,
+        "sex": 1,
+        "view": 0,
+        "follow_up": 1,
+        "original_width": 2500,
+        "original_height": 2049,
+    }
+
+
+def test_custom_lists_decide_over_the_table(tmp_path, source):
+    lists = nih_factory.write_lists(
+        tmp_path / "lists",
+        {
+            "normal/train": [NAMES[3], NAMES[1]],
+            "normal/test": [NAMES[20]],
+            "anomaly/test": [NAMES[12]],
+        },
+    )
+    nih_prepare.prepare(source, tmp_path / "data", "custom", lists)
+    rows = examples(tmp_path / "data", "custom_64", "train")
+    assert [row["image_id"].decode() for row in rows] == [NAMES[3], NAMES[1]]
+    assert [row["label"] for row in rows] == [0, 0]
+    assert sorted(os.listdir(tmp_path / "data" / "nih_chest_xray14" / "custom_64")) == [
+        "1.0.0"
+    ]
+
+
+def test_native_images_are_whole(tmp_path, source):
+    nih_prepare.prepare(source, tmp_path / "data", "native")
+    row = examples(tmp_path / "data", "native", "test")[0]
+    with Image.open(source / "images" / row["image_id"].decode()) as image:
+        whole = image.resize((300, 300), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(row["image"][:, :, 0], whole)
+
+
+def test_the_published_preprocessing_byte_for_byte(tmp_path, shared):
+    names = ["00000001_000.png", "00027426_000.png"]
+    root = tmp_path / "source"
+    nih_factory.write_tables(root)
+    table = root / "Data_Entry_2017_v2020.csv"
+    table.write_text(table.read_text().replace("00000002_001.png", names[1]))
+    for name, text in (("train_val", names), ("test", NAMES[-4:])):
+        (root / f"{name}_list.txt").write_text("\n".join(text))
+    (root / "images").mkdir()
+    for name in names:
+        real = shared / "data" / "nih_chest_xray14" / "images_512" / name
+        (root / "images" / name).write_bytes(real.read_bytes())
+    for protocol in ("all", "native"):
+        nih_prepare.prepare(root, tmp_path / "data", protocol, allow_missing=True)
+    expected = np.load(shared / "fixtures" / "nih_preprocessing.npz")
+    for form, split, key in (
+        ("pa_64", "train", f"{names[0]}/64"),
+        ("ap_64", "train", f"{names[1]}/64"),
+        ("ap_64_equalized", "train", f"{names[1]}/64_equalized"),
+        ("native", "train[:1]", f"{names[0]}/300"),
+        ("native", "train[1:]", f"{names[1]}/300"),
+    ):
+        (row,) = examples(tmp_path / "data", form, split)
+        np.testing.assert_array_equal(row["image"][:, :, 0], expected[key])
+
+
+def test_missing_images_stop_it_before_anything_is_decoded(tmp_path, source):
+    for name in NAMES[1:8]:
+        (source / "images" / name).unlink()
+    with pytest.raises(DpaError) as error:
+        nih_prepare.prepare(source, tmp_path / "data", "all")
+    report = tmp_path / "data" / "nih_chest_xray14" / "problems.csv"
+    assert f"7 missing: {', '.join(NAMES[1:6])}, 2 more" in str(error.value)
+    assert str(report) in str(error.value) and "--allow-missing" in str(error.value)
+    rows = list(csv.DictReader(report.read_text().splitlines()))
+    assert [row["name"] for row in rows] == NAMES[1:8]
+    assert os.listdir(report.parent) == ["problems.csv"]
+
+
+def test_what_is_wrong_is_reported_and_left_out_if_allowed(tmp_path, source):
+    (source / "images" / NAMES[0]).unlink()
+    whole = (source / "images" / NAMES[2]).read_bytes()
+    (source / "images" / NAMES[2]).write_bytes(whole[: len(whole) // 2])
+    rewrite(source / "images", NAMES[10:11])
+    with pytest.raises(DpaError, match="1 missing"):
+        nih_prepare.prepare(source, tmp_path / "data", "pa")
+    made = nih_prepare.prepare(source, tmp_path / "data", "pa", allow_missing=True)
+    assert made.counts["pa_64"] == {
+        "train": (3, 0),
+        "validation": (0, 2),
+        "test": (4, 2),
+    }
+    kinds = [(problem.name, problem.kind) for problem in made.problems]
+    assert kinds == [
+        (NAMES[0], "missing"),
+        (NAMES[2], "unreadable"),
+        (NAMES[10], "size"),
+    ]
+    text = nih_prepare.describe(made)
+    assert f"1 not 1024 x 1024 pixels: {NAMES[10]} (512 x 512)" in text
+    assert f"1 unreadable: {NAMES[2]} (" in text
+    folder = tmp_path / "data" / "nih_chest_xray14"
+    assert sorted(os.listdir(folder)) == [".config", "pa_64"]
+    assert (folder / "pa_64" / "1.0.0" / "problems.csv").is_file()
+
+
+@pytest.mark.parametrize("kind", ["unreadable", "size"])
+def test_what_only_decoding_shows_stops_it_too_and_can_be_mended(
+    tmp_path, source, kind, monkeypatch
+):
+    bad = source / "images" / NAMES[0]
+    if kind == "size":
+        rewrite(source / "images", NAMES[:1])
+    else:
+        bad.write_bytes(b"text")
+    with pytest.raises(
+        DpaError, match="1 (unreadable|not 1024 x 1024 pixels): " + NAMES[0]
+    ):
+        nih_prepare.prepare(source, tmp_path / "data", "pa")
+    bad.write_bytes(nih_factory.png(NAMES[0]))
+    decoded = count_decoding(monkeypatch)
+    nih_prepare.prepare(source, tmp_path / "data", "pa")
+    assert decoded == [bad]
+    row = examples(tmp_path / "data", "pa_64", "train")[0]
+    np.testing.assert_array_equal(row["image"], nih_factory.published(NAMES[0]))
+
+
+@pytest.mark.parametrize("allow_missing", [False, True])
+def test_a_file_that_changed_is_decoded_again(tmp_path, source, allow_missing):
+    """Or went missing: what was decoded of it before is not taken."""
+    rewrite(source / "images", NAMES[:1])
+    with pytest.raises(DpaError, match="1 not 1024 x 1024"):
+        nih_prepare.prepare(source, tmp_path / "data", "pa")
+    (source / "images" / NAMES[0]).write_bytes(nih_factory.png(NAMES[0]))
+    if allow_missing:
+        (source / "images" / NAMES[2]).unlink()
+    made = nih_prepare.prepare(source, tmp_path / "data", "pa", None, 1, allow_missing)
+    rows = examples(tmp_path / "data", "pa_64", "train")
+    np.testing.assert_array_equal(rows[0]["image"], nih_factory.published(NAMES[0]))
+    assert len(rows) == 5 - allow_missing
+    assert [p.name for p in made.problems] == NAMES[2:3] * allow_missing
+
+
+def count_decoding(monkeypatch):
+    """Returns a list to which everything that is decoded from now on is added."""
+    decoded, original = [], nih_pack._decode
+
+    def counted(content, forms):
+        decoded.append(content)
+        return original(content, forms)
+
+    monkeypatch.setattr(nih_pack, "_decode", counted)
+    return decoded
+
+
+def test_a_truncated_archive_can_be_left_out(tmp_path, source):
+    root = tmp_path / "other"
+    nih_factory.write_tables(root)
+    nih_factory.write_images(root, "archives")
+    path = root / "images_02.tar.gz"
+    path.write_bytes(path.read_bytes()[:-20_000])
+    with pytest.raises(DpaError, match="images_02.tar.gz .damaged archive"):
+        nih_prepare.prepare(root, tmp_path / "data", "all")
+    made = nih_prepare.prepare(root, tmp_path / "data", "all", allow_missing=True)
+    assert made.counts["pa_64"]["train"] == (5, 0)
+    assert sum(made.counts["all_64"]["test"]) < 12
+
+
+def test_each_file_is_decoded_once_for_all_forms(tmp_path, source, monkeypatch):
+    decoded, seen = count_decoding(monkeypatch), []
+    nih_prepare.prepare(
+        source, tmp_path / "data", "all", progress=lambda *state: seen.append(state)
+    )
+    assert len(decoded) == len(set(decoded)) == 24
+    assert seen == [(done, 24) for done in range(25)]
+
+
+KILLED = """
+import os, pathlib, signal, sys
+from dpa_jax.datasets import nih_pack, nih_prepare
+nih_pack._FLUSH = 2
+def progress(done, total):
+    if done == int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+nih_prepare.prepare(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), jobs=1,
+                    progress=progress)
+"""
+
+
+def in_another_process(source, data_dir, stop, home):
+    """Prepares in a fresh process that kills itself after so many images."""
+    root = pathlib.Path(__file__).resolve().parents[1]
+    return subprocess.run(
+        [sys.executable, "-c", KILLED, source, data_dir, str(stop)],
+        env={**os.environ, "HOME": str(home), "PYTHONPATH": str(root)},
+        check=False,
+    ).returncode
+
+
+def test_after_kill_9_it_goes_on_and_writes_the_same_bytes(
+    tmp_path, source, monkeypatch
+):
+    home, data_dir = tmp_path / "home", tmp_path / "data"
+    home.mkdir()
+    assert in_another_process(source, data_dir, 17, home) == -signal.SIGKILL
+    # as if it had been killed while it wrote
+    rest = data_dir / "nih_chest_xray14" / "pa_64" / "incomplete.XYZ_1.0.0"
+    rest.mkdir(parents=True)
+    (rest / "shard").write_bytes(b"half")
+    decoded = count_decoding(monkeypatch)
+    nih_prepare.prepare(source, data_dir)
+    assert 0 < len(decoded) < 12
+    assert in_another_process(source, tmp_path / "whole", -1, home) == 0
+    assert contents(data_dir) == contents(tmp_path / "whole")
+    assert not any(home.iterdir())
+    assert os.listdir(data_dir) == ["nih_chest_xray14"]
+
+
+def test_archives_are_resumed_too(tmp_path, monkeypatch):
+    root = tmp_path / "source"
+    nih_factory.write_tables(root)
+    nih_factory.write_images(root, "archives")
+    (tmp_path / "home").mkdir()
+    in_another_process(root, tmp_path / "data", 17, tmp_path / "home")
+    decoded = count_decoding(monkeypatch)
+    made = nih_prepare.prepare(root, tmp_path / "data")
+    assert 0 < len(decoded) < 12
+    assert made.counts["all_64"]["train"] == (8, 0)
+    assert made.problems == []
+
+
+def test_a_second_time_it_says_what_is_there(tmp_path, source, monkeypatch):
+    first = nih_prepare.prepare(source, tmp_path / "data", "pa")
+    before = contents(tmp_path / "data")
+    decoded = count_decoding(monkeypatch)
+    again = nih_prepare.prepare(source, tmp_path / "data", "pa")
+    assert again.counts == first.counts and again.reused == {"pa_64": 0}
+    assert decoded == [] and contents(tmp_path / "data") == before
+    assert "was there already" in nih_prepare.describe(again)
+
+
+def test_a_data_set_of_other_lists_is_not_overwritten(tmp_path, source):
+    lists = {
+        "normal/train": NAMES[:1],
+        "normal/test": NAMES[4:5],
+        "anomaly/test": NAMES[12:13],
+    }
+    folder = nih_factory.write_lists(tmp_path / "lists", lists)
+    nih_prepare.prepare(source, tmp_path / "data", "custom", folder)
+    nih_factory.write_lists(folder, {"normal/train": NAMES[:2]})
+    with pytest.raises(DpaError, match="custom_64/1.0.0 was prepared from other lists"):
+        nih_prepare.prepare(source, tmp_path / "data", "custom", folder)
+
+
+def test_a_data_set_with_gaps_is_not_taken_for_a_whole_one(tmp_path, source):
+    (source / "images" / NAMES[0]).unlink()
+    nih_prepare.prepare(source, tmp_path / "data", "pa", allow_missing=True)
+    (source / "images" / NAMES[0]).write_bytes(nih_factory.png(NAMES[0]))
+    with pytest.raises(DpaError, match="prepared without 1 images"):
+        nih_prepare.prepare(source, tmp_path / "data", "pa")
+
+
+def test_tfds_alone_prepares_and_reads(tmp_path, source):
+    lists = nih_factory.write_subset(tmp_path / "lists")
+    rows = tfds.data_source(
+        "nih_chest_xray14/subset_64",
+        split="validation",
+        data_dir=tmp_path / "data",
+        builder_kwargs={"lists": str(lists)},
+        download_and_prepare_kwargs={
+            "download_config": tfds.download.DownloadConfig(manual_dir=source)
+        },
+    )
+    names = [row["image_id"].decode() for row in rows]
+    assert names == ["00000003_000.png", "00000004_000.png"]
+    np.testing.assert_array_equal(rows[0]["image"], nih_factory.published(names[0]))
+    folder = tmp_path / "data" / "nih_chest_xray14"
+    assert sorted(os.listdir(folder)) == [".config", "subset_64"]
+
+
+def test_nothing_loads_tensorflow_or_torch():
+    code = (
+        "import sys, dpa_jax.datasets.nih_prepare\n"
+        "assert not {'tensorflow', 'torch', 'jax'} & set(sys.modules)"
+    )
+    root = pathlib.Path(__file__).resolve().parents[1]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "lists", "message"),
+    [
+        ("lateral", False, "no protocol 'lateral'; it may be subset, pa"),
+        ("subset", False, "split by lists: name their folder by --lists"),
+        ("pa", True, "follows from the official lists"),
+    ],
+)
+def test_wrong_usage_is_refused(tmp_path, source, protocol, lists, message):
+    with pytest.raises(UsageError, match=message):
+        nih_prepare.prepare(
+            source, tmp_path / "data", protocol, tmp_path if lists else None
+        )
+
+
+@pytest.mark.parametrize("name", ["Data_Entry_2017", "train_val_list"])
+def test_a_missing_table_is_named(tmp_path, source, name):
+    for path in source.glob(f"{name}*"):
+        path.unlink()
+    with pytest.raises(DpaError, match=f"there is no {name}"):
+        nih_prepare.prepare(source, tmp_path / "data", "pa")
+
+
+def test_a_folder_without_images_says_so(tmp_path):
+    nih_factory.write_tables(tmp_path / "source")
+    with pytest.raises(DpaError, match="none of the 24 images"):
+        nih_prepare.prepare(
+            tmp_path / "source", tmp_path / "data", "all", allow_missing=True
+        )
+
+
+def test_a_folder_that_is_not_there_says_so(tmp_path):
+    with pytest.raises(DpaError, match="nowhere is not a folder"):
+        nih_prepare.prepare(tmp_path / "nowhere", tmp_path / "data", "pa")
+
+
+def test_a_data_dir_that_cannot_be_made_is_named(tmp_path, source):
+    (tmp_path / "data").write_text("a file")
+    with pytest.raises(DpaError, match="data"):
+        nih_prepare.prepare(source, tmp_path / "data", "pa")
+
+
+def test_a_full_disk_is_told(tmp_path, source, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(nih_pack.Pack, "add", full)
+    with pytest.raises(DpaError, match="data: No space left on device"):
+        nih_prepare.prepare(source, tmp_path / "data", "pa")
