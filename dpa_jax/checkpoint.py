@@ -65,10 +65,10 @@ class Checkpoints:
         """
         try:
             metadata = self._manager.item_metadata(step)
-            template = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), metadata)
-            return self._manager.restore(
-                step, args=ocp.args.StandardRestore(template)
+            template = jax.tree.map(
+                lambda leaf: np.zeros(leaf.shape, leaf.dtype), metadata
             )
+            return self._manager.restore(step, args=ocp.args.StandardRestore(template))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise errors.DpaError(
                 f"{self._folder / str(step)}: the checkpoint cannot be read: {error}; "

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -125,9 +125,7 @@ def _find(name: str) -> pathlib.Path:
         (d for d in (package / "configs", package.parent / "configs") if d.is_dir()),
         None,
     )
-    known = (
-        sorted(f"configs/{p.name}" for p in shipped.glob("*.py")) if shipped else []
-    )
+    known = sorted(f"configs/{p.name}" for p in shipped.glob("*.py")) if shipped else []
     raise errors.UsageError(f"no config {name}; with dpa_jax come {', '.join(known)}")
 
 
@@ -179,6 +177,39 @@ def updated(
                 f"{source}: {name} is {type(known[name]).__name__}, "
                 f"not {type(value).__name__} ({value!r})"
             ) from None
+    return result
+
+
+def with_flags(
+    config: ml_collections.ConfigDict, flags: Sequence[str]
+) -> ml_collections.ConfigDict:
+    """Returns the configuration with some fields set from the command line.
+
+    Args:
+      config: what to start from.
+      flags: such as `--config.data.channels=3`; values are read as ml_collections'
+        config_flags reads them.
+
+    Raises:
+      UsageError: a flag names no field, or its value cannot be read.
+    """
+    from absl import flags as absl_flags
+    from ml_collections import config_flags
+
+    known = flat(config)
+    for flag in flags:
+        name = flag.removeprefix("--config.").partition("=")[0]
+        if name not in known:
+            raise errors.UsageError(f"{flag}: {unknown_key(name, known)}")
+        if "=" not in flag:
+            raise errors.UsageError(f"{flag} lacks a value: {flag}=VALUE")
+    values = absl_flags.FlagValues()
+    result = config.copy_and_resolve_references()
+    config_flags.DEFINE_config_dict("config", result, flag_values=values)
+    try:
+        values(["dpa-jax", *flags])
+    except (absl_flags.Error, ValueError, TypeError) as error:
+        raise errors.UsageError(f"{' '.join(flags)}: {error}") from None
     return result
 
 

@@ -2,10 +2,10 @@
 
 Tensor cores multiply tiles at least 32 channels wide; the published networks have 4 to
 64, so that most of a tile would be padding. In `[B, H, W, C]` neighbouring pixels of a
-row lie side by side in memory: read as `[B, H, W/p, p*C]`, at no cost, p of them are one
-wider pixel, and the convolution is one of p times the channels with a kernel that is
-zero where it should not reach. It does p times the arithmetic on otherwise idle units
-and moves the same bytes, which bound it.
+row lie side by side in memory: read as `[B, H, W/p, p*C]`, at no cost, p of them are
+one wider pixel, and the convolution is one of p times the channels with a kernel that
+is zero where it should not reach. It does p times the arithmetic on otherwise idle
+units and moves the same bytes, which bound it.
 """
 
 import math
@@ -59,9 +59,7 @@ def pixels_together(width: int, channels: int, features: int) -> int:
     """Chooses how many pixels of a row to treat as one, a power of two."""
     fill = _WIDTH.get(jax.default_backend(), 0)
     pixels = 1
-    while (
-        2 * pixels * max(channels, features) <= fill and width % (2 * pixels) == 0
-    ):
+    while 2 * pixels * max(channels, features) <= fill and width % (2 * pixels) == 0:
         pixels *= 2
     return pixels
 

@@ -70,9 +70,7 @@ def flops(spec: step.StepSpec, batch_size: int, cached: bool = False) -> float:
     return 2.0 * total * (2 if cached else 3) * batch_size
 
 
-def steps_per_chunk(
-    spec: step.StepSpec, batch_size: int, seconds: float = 1.0
-) -> int:
+def steps_per_chunk(spec: step.StepSpec, batch_size: int, seconds: float = 1.0) -> int:
     """Chooses how many steps make about `seconds` on this class of device.
 
     A stage is divided evenly, so that its last chunk is hardly shorter.

@@ -7,7 +7,10 @@ from typing import Any
 import numpy as np
 import sklearn.metrics
 
-from dpa_jax import errors
+from dpa_jax import config as config_lib
+from dpa_jax import errors, workdir
+from dpa_jax.data.image_set import ImageSet
+from dpa_jax.score import Scorer
 
 
 def evaluate(
@@ -46,7 +49,9 @@ def evaluate(
         )
     bad = np.flatnonzero(~np.isfinite(scores))
     if bad.size:
-        raise errors.DpaError(f"{bad.size} scores are not finite, the first is {bad[0]}")
+        raise errors.DpaError(
+            f"{bad.size} scores are not finite, the first is {bad[0]}"
+        )
     result: dict[str, Any] = {
         "roc_auc": float(sklearn.metrics.roc_auc_score(labels, scores)),
         "roc_auc_interval": _interval(scores, labels, groups, resamples, seed),
@@ -70,6 +75,73 @@ def evaluate(
                 sklearn.metrics.roc_auc_score(last, highest)
             )
     return result
+
+
+def report(scorer: Scorer, images: ImageSet, scores: np.ndarray) -> dict[str, Any]:
+    """Returns `evaluate` of a run's scores, and what they stand on.
+
+    Where the source knows the view of each image, within each view as well: a data set
+    whose views differ between normal and abnormal scores well by telling views apart.
+
+    Args:
+      scorer: the run.
+      images: with labels.
+      scores: float `[N]`.
+    """
+    labels = images.labels
+    if labels is None:
+        raise errors.DpaError("the images have no labels")
+    result = {
+        **evaluate(scores, labels, images.groups),
+        "skipped": len(images.skipped),
+        "trained_steps": scorer.trained,
+        "stage": scorer.stage.name,
+        "vgg_weights": scorer.config.perceptual.weights,
+        "random_weights": config_lib.uses_vgg(scorer.config)
+        and scorer.config.perceptual.weights.startswith("random:"),
+    }
+    views = (images.columns or {}).get("view")
+    if views is not None:
+        views = np.asarray(views, str)
+        result["by_view"] = {
+            str(view): evaluate(
+                scores[views == view],
+                labels[views == view],
+                None
+                if images.groups is None
+                else np.asarray(images.groups, str)[views == view],
+            )
+            for view in np.unique(views)
+            if len(np.unique(labels[views == view])) == 2
+        }
+    return result
+
+
+def write(
+    folder: pathlib.Path, images: ImageSet, scores: np.ndarray, result: dict[str, Any]
+) -> None:
+    """Writes metrics.json, scores.csv and the plots of an evaluation.
+
+    Args:
+      folder: made if absent.
+      images: with labels.
+      scores: float32 `[N]`.
+      result: see `report`.
+    """
+    labels = images.labels
+    assert labels is not None  # report() has refused images without
+    folder.mkdir(parents=True, exist_ok=True)
+    groups = images.groups or [""] * len(images)
+    rows = [
+        (path, ("normal", "abnormal")[label], group, workdir.number(score))
+        for path, label, group, score in zip(
+            images.paths, labels, groups, scores, strict=True
+        )
+    ]
+    workdir.write_csv(folder / "scores.csv", ("path", "label", "group", "score"), rows)
+    write_plots(folder, scores, labels)
+    # last, so that one that exists is of a complete evaluation
+    workdir.write_json(folder / "metrics.json", result)
 
 
 def _interval(scores, labels, groups, resamples, seed) -> list[float]:

@@ -46,9 +46,7 @@ def augment(
         if (height, width) != (size, size):
             limit = jnp.array([height - size + 1, width - size + 1])
             top, left = jax.random.randint(crop_key, (2,), 0, limit)
-            image = jax.lax.dynamic_slice(
-                image, (top, left, 0), (size, size, channels)
-            )
+            image = jax.lax.dynamic_slice(image, (top, left, 0), (size, size, channels))
         if horizontal_flip:
             flip = jax.random.bernoulli(horizontal_key)
             image = jnp.where(flip, image[:, ::-1], image)

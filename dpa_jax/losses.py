@@ -39,9 +39,7 @@ class Loss:
     l2: float = 0.0
 
     @classmethod
-    def from_config(
-        cls, config: ml_collections.ConfigDict, resolution: int
-    ) -> "Loss":
+    def from_config(cls, config: ml_collections.ConfigDict, resolution: int) -> "Loss":
         """Takes the loss at `resolution` from a validated configuration."""
         layers = config_lib.perceptual_layers(config.perceptual.layers)
         return cls(

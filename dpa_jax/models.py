@@ -22,6 +22,7 @@ from dpa_jax.stages import Stage
 
 leaky_relu = functools.partial(nn.leaky_relu, negative_slope=0.2)
 
+
 @dataclasses.dataclass(frozen=True)
 class Architecture:
     """The static description of both networks; hashable.
@@ -209,9 +210,7 @@ class Encoder(nn.Module):
             x = block(resolution, x)
             resolution //= 2
         if a.latent_resolution == 1:
-            return ActConv(
-                a.latent_channels, 4, "VALID", self.dtype, name="latent"
-            )(x)
+            return ActConv(a.latent_channels, 4, "VALID", self.dtype, name="latent")(x)
         return PreAct(a.latent_channels, dtype=self.dtype, name="latent")(x)
 
 

@@ -1,7 +1,5 @@
 """Data parallelism: the only file that names pmap, devices and processes."""
 
-import math
-import os
 from collections.abc import Callable
 from typing import Any
 

@@ -160,8 +160,8 @@ class Scorer:
             )
         if max(images.shape[1:3]) != least and not self.config.data.random_crop:
             raise errors.DpaError(
-                f"images are {images.shape[1]}x{images.shape[2]} pixels; this run takes "
-                f"{least}x{least}: dpa_jax.data.load_files resizes as in training"
+                f"images are {images.shape[1]}x{images.shape[2]} pixels; this run "
+                f"takes {least}x{least}: dpa_jax.data.load_files resizes as in training"
             )
         if images.dtype != np.uint8:
             if images.dtype.kind != "f":

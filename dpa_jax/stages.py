@@ -55,9 +55,7 @@ def schedule(config: ml_collections.ConfigDict) -> tuple[Stage, ...]:
     plan: list[Stage] = []
 
     def add(resolution: int, transition: bool, steps: int):
-        plan.append(
-            Stage(resolution, transition, steps, plan[-1].end if plan else 0)
-        )
+        plan.append(Stage(resolution, transition, steps, plan[-1].end if plan else 0))
 
     resolution = stages.initial_resolution
     while resolution < final:

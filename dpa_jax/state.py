@@ -38,9 +38,7 @@ def optimizer(learning_rate: float) -> optax.GradientTransformation:
     return optax.flatten(optax.adam(learning_rate, b1=0.9, b2=0.999, eps=1e-8))
 
 
-def _init_stage(
-    key: jax.Array, architecture: Architecture, stage: Stage
-) -> Parameters:
+def _init_stage(key: jax.Array, architecture: Architecture, stage: Stage) -> Parameters:
     encoder, decoder = Encoder(architecture, stage), Decoder(architecture, stage)
     encoder_key, decoder_key = jax.random.split(key)
     side = stage.resolution

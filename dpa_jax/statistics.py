@@ -33,7 +33,8 @@ def feature_statistics(
 
     Returns:
       `{layer: {"mean": float32 [channels], "std": float32 [channels]}}`, the standard
-      deviation that of the population.
+      deviation that of the population; of a channel that never varies, the median of
+      its layer's.
     """
     by_resolution: dict[int, list[str]] = {}
     for layer, resolution in resolutions.items():
@@ -84,10 +85,20 @@ def feature_statistics(
     return {
         layer: {
             "mean": means[layer].astype(np.float32),
-            "std": np.sqrt(squares[layer] / count).astype(np.float32),
+            "std": _usable(np.sqrt(squares[layer] / count)).astype(np.float32),
         }
         for layer in resolutions
     }
+
+
+def _usable(std: np.ndarray) -> np.ndarray:
+    """Gives channels that never varied the median spread of those that did.
+
+    A ReLU channel that is 0 on every image of a small or uniform set has no spread to
+    divide by, and would divide what a reconstruction makes of it by zero.
+    """
+    varied = std > 1e-6 * std.max()
+    return np.where(varied, std, np.median(std[varied])) if varied.any() else std
 
 
 def _multiple(size: int, resolution: int) -> int:

@@ -119,7 +119,7 @@ def _location(config: ml_collections.ConfigDict) -> str:
 
 
 def _normal(images: data.ImageSet, visible: bool) -> data.ImageSet:
-    """Leaves out what a source marks as abnormal: the method trains on normal images."""
+    """Leaves out what a source marks as abnormal: the method learns normal images."""
     if images.labels is None or not images.labels.any():
         return images
     normal = images.select(images.labels == 0)

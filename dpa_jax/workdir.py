@@ -111,6 +111,11 @@ def write_csv(
     os.replace(temporary, path)
 
 
+def number(value: np.floating) -> str:
+    """Writes a float with the fewest digits that read back as the very same one."""
+    return np.format_float_positional(value, unique=True, trim="0")
+
+
 def record_images(workdir: pathlib.Path, images: ImageSet) -> None:
     """Notes what a run is trained on, or checks that it still is the same.
 

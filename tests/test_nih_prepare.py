@@ -264,11 +264,12 @@ def test_a_truncated_archive_can_be_left_out(tmp_path, source):
 
 def test_each_file_is_decoded_once_for_all_forms(tmp_path, source, monkeypatch):
     decoded, seen = count_decoding(monkeypatch), []
-    nih_prepare.prepare(
+    made = nih_prepare.prepare(
         source, tmp_path / "data", "all", progress=lambda *state: seen.append(state)
     )
     assert len(decoded) == len(set(decoded)) == 24
     assert seen == [(done, 24) for done in range(25)]
+    assert "not the subset" in nih_prepare.describe(made)
 
 
 KILLED = """

@@ -263,16 +263,23 @@ def test_half_precision_changes_the_loss_little(made):
     assert 1e-7 < abs(float(half) / full - 1) < 0.02
 
 
-def test_the_smooth_loss_can_be_left_out(made):
+@pytest.mark.parametrize("smooth", [True, False])
+def test_the_smooth_loss_is_of_both_resolutions(made, smooth):
     parameters, vgg, statistics, images = made
-    plain = stage("16_transition", smooth=False)
-    objective = steps.Objective(plain, parameters, vgg, statistics)
+    spec = stage("16_transition", smooth=smooth)
+    objective = steps.Objective(spec, parameters, vgg, statistics)
     x = losses.mix(images, 16, 0.25)
     y = objective.autoencoder(x, 0.25)
-    loss = losses.Perceptual(losses.VGG19(vgg, "r22"), statistics, {"r22": 1.0})
-    torch.testing.assert_close(
-        objective(images, 0.25, targets_without_grad=False), loss(x, y)
+    full, half = (
+        losses.Perceptual(losses.VGG19(vgg, layer), statistics, {layer: 1.0})
+        for layer in ("r22", "r12")
     )
+    expected = full(x, y)
+    if smooth:
+        expected *= 0.25
+        expected += 0.75 * half(*(losses.downsample(v, 8) for v in (x, y)))
+    actual = objective(images, 0.25, targets_without_grad=False)
+    torch.testing.assert_close(actual, expected)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # its own imports

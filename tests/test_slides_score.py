@@ -1,8 +1,10 @@
 """A slide scored end to end, with a score that can be computed by hand."""
 
+import contextlib
 import csv
 import json
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -291,6 +293,31 @@ def test_reader_holds_few_cells(path):
                     active -= 1
     assert total == 280
     assert most <= 5  # 2 * workers, and the one just taken
+
+
+def test_slides_stay_open_until_the_last_thread_has_read(path, monkeypatch):
+    events = []
+
+    def slow(*arguments):
+        time.sleep(0.1)
+        events.append("read")
+
+    @contextlib.contextmanager
+    def watched(*arguments):
+        with reader.open_slide(*arguments) as slide:
+            try:
+                yield slide
+            finally:
+                events.append("closed")
+
+    monkeypatch.setattr(tiles, "_cell", slow)
+    monkeypatch.setattr(tiles, "open_slide", watched)
+    with reader.open_slide(path) as slide:
+        grid = tiles.plan(slide, 64, 10)
+        stream = tiles.read(slide, grid, 64, 10, None, grid.cells() * 9, workers=3)
+        next(stream)
+        stream.close()
+    assert events.index("closed") == events.count("read") >= 2
 
 
 def test_model_that_gives_nan_is_refused(path, tmp_path):

@@ -76,7 +76,6 @@ def stream(
     Yields:
       uint8 `[K, this process's part of a batch, S, S, C]`.
     """
-
     import grain
 
     def gather(chunk: tuple[int, int]) -> np.ndarray:

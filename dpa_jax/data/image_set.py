@@ -69,3 +69,25 @@ class ImageSet:
                 for name, v in self.columns.items()
             },
         )
+
+
+def joined(sets: Sequence[ImageSet], labels: Sequence[int]) -> ImageSet:
+    """Puts sets one after the other, all images of each under one label.
+
+    Args:
+      sets: of images of one shape.
+      labels: of each set, 0 normal or 1 abnormal.
+
+    Returns:
+      One set; with groups only if every set has them.
+    """
+    groups = [s.groups for s in sets]
+    return ImageSet(
+        images=np.concatenate([s.images for s in sets]),
+        paths=[path for s in sets for path in s.paths],
+        labels=np.repeat(np.array(labels, np.int8), [len(s) for s in sets]),
+        groups=None
+        if any(g is None for g in groups)
+        else [name for g in groups if g is not None for name in g],
+        skipped=[skipped for s in sets for skipped in s.skipped],
+    )

@@ -73,7 +73,7 @@ def prepare(
 
 
 def describe(prepared: Prepared) -> str:
-    """Says in a few lines what was made, what was left out and how to load it."""
+    """Says in a few lines what was made, where, and what was left out."""
     lines = []
     for name, splits in prepared.counts.items():
         parts = [
@@ -83,6 +83,8 @@ def describe(prepared: Prepared) -> str:
         if name in prepared.reused:
             parts.append(f"was there already, without {prepared.reused[name]:,} images")
         lines.append(f"{NihChestXray14.name}/{name}: {'; '.join(parts)}")
+    if "all_64" in prepared.counts and "subset_64" not in prepared.counts:
+        lines.append("not the subset: it is split by lists, and --lists names none")
     lines.append(f"in {prepared.data_dir}")
     if prepared.problems:
         lines.append(nih_collect.summarize(prepared.problems))

@@ -1,5 +1,6 @@
 """A slide scored tile by tile, resumably: `dpa-jax score-slide`."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -160,7 +161,7 @@ def _score_tiles(slide, score, record, grid, run, target, workers, progress):
         workers,
     )
     start, scored = time.monotonic(), len(done)
-    with record.open("ab") as file:
+    with contextlib.closing(stream), record.open("ab") as file:
         for positions, images, known in _batches(
             stream, [skip for _, skip in left], batch, tile
         ):

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 import numpy as np
 from PIL import Image
@@ -102,7 +102,7 @@ def read(
     target: stain.StainProfile | None,
     cells: Sequence[tuple[int, int]],
     workers: int = 0,
-) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+) -> Generator[tuple[np.ndarray, np.ndarray | None], None, None]:
     """Reads cells ahead of the caller and gives the tiles of each, in order.
 
     Args:
@@ -121,34 +121,34 @@ def read(
     Raises:
       DpaError: pixels cannot be decoded.
     """
-    local = threading.local()
-    with contextlib.ExitStack() as stack:
-        lock = threading.Lock()
+    local, lock = threading.local(), threading.Lock()
+    workers = workers or os.cpu_count() or 1
+    with contextlib.ExitStack() as slides:
 
         def load(cell):
             if not hasattr(local, "slide"):
                 with lock:
-                    local.slide = stack.enter_context(open_slide(slide.file, slide.mpp))
+                    opened = open_slide(slide.file, slide.mpp)
+                    local.slide = slides.enter_context(opened)
                 local.slide.path = slide.path
             positions = grid.tiles(cell)
             return positions, _cell(
                 local.slide, grid, cell, positions, tile, magnification, target
             )
 
-        workers = workers or os.cpu_count() or 1
-        pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(workers))
-        waiting: collections.deque[concurrent.futures.Future] = collections.deque()
-        rest = iter(cells)
-        try:
-            for cell in rest:
-                waiting.append(pool.submit(load, cell))
-                if len(waiting) >= 2 * workers:
+        # Within the slides: no thread may read from one that is closed already.
+        with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+            waiting: collections.deque[concurrent.futures.Future] = collections.deque()
+            try:
+                for cell in cells:
+                    waiting.append(pool.submit(load, cell))
+                    if len(waiting) >= 2 * workers:
+                        yield waiting.popleft().result()
+                while waiting:
                     yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+            finally:
+                for future in waiting:
+                    future.cancel()
 
 
 def _cell(slide, grid, cell, positions, tile, magnification, target):

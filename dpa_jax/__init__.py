@@ -1,0 +1,24 @@
+"""Deep perceptual autoencoders in JAX and Flax.
+
+`train(config, workdir)` trains a run, `load(workdir)` gives a trained one as a function
+of images. Both are imported when first used, so that `import dpa_jax` is quick.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dpa_jax.config import default_config
+    from dpa_jax.score import load
+    from dpa_jax.train import train
+
+__version__ = "0.1.0"
+__all__ = ["default_config", "load", "train"]
+
+_HOMES = {"default_config": "config", "load": "score", "train": "train"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'dpa_jax' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"dpa_jax.{_HOMES[name]}"), name)

@@ -1,0 +1,23 @@
+"""JAX's persistent cache of compiled programs, under the platform's cache folder."""
+
+import os
+import pathlib
+
+from dpa_jax.weights import files
+
+
+def folder() -> pathlib.Path:
+    """Returns where compiled programs are kept: JAX_COMPILATION_CACHE_DIR, or ours."""
+    own = files.cache_dir() / "compilations"
+    return pathlib.Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or own)
+
+
+def enable() -> None:
+    """Makes later runs of the same program start without compiling again.
+
+    Called by the command line alone: a library does not set what its user may have set.
+    """
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", str(folder()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

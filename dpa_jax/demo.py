@@ -1,0 +1,53 @@
+"""The demo: phantom images, a short run, an evaluation, and where to look."""
+
+import os
+import pathlib
+
+from dpa_jax import cache, data, evaluate, metrics, phantoms, score, train
+from dpa_jax import config as config_lib
+
+
+def demo(folder: str | os.PathLike) -> dict:
+    """Makes phantoms, trains on the normal ones and evaluates on held-out ones.
+
+    Args:
+      folder: gets `images/` and `run/`; what is finished there is not done again.
+
+    Returns:
+      The figures that are also in `run/evaluation/metrics.json`.
+    """
+    cache.enable()
+    folder = pathlib.Path(folder)
+    say = metrics.console().print
+    say("Drawing phantom chest radiographs: 600 normal to train on, 200 to test.")
+    images = phantoms.make_phantoms(folder / "images")
+    config = config_lib.load("configs/demo.py")
+    config.data.train = str(images / "train" / "normal")
+    config.data.test_normal = str(images / "test" / "normal")
+    config.data.test_abnormal = str(images / "test" / "abnormal")
+    run = train.train(config, folder / "run")
+
+    scorer = score.load(run)
+    preprocessing = data.Preprocessing.from_config(config)
+    test = data.joined(
+        [
+            data.load(location, preprocessing)
+            for location in (config.data.test_normal, config.data.test_abnormal)
+        ],
+        labels=(0, 1),
+    )
+    scores = scorer(test.images)
+    result = evaluate.report(scorer, test, scores)
+    out = run / "evaluation"
+    evaluate.write(out, test, scores, result)
+    low, high = result["roc_auc_interval"]
+    print(
+        f"ROC AUC {result['roc_auc']:.3f} (95% {low:.3f} to {high:.3f}) on "
+        f"{result['normal']} normal and {result['abnormal']} abnormal phantoms.\n"
+        "VGG19's weights here are random (random:0), not ImageNet's, and phantoms are "
+        "not patients:\nthis shows that everything works, not how well the method does."
+        f"\nLook at {out}/roc.png, {out}/histogram.png and {run}/samples/.\n"
+        f"Next: dpa-jax score --workdir={run} "
+        f"{images}/test/abnormal --out={folder}/scores.csv --maps={folder}/maps"
+    )
+    return result

@@ -1,0 +1,351 @@
+"""What each verb of the command line does, from its parsed options."""
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import os
+import pathlib
+import platform
+import sys
+
+import numpy as np
+
+from dpa_jax import config as config_lib
+from dpa_jax import data, errors, metrics, workdir
+
+
+def run(options: argparse.Namespace) -> None:
+    """Does what was asked for."""
+    name = options.verb
+    for level in ("dataset", "action"):
+        name = f"{name} {getattr(options, level)}" if hasattr(options, level) else name
+    {
+        "demo": _demo,
+        "train": _train,
+        "evaluate": _evaluate,
+        "score": _score,
+        "score-slide": _score_slide,
+        "prepare nih": _prepare_nih,
+        "prepare camelyon16": _prepare_camelyon16,
+        "weights fetch": _fetch,
+        "weights import": _import,
+        "weights stats": _stats,
+        "weights verify": _verify,
+        "import-reference": _import_reference,
+        "doctor": _doctor,
+    }[name](options)
+
+
+def _demo(options) -> None:
+    from dpa_jax import demo
+
+    demo.demo(options.workdir)
+
+
+def _train(options) -> None:
+    config = config_lib.with_flags(config_lib.load(options.config), options.overrides)
+    config_lib.validate(config)
+    from dpa_jax import cache, parallel, train
+
+    cache.enable()
+    if options.distributed or options.coordinator:
+        parallel.initialize(options.coordinator, options.processes, options.process)
+    train.train(config, options.workdir)
+
+
+def _evaluate(options) -> None:
+    from dpa_jax import cache, evaluate, score
+
+    cache.enable()
+    out = pathlib.Path(options.out or pathlib.Path(options.workdir) / "evaluation")
+    if (out / "metrics.json").exists() and not options.overwrite:
+        raise errors.DpaError(
+            f"{out} holds an evaluation already; give another --out, or --overwrite"
+        )
+    scorer = score.load(
+        options.workdir, batch_size=options.batch, precision=options.precision
+    )
+    images = _labelled(options, scorer.config)
+    with metrics.counting("scoring", "images") as show:
+        scores = scorer(images.images, show)
+    result = evaluate.report(scorer, images, scores)
+    evaluate.write(out, images, scores, result)
+    low, high = result["roc_auc_interval"]
+    print(
+        f"ROC AUC {result['roc_auc']:.4f} (95% {low:.4f} to {high:.4f}), "
+        f"average precision {result['average_precision']:.4f}; "
+        f"{result['normal']} normal, {result['abnormal']} abnormal"
+    )
+    if result["random_weights"]:
+        print(f"VGG19's weights are random ({scorer.config.perceptual.weights})")
+    print(f"see {out}/metrics.json, scores.csv, roc.png, histogram.png")
+
+
+def _labelled(options, config) -> data.ImageSet:
+    """Loads the images to evaluate on: from the options, else from the config."""
+    normal, abnormal, test = options.normal, options.abnormal, options.test
+    if not (normal or abnormal or test):
+        normal, abnormal = config.data.test_normal, config.data.test_abnormal
+        test = config.data.test
+    if bool(normal) != bool(abnormal) or bool(normal) == bool(test):
+        raise errors.UsageError(
+            "say what to evaluate on: --normal=DIR with --abnormal=DIR, or --test=..."
+        )
+    if test:
+        images = _load(test, options, config)
+        if images.labels is None:
+            raise errors.DpaError(
+                f"{test} has no labels: a manifest needs a label column, "
+                "an .npz an array `labels`"
+            )
+        return images
+    pair = [_load(location, options, config) for location in (normal, abnormal)]
+    return data.joined(pair, labels=(0, 1))
+
+
+def _load(location: str, options, config) -> data.ImageSet:
+    with metrics.counting("reading images", "images") as show:
+        images = data.load(
+            location,
+            data.Preprocessing.from_config(config),
+            skip_corrupt=options.skip_corrupt,
+            progress=show,
+            data_dir=config.data.data_dir or None,
+        )
+    _tell_skipped(images)
+    return images
+
+
+def _tell_skipped(images: data.ImageSet) -> None:
+    for skipped in images.skipped:
+        print(f"left out {skipped.path}: {skipped.reason}", file=sys.stderr)
+
+
+def _score(options) -> None:
+    from dpa_jax import cache, maps, score
+
+    cache.enable()
+    out = pathlib.Path(options.out)
+    if out.exists() and not options.overwrite:
+        raise errors.DpaError(
+            f"{out} is already there; give another --out, or --overwrite"
+        )
+    scorer = score.load(
+        options.workdir, batch_size=options.batch, precision=options.precision
+    )
+    paths = [
+        path
+        for given in options.images
+        for path in (data.list_images(given) if os.path.isdir(given) else [given])
+    ]
+    with metrics.counting("reading images", "images") as show:
+        images = data.load_files(
+            paths,
+            data.Preprocessing.from_config(scorer.config),
+            skip_corrupt=options.skip_corrupt,
+            progress=show,
+        )
+    _tell_skipped(images)
+    with metrics.counting("scoring", "images") as show:
+        scores = scorer(images.images, show)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    rows = list(zip(images.paths, map(workdir.number, scores), strict=True))
+    workdir.write_csv(out, ("path", "score"), rows)
+    print(f"{len(scores)} scores in {out}")
+    if options.maps:
+        written = maps.write_maps(
+            pathlib.Path(options.maps),
+            [pathlib.Path(path).stem for path in images.paths],
+            images.images,
+            scorer.maps(images.images),
+        )
+        print(f"{len(written)} maps in {options.maps}")
+
+
+def _score_slide(options) -> None:
+    from dpa_jax import cache, score
+    from dpa_jax.slides import score as slide_score
+    from dpa_jax.slides import stain
+
+    cache.enable()
+    scorer = score.load(options.workdir, batch_size=options.batch)
+    target = None
+    if options.stain_target != "none":
+        target = stain.load(options.stain_target)
+    out = options.out or f"{pathlib.Path(options.slide).stem}_scores"
+    with metrics.counting("scoring tiles", "tiles") as show:
+        found = slide_score.score_slide(
+            options.slide,
+            scorer,
+            out,
+            mpp=options.mpp,
+            batch=options.batch,
+            stain_target=target,
+            threshold=options.threshold,
+            magnification=options.magnification,
+            tile=scorer.resolution,
+            model=str(pathlib.Path(options.workdir).resolve()),
+            progress=show,
+        )
+    print(
+        f"{found['tiles']:,} tiles, {found['regions']} regions above "
+        f"{found['threshold']:.4g}: see heatmap.png, scores.tif, regions.geojson and "
+        f"tiles.csv in {out}"
+    )
+
+
+def _prepare_nih(options) -> None:
+    from dpa_jax.datasets import nih_prepare
+
+    with metrics.counting("preparing", "images") as show:
+        found = nih_prepare.prepare(
+            pathlib.Path(options.source),
+            pathlib.Path(options.data_dir),
+            options.protocol,
+            pathlib.Path(options.lists) if options.lists else None,
+            options.jobs,
+            options.allow_missing,
+            show,
+        )
+    print(nih_prepare.describe(found))
+
+
+def _prepare_camelyon16(options) -> None:
+    from dpa_jax.datasets import camelyon16_prepare
+
+    stain_target = options.stain_target or camelyon16_prepare.STAIN_TARGET
+    with metrics.counting("preparing", "slides") as show:
+        found = camelyon16_prepare.prepare(
+            options.source,
+            options.data_dir,
+            lists=options.lists,
+            magnification=options.magnification,
+            stain_target=stain_target,
+            runner=options.runner,
+            beam_options=options.beam,
+            mpp=options.mpp,
+            jobs=options.jobs,
+            seed=options.seed,
+            parts=options.parts,
+            allow_missing=options.allow_missing,
+            progress=show,
+        )
+    print(found.text())
+
+
+def _fetch(options) -> None:
+    from dpa_jax.weights import fetch
+
+    with metrics.counting("downloading", "bytes") as show:
+        fetch.fetch(
+            source=options.source,
+            weights_file=options.file,
+            statistics_file=options.stats,
+            mirror=options.mirror,
+            offline=options.offline,
+            keep=options.keep,
+            progress=show,
+        )
+
+
+def _import(options) -> None:
+    from dpa_jax.weights import fetch
+
+    if not options.file and not options.stats:
+        raise errors.UsageError("say what to import: FILE, --stats FILE or both")
+    fetch.import_files(weights_file=options.file, statistics_file=options.stats)
+
+
+def _verify(options) -> None:
+    from dpa_jax.weights import fetch
+
+    fetch.verify()
+
+
+def _stats(options) -> None:
+    import jax
+
+    from dpa_jax import cache, statistics, vgg
+    from dpa_jax.weights import files
+
+    cache.enable()
+    layers = options.layers.split(",")
+    for layer in layers:
+        if layer not in vgg.LAYERS or options.resolution < vgg.stride(layer):
+            raise errors.UsageError(
+                f"--layers: VGG19 has no {layer} at {options.resolution} pixels"
+            )
+    if pathlib.Path(options.out).exists():
+        raise errors.DpaError(f"{options.out} is already there; give another --out")
+    weights = files.load_vgg19(options.weights)
+    with metrics.counting("reading images", "images") as show:
+        images = data.load(
+            options.images,
+            data.Preprocessing(options.channels, options.resolution),
+            progress=show,
+        )
+    with metrics.counting("feature statistics", "images") as show:
+        found = statistics.feature_statistics(
+            jax.device_put(weights),
+            images.images,
+            dict.fromkeys(layers, options.resolution),
+            progress=show,
+        )
+    source = f"{len(images)} images of {options.images}, weights {options.weights}"
+    files.save_statistics(options.out, found, {"source": source})
+    print(f"statistics of {', '.join(layers)} over {len(images)} images: {options.out}")
+
+
+def _import_reference(options) -> None:
+    from dpa_jax.interop import workdir_from_reference
+
+    for note in workdir_from_reference.import_checkpoint(
+        options.checkpoint, options.workdir, options.weights, options.stats
+    ):
+        print(f"note: {note}", file=sys.stderr)
+    print(
+        f"{options.workdir} is ready: dpa-jax score --workdir={options.workdir} IMAGES"
+    )
+
+
+def _doctor(options) -> None:
+    import jax
+
+    from dpa_jax import cache, engine
+    from dpa_jax.weights import files
+
+    about = workdir.environment(seed=0)
+    print(f"python        {about['python']} on {platform.platform()}")
+    for name, version in about["packages"].items():
+        print(f"{name:13s} {version}")
+    print(f"devices       {', '.join(about['devices'])} ({about['device_kind']})")
+    print(f"memory        {engine.memory_limit() / 2**30:.1f} GiB a device")
+    print(f"precision     {engine.precision('auto')} unless configured")
+    print(f"cores         {os.cpu_count()}")
+    print(f"cache         {files.cache_dir()}")
+    print(f"compilations  {cache.folder()}")
+    for what, path in (
+        ("VGG19", files.cached_vgg19()),
+        ("statistics", files.cached_statistics()),
+    ):
+        if path.exists():
+            about_file = files.read_metadata(path)
+            print(f"{what:13s} {path} ({json.dumps(about_file.get('source', '?'))})")
+        else:
+            print(f"{what:13s} not in the cache: dpa-jax weights fetch")
+    for extra, module in {
+        "torch": "torch",
+        "dicom": "pydicom",
+        "wsi": "tiffslide",
+        "beam": "apache_beam",
+    }.items():
+        with contextlib.suppress(ModuleNotFoundError):
+            found = importlib.util.find_spec(module) is not None
+            note = "installed" if found else f"pip install 'dpa_jax[{extra}]'"
+            print(f"extra {extra:7s} {note}")
+    ones = np.ones((8, 8), np.float32)
+    total = float(jax.jit(lambda x: (x @ x).sum())(ones))
+    print(f"a test program ran: {'right' if total == 512 else f'WRONG ({total})'}")
+    if total != 512:
+        raise errors.DpaError("the device computes wrong results")
