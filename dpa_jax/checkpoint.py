@@ -1,8 +1,11 @@
 """Checkpoints of a run: the only file that imports Orbax."""
 
+import contextlib
 import os
 import pathlib
-from collections.abc import Collection
+import shutil
+import sys
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import jax
@@ -13,6 +16,14 @@ from orbax.checkpoint import checkpoint_managers
 from dpa_jax import errors
 
 FOLDER = "checkpoints"
+_ITEM = "default"  # Orbax's name for what a checkpoint holds if it is one thing
+_SPARE = 1 << 20  # bytes that a checkpoint takes beyond its arrays, at most
+_RESUMES = "earlier checkpoints are untouched, and the same command resumes"
+_WRITING = "cannot be written: {}; " + _RESUMES
+_READING = (
+    "the checkpoint cannot be read: {}; delete that folder to go on from the one "
+    "before it"
+)
 
 
 class Checkpoints:
@@ -25,59 +36,51 @@ class Checkpoints:
       workdir: that of the run.
       keep: steps whose checkpoint stays, such as the ends of stages; of the others
         the last two do.
-      read_only: for scoring: nothing is created or cleaned up.
     """
 
-    def __init__(
-        self,
-        workdir: str | os.PathLike,
-        keep: Collection[int] = (),
-        read_only: bool = False,
-    ):
-        self._folder = pathlib.Path(workdir).resolve() / FOLDER
+    def __init__(self, workdir: str | os.PathLike, keep: Collection[int] = ()):
+        self._workdir = pathlib.Path(workdir).resolve()
+        self._folder = self._workdir / FOLDER
         policies = [
             checkpoint_managers.LatestN(2),
             checkpoint_managers.CustomSteps(list(keep)),
         ]
         options = ocp.CheckpointManagerOptions(
-            create=not read_only,
-            read_only=read_only,
+            cleanup_tmp_directories=True,  # what a killed run left half written
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
         )
-        with self._writing():
+        with _named(self._folder, _WRITING):
             self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def latest(self) -> int | None:
         """Returns the step of the last complete checkpoint, or None."""
-        return self._manager.latest_step()
+        return latest(self._workdir)
 
     def save(self, step: int, tree: Any) -> None:
-        """Writes a tree of arrays in the background; the arrays are copied first."""
+        """Writes a tree of arrays in the background; the arrays are copied first.
+
+        Raises:
+          DpaError: there is not enough room, or this or the last one was not written.
+        """
         arrays = jax.tree.map(np.asarray, jax.device_get(tree))
-        with self._writing():
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)) + _SPARE
+        free = shutil.disk_usage(self._folder).free
+        if free < needed:
+            # asked beforehand, since Orbax tells of a full disk in hundreds of lines
+            raise errors.DpaError(
+                f"{self._folder}: no room for a checkpoint: {free / 2**20:.1f} MiB are "
+                f"left on that disk and it takes {needed / 2**20:.1f}; {_RESUMES}"
+            )
+        with _named(self._folder, _WRITING):
             self._manager.save(step, args=ocp.args.StandardSave(arrays))
 
     def restore(self, step: int) -> Any:
-        """Reads a checkpoint back as a tree of NumPy arrays.
-
-        Raises:
-          DpaError: it cannot be read.
-        """
-        try:
-            metadata = self._manager.item_metadata(step)
-            template = jax.tree.map(
-                lambda leaf: np.zeros(leaf.shape, leaf.dtype), metadata
-            )
-            return self._manager.restore(step, args=ocp.args.StandardRestore(template))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise errors.DpaError(
-                f"{self._folder / str(step)}: the checkpoint cannot be read: {error}; "
-                "delete that folder to go on from the one before it"
-            ) from error
+        """Reads a checkpoint back; see `restore`."""
+        return restore(self._workdir, step)
 
     def close(self) -> None:
         """Waits until everything is written."""
-        with self._writing():
+        with _named(self._folder, _WRITING):
             self._manager.wait_until_finished()
             self._manager.close()
 
@@ -89,22 +92,52 @@ class Checkpoints:
         """Closes."""
         self.close()
 
-    def _writing(self) -> "_Writing":
-        return _Writing(self._folder)
+
+def latest(workdir: str | os.PathLike) -> int | None:
+    """Returns the step of the last complete checkpoint in a workdir, or None."""
+    folder = pathlib.Path(workdir) / FOLDER
+    if not folder.is_dir():
+        return None
+    return max((int(p.name) for p in folder.iterdir() if p.name.isdigit()), default=None)
 
 
-class _Writing:
-    """Names the folder when Orbax or the disk refuses to write."""
+def restore(workdir: str | os.PathLike, step: int) -> Any:
+    """Reads a checkpoint as a tree of NumPy arrays; writes nothing.
 
-    def __init__(self, folder: pathlib.Path):
-        self._folder = folder
+    Raises:
+      DpaError: it cannot be read.
+    """
+    folder = pathlib.Path(workdir).resolve() / FOLDER / str(step)
+    handler = ocp.StandardCheckpointHandler()
+    try:
+        with _named(folder, _READING):
+            metadata = handler.metadata(folder / _ITEM)
+            template = jax.tree.map(
+                lambda leaf: np.zeros(leaf.shape, leaf.dtype), metadata
+            )
+            return handler.restore(
+                folder / _ITEM, args=ocp.args.StandardRestore(template)
+            )
+    finally:
+        handler.close()
 
-    def __enter__(self) -> None:
-        pass
 
-    def __exit__(self, kind, error, _) -> None:
-        if isinstance(error, (OSError, ValueError)):
-            raise errors.DpaError(
-                f"{self._folder}: cannot be written: {error}; "
-                "earlier checkpoints are untouched, and the same command resumes"
-            ) from error
+@contextlib.contextmanager
+def _named(path: pathlib.Path, message: str) -> Iterator[None]:
+    """Makes one error of those that Orbax and the disk raise in the body."""
+    hook = sys.unraisablehook
+
+    def without_echoes(raised):
+        # Of many arrays the first that fails closes the event loop, and each of the
+        # others is told so by a traceback of its own.
+        if str(raised.exc_value) != "Event loop is closed":
+            hook(raised)
+
+    sys.unraisablehook = without_echoes
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = str(error).partition(" [tensorstore_spec=")[0]
+        # the hook stays, since echoes may still come
+        raise errors.DpaError(f"{path}: {message.format(reason)}") from error
+    sys.unraisablehook = hook

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib.util
+import inspect
 import json
 import math
 import os
@@ -12,6 +13,7 @@ from typing import Any
 import ml_collections
 
 from dpa_jax import errors
+from dpa_jax.weights import formats
 
 KINDS = ("residual18", "residual9")
 PRECISIONS = ("auto", "bfloat16", "tensorfloat32", "float32")
@@ -97,22 +99,43 @@ def load(location: str) -> ml_collections.ConfigDict:
     name, _, argument = location.partition(":")
     path = _find(name)
     if path.suffix == ".py":
-        spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        if not hasattr(module, "get_config"):
-            raise errors.UsageError(f"{path} defines no get_config()")
-        return module.get_config(argument) if argument else module.get_config()
+        return _from_python(path, argument)
     if argument:
         raise errors.UsageError(f"only a .py config takes an argument: {location}")
     if path.suffix == ".json":
-        return from_json(path.read_text(), str(path))
+        try:
+            return from_json(path.read_text(encoding="utf-8"), str(path))
+        except UnicodeDecodeError as error:
+            raise errors.UsageError(f"{path} is not JSON: {error}") from None
     if path.suffix in (".yaml", ".yml"):
         from dpa_jax.interop import reference_config
 
         return reference_config.load(path)
     raise errors.UsageError(f"a config is a .py, .json or .yaml file, not {name}")
+
+
+def _from_python(path: pathlib.Path, argument: str) -> ml_collections.ConfigDict:
+    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise errors.UsageError(f"{path} defines no get_config()")
+        if argument and not inspect.signature(module.get_config).parameters:
+            raise errors.UsageError(f"{path} takes no argument, so not {argument!r}")
+        config = module.get_config(argument) if argument else module.get_config()
+    except errors.DpaError:
+        raise
+    except Exception as error:  # whatever may be wrong with somebody's program
+        raise errors.UsageError(
+            f"{path} fails with {type(error).__name__}: {error}; --debug shows where"
+        ) from error
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise errors.UsageError(
+            f"{path}: get_config() returns {type(config).__name__}, not a ConfigDict"
+        )
+    return config
 
 
 def _find(name: str) -> pathlib.Path:
@@ -205,11 +228,19 @@ def with_flags(
             raise errors.UsageError(f"{flag} lacks a value: {flag}=VALUE")
     values = absl_flags.FlagValues()
     result = config.copy_and_resolve_references()
-    config_flags.DEFINE_config_dict("config", result, flag_values=values)
+    argv = ["dpa-jax", *flags]  # or it would look for them in sys.argv
     try:
-        values(["dpa-jax", *flags])
+        config_flags.DEFINE_config_dict(
+            "config", result, flag_values=values, sys_argv=argv
+        )
+        values(argv)
     except (absl_flags.Error, ValueError, TypeError) as error:
-        raise errors.UsageError(f"{' '.join(flags)}: {error}") from None
+        culprit = next((f for f in flags if f in str(error)), " ".join(flags))
+        name = culprit.removeprefix("--config.").partition("=")[0]
+        default = known.get(name)
+        raise errors.UsageError(
+            f"{culprit}: {name} takes {type(default).__name__}, such as {default!r}"
+        ) from error
     return result
 
 
@@ -282,11 +313,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
         if not condition:
             raise errors.UsageError(message)
 
+    _check_fields(flat(config), flat(default_config()))
     data, model, stages = config.data, config.model, config.stages
-    for name, known in flat(default_config()).items():
-        value = flat(config).get(name)
-        if isinstance(known, float) and not math.isfinite(value):
-            raise errors.UsageError(f"{name} is {value}")
     for name, least in (
         ("data.resize", 0),
         ("data.crop", 0),
@@ -390,6 +418,25 @@ def validate(config: ml_collections.ConfigDict) -> None:
     _validate_layers(config, check)
 
 
+def _check_fields(values: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    for name in values:
+        if name not in known:
+            raise errors.UsageError(unknown_key(name, known))
+    for name, default in known.items():
+        if name not in values:
+            raise errors.UsageError(f"the config lacks {name}")
+        value = values[name]
+        if type(value) is not type(default):
+            raise errors.UsageError(
+                f"{name} is {value!r}; it takes {type(default).__name__}, "
+                f"such as {default!r}"
+            )
+        if isinstance(value, float) and not math.isfinite(value):
+            raise errors.UsageError(f"{name} is {value}; it must be finite")
+        if isinstance(value, tuple) and not all(type(v) is int for v in value):
+            raise errors.UsageError(f"{name} is {value!r}; it takes whole numbers")
+
+
 def lowest_resolution(latent_resolution: int) -> int:
     """Returns the resolution at which the blocks end: 4 before a 1x1 latent."""
     return 4 if latent_resolution == 1 else latent_resolution
@@ -431,7 +478,5 @@ def _validate_layers(config, check) -> None:
 
 def save(config: ml_collections.ConfigDict, path: str | os.PathLike) -> None:
     """Writes the configuration as JSON, atomically."""
-    path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(to_json(config))
-    os.replace(temporary, path)
+    with formats.replacing(pathlib.Path(path)) as temporary:
+        temporary.write_text(to_json(config), encoding="utf-8")

@@ -40,8 +40,18 @@ def precision(wanted: str) -> str:
 
 
 def xla_options() -> dict[str, Any] | None:
-    """Returns the compiler options that a training step is fastest with, measured."""
-    return None
+    """Returns the compiler options that programs here are compiled with.
+
+    On GPU, XLA's usual kinds of command buffers (CUDA graphs) and convolutions, so that
+    the hundreds of kernels of a step are launched as a few graphs: at 16 pixels a step
+    took 1.95 ms without and 1.09 ms with them (H100, batch 128).
+    """
+    if jax.default_backend() != "gpu":
+        return None
+    return {
+        "xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,"
+        "DYNAMIC_SLICE_FUSION,CONVOLUTION"
+    }
 
 
 def memory_limit() -> int:

@@ -16,11 +16,10 @@ import ml_collections
 from flax import linen as nn
 
 from dpa_jax import images
+from dpa_jax.activations import leaky_relu
 from dpa_jax.config import lowest_resolution
 from dpa_jax.convolution import Conv
 from dpa_jax.stages import Stage
-
-leaky_relu = functools.partial(nn.leaky_relu, negative_slope=0.2)
 
 
 @dataclasses.dataclass(frozen=True)

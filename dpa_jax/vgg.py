@@ -10,6 +10,8 @@ from collections.abc import Collection, Mapping
 import jax
 import jax.numpy as jnp
 
+from dpa_jax.activations import relu
+
 # block -> (convolutions, channels)
 _BLOCKS = {1: (2, 64), 2: (2, 128), 3: (4, 256), 4: (4, 512), 5: (4, 512)}
 
@@ -86,7 +88,7 @@ def features(
         if name[0] == "c":
             x = _convolve(x, weights[name]["kernel"]) + weights[name]["bias"]
         elif name[0] == "r":
-            x = jax.nn.relu(x)
+            x = relu(x)
         else:
             x = _max_pool2(x)
         if name in layers:

@@ -1,9 +1,19 @@
 """Small pyramidal slides with tissue, for the tests of slides and Camelyon16."""
 
+import importlib.util
+
 import numpy as np
-import tifffile
+import pytest
+
+tifffile = pytest.importorskip("tifffile", reason="slides are written by tifffile")
 
 PURPLE, PINK = np.array([0.65, 0.70, 0.29]), np.array([0.07, 0.99, 0.11])
+
+
+def need_reader():
+    """Skips a module of tests where no library reads slides."""
+    if not any(importlib.util.find_spec(name) for name in ("openslide", "tiffslide")):
+        pytest.skip("no library that reads slides", allow_module_level=True)
 
 
 def stained(shape, seed=0, hematoxylin=PURPLE, eosin=PINK, strength=1.0):

@@ -11,8 +11,7 @@ from dpa_jax.datasets import camelyon16_patches as patches
 from dpa_jax.errors import DpaError, UsageError
 from dpa_jax.slides import stain
 
-pytest.importorskip("tifffile", reason="slides are written by tifffile")
-pytest.importorskip("openslide", reason="slides are read by openslide")
+slide_factory.need_reader()
 pytest.importorskip("shapely", reason="annotations need shapely")
 box = slide_factory.box
 

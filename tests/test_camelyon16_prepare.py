@@ -16,8 +16,7 @@ from dpa_jax.datasets.camelyon16_prepare import prepare, resolve_target
 from dpa_jax.errors import DpaError, UsageError
 from dpa_jax.slides import stain
 
-pytest.importorskip("tifffile", reason="slides are written by tifffile")
-pytest.importorskip("openslide", reason="slides are read by openslide")
+slide_factory.need_reader()
 pytest.importorskip("shapely", reason="annotations need shapely")
 
 TARGET = "normal_001:768,768,512,512"

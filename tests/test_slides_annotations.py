@@ -10,8 +10,7 @@ from dpa_jax.errors import DpaError
 from dpa_jax.slides import annotations, reader
 
 pytest.importorskip("shapely", reason="annotations need shapely")
-pytest.importorskip("tifffile", reason="slides are written by tifffile")
-pytest.importorskip("openslide", reason="slides are read by openslide")
+slide_factory.need_reader()
 box = slide_factory.box
 
 

@@ -18,9 +18,7 @@ BACKENDS = [
     )
     for name in ("openslide", "tiffslide")
 ]
-pytest.importorskip("tifffile", reason="slides are written by tifffile")
-if all(param.marks[0].args[0] for param in BACKENDS):
-    pytest.skip("no library for slides is installed", allow_module_level=True)
+slide_factory.need_reader()
 
 
 @pytest.fixture(scope="module")

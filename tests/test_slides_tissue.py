@@ -7,8 +7,7 @@ import slide_factory
 from dpa_jax.errors import DpaError
 from dpa_jax.slides import reader, tissue
 
-pytest.importorskip("tifffile", reason="slides are written by tifffile")
-pytest.importorskip("openslide", reason="slides are read by openslide")
+slide_factory.need_reader()
 
 
 def open_picture(tmp_path, image, **options):

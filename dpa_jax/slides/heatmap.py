@@ -96,14 +96,13 @@ def _with_scale(picture: Image.Image, low: float, high: float) -> Image.Image:
     return result
 
 
-def write_scores(path: pathlib.Path, grid: TileGrid, scores: np.ndarray, mpp: float):
+def write_scores(path: pathlib.Path, scores: np.ndarray, pixel: float) -> None:
     """Writes the scores as a pyramidal, tiled float32 TIFF, a pixel for each tile.
 
     Args:
       path: the file.
-      grid: the tiles.
       scores: float32 `[rows, columns]`, NaN where there is none.
-      mpp: micrometres per level-0 pixel, for the resolution tags.
+      pixel: micrometres a side of a tile, for the resolution tags.
     """
     import tifffile
 
@@ -119,7 +118,7 @@ def write_scores(path: pathlib.Path, grid: TileGrid, scores: np.ndarray, mpp: fl
                 compression="deflate",
                 photometric="minisblack",
                 subfiletype=1 if i else 0,
-                resolution=(1e4 / (mpp * grid.side * grid.scale * 2**i),) * 2,
+                resolution=(1e4 / (pixel * 2**i),) * 2,
                 resolutionunit="CENTIMETER",
                 metadata=None,
             )
@@ -133,9 +132,8 @@ def _halved(scores: np.ndarray) -> np.ndarray:
     padded[: scores.shape[0], : scores.shape[1]] = scores
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # no score in any of the four
-        return np.nanmean(
-            padded.reshape(rows, 2, columns, 2), axis=(1, 3), dtype=np.float32
-        )
+        blocks = padded.reshape(rows, 2, columns, 2)
+        return np.asarray(np.nanmean(blocks, axis=(1, 3), dtype=np.float32))
 
 
 def write_regions(

@@ -182,25 +182,26 @@ def open_slide(
       DpaError: the file is missing or no slide, or no reader is installed.
       UsageError: `mpp` is no plausible resolution.
     """
-    path = os.fspath(path)
+    name = os.fspath(path)
     if mpp is not None and not _MPP_RANGE[0] <= mpp <= _MPP_RANGE[1]:
         raise UsageError(
             f"--mpp is {mpp}; it is in micrometres per pixel, such as 0.25"
         )
     open_handle, prefix = _library(backend)
-    if not os.path.exists(path):
-        raise DpaError(f"there is no slide {path}")
+    if not os.path.exists(name):
+        raise DpaError(f"there is no slide {name}")
     try:
-        handle = open_handle(path)
+        handle = open_handle(name)
     except Exception as error:
         raise DpaError(
-            f"{path} cannot be read as a slide: {_words(error)}; "
+            f"{name} cannot be read as a slide: {_words(error)}; "
             "it may be truncated or of another format"
         ) from error
     try:
         if mpp is None:
             mpp = _stated_mpp(handle.properties, prefix)
-        yield Slide(path, path, tuple(handle.dimensions), mpp, handle)
+        width, height = handle.dimensions
+        yield Slide(name, name, (width, height), mpp, handle)
     finally:
         handle.close()
 

@@ -93,8 +93,10 @@ def score_slide(
             raise DpaError(f"{path}: the stains of no part of it could be estimated")
         if threshold is None:
             threshold = float(np.percentile(known, 95))
+        assert slide.mpp is not None  # or there would be no grid
+        tile_side = grid.side * grid.scale  # in level-0 pixels
         heatmap.write_csv(out / "tiles.csv", grid, scores)
-        heatmap.write_scores(out / "scores.tif", grid, scores, slide.mpp)
+        heatmap.write_scores(out / "scores.tif", scores, slide.mpp * tile_side)
         heatmap.write_overlay(out / "heatmap.png", slide, grid, scores)
         count = heatmap.write_regions(out / "regions.geojson", grid, scores, threshold)
     summary = {

@@ -21,24 +21,24 @@ def list_files(source: str | os.PathLike) -> list[tuple[str, int]]:
     Raises:
       DpaError: there is no such folder, or its storage cannot be reached.
     """
-    source = os.fspath(source)
-    if "://" not in source:
-        if not os.path.isdir(source):
-            raise DpaError(f"there is no folder {source}")
-        paths = [p for p in pathlib.Path(source).rglob("*") if p.is_file()]
+    name = os.fspath(source)
+    if "://" not in name:
+        if not os.path.isdir(name):
+            raise DpaError(f"there is no folder {name}")
+        paths = [p for p in pathlib.Path(name).rglob("*") if p.is_file()]
         return sorted((os.fspath(p), p.stat().st_size) for p in paths)
     import fsspec
 
     try:
-        system, root = fsspec.core.url_to_fs(source)
+        system, root = fsspec.core.url_to_fs(name)
         found = system.find(root, detail=True)
     except (ImportError, OSError, ValueError) as error:
-        raise DpaError(f"{source} cannot be listed: {error}") from None
+        raise DpaError(f"{name} cannot be listed: {error}") from None
     if not found:
-        raise DpaError(f"there is nothing under {source}")
+        raise DpaError(f"there is nothing under {name}")
     return sorted(
-        (system.unstrip_protocol(name), int(entry["size"]))
-        for name, entry in found.items()
+        (system.unstrip_protocol(key), int(entry["size"]))
+        for key, entry in found.items()
     )
 
 

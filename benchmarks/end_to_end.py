@@ -1,0 +1,127 @@
+"""Wall time of a whole training run: data, compiling, training, checkpoints apart.
+
+Runs the loop of `dpa-jax train` on made-up images, with all it writes, into a folder
+that is deleted afterwards. On GPU and TPU the next stage is compiled while one trains,
+so that compiling takes longer than training waits for it; both are shown. With
+`--through=engine` nothing is read or written: the same programs take the same number
+of steps, stage after stage, each from its initial weights.
+"""
+
+import pathlib
+import tempfile
+import time
+from typing import Any
+
+from benchmarks import measure, problem, train_step
+from dpa_jax import config as config_lib
+from dpa_jax import engine, errors, step
+
+COLUMNS = {
+    "stage": "s",
+    "steps": ",d steps",
+    "train_s": ",.2f train s",
+    "ms_per_step": ",.3f ms/step",
+    "images_per_second": ",.0f images/s",
+    "targets_s": ",.2f targets s",
+    "wait_s": ",.2f wait s",
+    "compile_s": ",.2f compile s",
+    "checkpoint_s": ",.2f checkpoint s",
+    "samples_s": ",.2f samples s",
+}
+
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the benchmark; see `measure.main`."""
+    return measure.main("end_to_end", run, argv)
+
+
+def run(argv: list[str]) -> None:
+    """Measures what the arguments ask for, prints and writes it."""
+    parser = measure.arguments("end_to_end", __doc__)
+    add = parser.add_argument
+    add("--config", default="configs/nih.py:subset,pg", metavar="FILE[:ARGS]")
+    add("--batch", type=int, help="images per step; as configured if left out")
+    add("--steps-scale", type=float, default=1.0, help="share of every stage's steps")
+    add("--precision", default="auto", choices=config_lib.PRECISIONS)
+    add("--residency", default="auto", choices=("auto", "device", "stream"))
+    add("--through", default="train", choices=("train", "engine"))
+    add("--images", type=int, default=4096, help="training images")
+    add("--weights", default="random:0", help="of VGG19, or a file")
+    args = parser.parse_args(argv)
+    if not 0 < args.steps_scale <= 1:
+        raise errors.UsageError(
+            f"--steps-scale is {args.steps_scale}; it is above 0 and at most 1"
+        )
+    if args.through == "engine" and args.residency == "stream":
+        raise errors.UsageError("--through=engine keeps images on the device")
+    given = problem.make(
+        args.config, args.images, args.weights, args.batch, args.steps_scale
+    )
+    given = given.changed(
+        {"precision": args.precision, "data.residency": args.residency}
+    )
+    print(problem.NOTE)
+    found = through_train(given) if args.through == "train" else through_engine(given)
+    rows = found.pop("rows")
+    measure.show(rows, COLUMNS)
+    print(", ".join(f"{name} {value:,.2f}" for name, value in found.items()))
+    measure.write("end_to_end", args, argv, rows, totals=found, note=problem.NOTE)
+
+
+def through_train(given: problem.Problem) -> dict[str, Any]:
+    """Trains as `dpa-jax train` does; see `timed_run.whole_run`."""
+    try:
+        from benchmarks import timed_run
+    except ImportError as error:
+        raise errors.DpaError(
+            f"a whole run needs all that dpa_jax depends on, and {error.name} is "
+            "missing: pip install dpa_jax, or give --through=engine"
+        ) from error
+    with tempfile.TemporaryDirectory() as folder:
+        return timed_run.whole_run(given, pathlib.Path(folder))
+
+
+def through_engine(given: problem.Problem) -> dict[str, Any]:
+    """Runs every stage's program for as many steps as a run would.
+
+    Returns:
+      As `through_train`, without what only files take.
+    """
+    precision, batch = engine.precision(given.config.precision), given.config.batch_size
+    rows = []
+    begun = time.perf_counter()
+    for stage in given.plan:
+        spec = step.StepSpec.from_config(given.config, stage, precision)
+        steps = engine.steps_per_chunk(spec, batch)
+        made = train_step.ours(given, spec, 0, train_step.batches(given, steps))
+        started = time.perf_counter()
+        made.run(stage.steps)
+        spent = time.perf_counter() - started
+        rows.append(
+            {
+                "stage": stage.name,
+                "implementation": "dpa_jax",
+                "precision": precision,
+                "batch": batch,
+                "steps": stage.steps,
+                "ms_per_step": 1e3 * spent / stage.steps,
+                "images_per_second": batch * stage.steps / spent,
+                "train_s": spent,
+                "targets_s": made.target_fill_s,
+                "compile_s": made.compile_s,
+            }
+        )
+    return {
+        "total_s": time.perf_counter() - begun,
+        **{
+            part: sum(row[part] for row in rows)
+            for part in ("train_s", "targets_s", "compile_s")
+        },
+        "steps": given.plan[-1].end,
+        "rows": rows,
+    }
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,138 @@
+"""What every implementation computes: one configuration, made-up images and weights.
+
+Speed depends on the shapes of images and weights, not on their values, so that nothing
+has to be fetched: images are noise, VGG19 is drawn at random unless it is given.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from dpa_jax import config as config_lib
+from dpa_jax import errors, frozen, models, stages, state, vgg
+from dpa_jax.weights import files
+
+NOTE = (
+    "Images are noise and, unless --weights says otherwise, VGG19's weights are random "
+    "and the feature statistics made up: speed does not depend on their values."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """One configuration with all that it needs, on the host.
+
+    Attributes:
+      config: validated.
+      plan: its stages.
+      images: uint8 `[N, S, S, C]`.
+      weights: of VGG19, up to the deepest layer in use.
+      statistics: of the layers in use.
+      parameters: of every block, as a run would begin with.
+    """
+
+    config: ml_collections.ConfigDict
+    plan: tuple[stages.Stage, ...]
+    images: np.ndarray
+    weights: dict[str, dict[str, np.ndarray]]
+    statistics: dict[str, dict[str, np.ndarray]]
+    parameters: state.Parameters
+
+    def changed(self, overrides: Mapping[str, Any]) -> "Problem":
+        """Returns the same with some fields of the configuration replaced."""
+        config = config_lib.updated(self.config, overrides, "benchmarks")
+        return dataclasses.replace(self, config=config, plan=stages.schedule(config))
+
+    def select(self, wanted: str) -> list[stages.Stage]:
+        """Selects stages by name: `all`, or several separated by commas."""
+        known = {stage.name: stage for stage in self.plan}
+        if wanted == "all":
+            return list(self.plan)
+        names = wanted.split(",")
+        for name in names:
+            if name not in known:
+                raise errors.UsageError(
+                    f"--stages: there is no {name!r}; this config has {', '.join(known)}"
+                )
+        return [known[name] for name in names]
+
+
+def make(
+    location: str,
+    images: int,
+    weights: str,
+    batch: int | None = None,
+    steps_scale: float = 1.0,
+) -> Problem:
+    """Makes a problem from a configuration.
+
+    Args:
+      location: see `config.load`.
+      images: how many.
+      weights: see `weights.files.load_vgg19`.
+      batch: replaces the configuration's batch size.
+      steps_scale: what the steps of every stage are multiplied with.
+    """
+    config = config_lib.load(location)
+    config.perceptual.weights = weights
+    if batch is not None:
+        config.batch_size = batch
+    for name in ("transition_steps", "stabilization_steps", "final_steps"):
+        steps = config.stages[name]
+        config.stages[name] = steps and max(1, round(steps * steps_scale))
+    config_lib.validate(config)
+    if images < config.batch_size:
+        raise errors.UsageError(
+            f"--images={images} is less than a batch of {config.batch_size}"
+        )
+    plan = stages.schedule(config)
+    layers = frozen.layers_in_use(config, plan)
+    architecture = models.Architecture.from_config(config)
+    parameters = state.initialize(jax.random.key(config.seed), architecture, plan)
+    return Problem(
+        config=config,
+        plan=plan,
+        images=noise(config, images),
+        weights=frozen.load_weights(config, layers),
+        statistics=made_up_statistics(layers),
+        parameters=jax.device_get(parameters),
+    )
+
+
+def noise(config: ml_collections.ConfigDict, count: int) -> np.ndarray:
+    """Draws images as a run would hold them, uint8 `[count, S, S, C]`."""
+    side = config_lib.stored_size(config)
+    shape = count, side, side, config.data.channels
+    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+
+def made_up_statistics(layers: Iterable[str]) -> dict[str, dict[str, np.ndarray]]:
+    """Returns a mean of 1/2 and a standard deviation of 2 for every channel."""
+    return {
+        name: {
+            "mean": np.full(vgg.LAYERS[name], 0.5, np.float32),
+            "std": np.full(vgg.LAYERS[name], 2.0, np.float32),
+        }
+        for name in layers
+    }
+
+
+def as_run(problem: Problem, folder: pathlib.Path) -> ml_collections.ConfigDict:
+    """Writes a problem's images and statistics, and returns a config that reads them.
+
+    Args:
+      problem: see `make`.
+      folder: an existing one, which gets `images.npz` and `statistics.npz`.
+    """
+    images, statistics = folder / "images.npz", folder / "statistics.npz"
+    np.savez(images, images=problem.images)
+    files.save_statistics(statistics, problem.statistics, {"source": "made up"})
+    changes: dict[str, Any] = {"data.train": str(images)}
+    if problem.statistics:
+        changes["perceptual.statistics"] = str(statistics)
+    return config_lib.updated(problem.config, changes, "benchmarks")

@@ -1,0 +1,144 @@
+"""A whole training run that notes where its time goes."""
+
+import pathlib
+import time
+from typing import Any
+
+import jax
+
+from benchmarks import problem
+from dpa_jax import checkpoint, data, engine, frozen, train
+from dpa_jax import stages as stages_lib
+
+# what is summed over stages; `wait_s` is the part of `compile_s` that training waits for
+PARTS = ("train_s", "targets_s", "wait_s", "compile_s", "checkpoint_s", "samples_s")
+
+
+class TimedRun(train._Run):
+    """A run that notes where the time of each stage goes.
+
+    Attributes:
+      spent: for each stage's name its seconds by part; see `PARTS`.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.spent = {stage.name: dict.fromkeys(PARTS, 0.0) for stage in self.plan}
+        self._current = self.plan[0].name
+
+    def add(self, part: str, begun: float, stage: str | None = None) -> None:
+        """Adds the seconds since `begun` to a part of a stage."""
+        self.spent[stage or self._current][part] += time.perf_counter() - begun
+
+    def compile(self, stage, parameters) -> engine.Program:
+        """Notes how long the compiler worked, in the background or not."""
+        begun = time.perf_counter()
+        program = super().compile(stage, parameters)
+        self.add("compile_s", begun, stage.name)
+        return program
+
+    def targets(self, stage):
+        """Notes how long computing the targets took; it is done before the stage is."""
+        self._current = stage.name
+        begun = time.perf_counter()
+        found = jax.block_until_ready(super().targets(stage))
+        self.add("targets_s", begun)
+        return found
+
+    def say(self, stage, program, targets, seconds) -> None:
+        """Notes how long training stood still for the program."""
+        super().say(stage, program, targets, seconds)
+        spent = self.spent[stage.name]
+        spent["wait_s"] = seconds - spent["targets_s"]
+
+    def stage(self, checkpoints, program, *rest):
+        """Notes how long the steps took, less what was written in between."""
+        begun = time.perf_counter()
+        result = super().stage(_TimedCheckpoints(checkpoints, self), program, *rest)
+        self.add("train_s", begun)
+        spent = self.spent[self._current]
+        spent["train_s"] -= spent["checkpoint_s"] + spent["samples_s"]
+        return result
+
+    def samples(self, *args) -> None:
+        """Notes how long drawing took."""
+        begun = time.perf_counter()
+        super().samples(*args)
+        self.add("samples_s", begun)
+
+
+class _TimedCheckpoints:
+    """Checkpoints whose saving is noted; Orbax writes them in the background."""
+
+    def __init__(self, checkpoints: checkpoint.Checkpoints, run: TimedRun):
+        self._checkpoints, self._run = checkpoints, run
+
+    def save(self, *args) -> None:
+        begun = time.perf_counter()
+        self._checkpoints.save(*args)
+        self._run.add("checkpoint_s", begun)
+
+
+def whole_run(given: problem.Problem, folder: pathlib.Path) -> dict[str, Any]:
+    """Trains a problem from beginning to end.
+
+    Args:
+      given: see `problem.make`.
+      folder: an empty one for all that the run reads and writes.
+
+    Returns:
+      Seconds: `total_s` of all but drawing images and weights; of it `data_s` (reading
+      the .npz), `prepare_s` (statistics, moving images to the device), the sums of
+      `PARTS`, `closing_s` (waiting for the last checkpoint) and `other_s` (the rest,
+      such as initial parameters); and `rows`, the same for each stage.
+    """
+    config = problem.as_run(given, folder)
+    workdir = folder / "run"
+    workdir.mkdir()
+    begun = time.perf_counter()
+    images = data.load(config.data.train, data.Preprocessing.from_config(config)).images
+    loaded = time.perf_counter()
+    layers, weights = frozen.layers_in_use(config, given.plan), given.weights
+    statistics = frozen.load_or_compute_statistics(
+        config, layers, weights, images, workdir, False
+    )
+    ends = [stage.end for stage in given.plan]
+    with checkpoint.Checkpoints(workdir, keep=ends) as checkpoints:
+        run = TimedRun(config, workdir, given.plan, images, weights, statistics, False)
+        jax.block_until_ready(run.resident)
+        ready = time.perf_counter()
+        run.go(checkpoints, 0)
+        closing = time.perf_counter()
+    ended = time.perf_counter()
+    rows = [stage_row(stage, config.batch_size, run) for stage in given.plan]
+    found = {
+        "data_s": loaded - begun,
+        "prepare_s": ready - loaded,
+        "closing_s": ended - closing,
+        **{part: sum(row[part] for row in rows) for part in PARTS},
+    }
+    known = sum(found.values()) - found["compile_s"]
+    total = ended - begun
+    return {
+        "total_s": total,
+        **found,
+        "other_s": total - known,
+        "steps": ends[-1],
+        "rows": rows,
+    }
+
+
+def stage_row(stage: stages_lib.Stage, batch: int, run: TimedRun) -> dict[str, Any]:
+    """Returns where the time of a stage went."""
+    spent = run.spent[stage.name]
+    each = spent["train_s"] / stage.steps
+    return {
+        "stage": stage.name,
+        "implementation": "dpa_jax",
+        "precision": run.precision,
+        "batch": batch,
+        "steps": stage.steps,
+        "ms_per_step": 1e3 * each,
+        "images_per_second": batch / each,
+        **spent,
+    }

@@ -1,0 +1,388 @@
+"""Speed of a training step at every stage of growth, beside PyTorch's.
+
+Ours is the program that `dpa-jax train` runs: many steps a dispatch, images on the
+device, features of the images cached where it would cache them (their computation is
+part of the time). The baselines get each batch ready, in floating point and on the
+device, for nothing. All start from the same weights and take turns; unless the losses
+of their first step agree, nothing is reported.
+"""
+
+import argparse
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import measure, problem
+from dpa_jax import config as config_lib
+from dpa_jax import engine, errors, frozen, images, parallel, state, step
+from dpa_jax.stages import Stage
+
+# how far the first losses may lie apart, relatively, by the coarser precision
+TOLERANCE = {"float32": 1e-4, "tensorfloat32": 2e-3, "bfloat16": 2e-2}
+COLUMNS = {
+    "stage": "s",
+    "implementation": "s",
+    "precision": "s",
+    "ms_per_step": ",.3f ms/step",
+    "images_per_second": ",.0f images/s",
+    "times_slower": ".2f x ours",
+    "tflops_per_second": ",.2f TFLOP/s",
+    "share_of_matmul_peak": ".1% of peak",
+    "compile_s": ".1f compile s",
+    "peak_megabytes": ",.0f peak MB",
+    "target_fill_s": ".2f targets s",
+    "first_loss": ".5f first loss",
+}
+
+
+@dataclasses.dataclass
+class Contestant:
+    """One implementation of one stage, warmed up.
+
+    Attributes:
+      name: `dpa_jax`, `published`, `tuned` or `reference`.
+      precision: what it computes in.
+      run: takes so many steps, waits, and returns the first and the last loss.
+      unit: what the number of steps must be a multiple of.
+      first_loss: of its very first step.
+      compile_s: seconds that building it and its first steps took beyond later steps.
+      peak_bytes: memory it takes at most; None where that is not known.
+      cached_targets: whether the features of the images were computed beforehand.
+      target_fill_s: seconds that took, without compiling.
+    """
+
+    name: str
+    precision: str
+    run: Callable[[int], tuple[float, float]]
+    unit: int
+    first_loss: float
+    compile_s: float
+    peak_bytes: int | None
+    cached_targets: bool = False
+    target_fill_s: float = 0.0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the benchmark; see `measure.main`."""
+    return measure.main("train_step", run, argv)
+
+
+def run(argv: list[str]) -> None:
+    """Measures what the arguments ask for, prints and writes it."""
+    parser = measure.arguments("train_step", __doc__)
+    add = parser.add_argument
+    add("--config", default="configs/nih.py:subset,pg", metavar="FILE[:ARGS]")
+    add("--batch", type=int, help="images per step; as configured if left out")
+    add("--stages", default="all", help="all, or names such as 64_stabilization,...")
+    add("--baselines", default="published,tuned", help="none leaves PyTorch out")
+    add("--reference-checkout", metavar="DIR", help="a clone of the published code")
+    add("--precision", default="auto", choices=config_lib.PRECISIONS)
+    add("--repeats", type=int, default=5, help="turns of each implementation")
+    add("--seconds", type=float, default=0.5, help="that one turn takes, about")
+    add("--images", type=int, default=4096, help="training images, on the device")
+    add("--weights", default="random:0", help="of VGG19, or a file")
+    args = parser.parse_args(argv)
+    if args.repeats < 1 or args.seconds <= 0:
+        raise errors.UsageError("--repeats and --seconds must be above 0")
+
+    names = measure.one_of("--baselines", args.baselines, ("published", "tuned"))
+    if args.reference_checkout:
+        names.append("reference")
+    if names:
+        measure.share_gpu()
+    given = problem.make(args.config, args.images, args.weights, args.batch)
+    chosen = given.select(args.stages)
+    parallel.check_batch(given.config.batch_size, jax.device_count())
+    precision = engine.precision(args.precision)
+    peaks = measure.matmul_peak(precision, bool(names))
+    print(problem.NOTE)
+    print(
+        f"{jax.devices()[0].device_kind}, batch {given.config.batch_size}, {precision},"
+        f" matrix products {max(peaks.values()):,.2f} TFLOP/s"
+    )
+    rows: list[dict[str, Any]] = []
+    for stage in chosen:
+        found = measure_stage(given, stage, precision, names, args, max(peaks.values()))
+        measure.show(found, COLUMNS)
+        rows += found
+        # after every stage, so that a run that is cut off leaves what it has
+        measure.write(
+            "train_step", args, argv, rows, matmul_peak=peaks, note=problem.NOTE
+        )
+
+
+def measure_stage(
+    given: problem.Problem,
+    stage: Stage,
+    precision: str,
+    names: list[str],
+    args: argparse.Namespace,
+    peak: float,
+) -> list[dict[str, Any]]:
+    """Measures all implementations of one stage; returns a row for each.
+
+    Raises:
+      DpaError: the losses of their first step do not agree.
+    """
+    spec = step.StepSpec.from_config(given.config, stage, precision)
+    first = stage.steps // 2 if stage.transition else 0  # so that both paths count
+    chunk = engine.steps_per_chunk(spec, given.config.batch_size)
+    rows = batches(given, max(4, chunk))
+    contestants = [ours(given, spec, first, rows)]
+    for name in names:
+        contestants.append(theirs(name, given, spec, first, rows, args))
+    check_losses(stage.name, contestants)
+
+    turns = {
+        c.name: measure.sized(c.run, c.unit, args.seconds) for c in contestants
+    }
+    seconds = measure.take_turns(turns, args.repeats)
+    found = [
+        row(given, spec, contestant, seconds[contestant.name], peak)
+        for contestant in contestants
+    ]
+    for each in found:
+        each["times_slower"] = each["ms_per_step"] / found[0]["ms_per_step"]
+    if names:
+        from benchmarks import baselines
+
+        turns.clear()
+        contestants.clear()
+        baselines.forget()
+    return found
+
+
+def row(
+    given: problem.Problem,
+    spec: step.StepSpec,
+    contestant: Contestant,
+    seconds: list[float],
+    peak: float,
+) -> dict[str, Any]:
+    """Returns a row of the result from an implementation's turns."""
+    batch = given.config.batch_size
+    # what is computed once is paid by every step of the stage
+    fill = contestant.target_fill_s / spec.stage.steps
+    each = statistics.median(seconds) + fill
+    rate = engine.flops(spec, batch, contestant.cached_targets) / each / 1e12
+    return {
+        "stage": spec.stage.name,
+        "implementation": contestant.name,
+        "precision": contestant.precision,
+        "batch": batch,
+        "ms_per_step": 1e3 * each,
+        "images_per_second": batch / each,
+        "turns_ms_per_step": [1e3 * s for s in seconds],
+        "compile_s": contestant.compile_s,
+        "peak_bytes": contestant.peak_bytes,
+        "peak_megabytes": contestant.peak_bytes and contestant.peak_bytes / 1e6,
+        "tflops_per_second": rate,
+        "share_of_matmul_peak": rate / peak,
+        "cached_targets": contestant.cached_targets,
+        "target_fill_s": contestant.target_fill_s,
+        "target_fill_ms_per_step": 1e3 * fill,
+        "stage_steps": spec.stage.steps,
+        "first_loss": contestant.first_loss,
+    }
+
+
+def check_losses(stage: str, contestants: list[Contestant]) -> None:
+    """Refuses implementations that do not compute the same.
+
+    Raises:
+      DpaError: a first loss is further from ours than its precision explains.
+    """
+    ours, *others = contestants
+    for other in others:
+        allowed = max(TOLERANCE[ours.precision], TOLERANCE[other.precision])
+        apart = abs(other.first_loss - ours.first_loss) / abs(ours.first_loss)
+        if not apart <= allowed:
+            raise errors.DpaError(
+                f"{stage}: the first loss of {other.name} ({other.precision}) is "
+                f"{other.first_loss:.6g}, that of dpa_jax ({ours.precision}) "
+                f"{ours.first_loss:.6g}: {apart:.1e} apart, {allowed:.0e} allowed. They "
+                "do not compute the same, so nothing is reported"
+            )
+
+
+# --- ours
+
+
+def batches(given: problem.Problem, steps: int) -> np.ndarray:
+    """Draws which images each step takes, int32 `[steps, batch]`."""
+    rng, count = np.random.default_rng(1), len(given.images)
+    size = given.config.batch_size
+    return np.stack([rng.permutation(count)[:size] for _ in range(steps)]).astype("i4")
+
+
+def freeze(given: problem.Problem, spec: step.StepSpec) -> step.Frozen:
+    """Puts on the devices what a step reads, as training does."""
+    return parallel.replicate(
+        step.Frozen(
+            vgg=frozen.cast(given.weights, spec.dtype),
+            statistics=frozen.cast(given.statistics, jnp.float32),
+            key=jax.random.fold_in(jax.random.key(given.config.seed), 1),
+        )
+    )
+
+
+def ours(
+    given: problem.Problem, spec: step.StepSpec, first: int, rows: np.ndarray
+) -> Contestant:
+    """Builds a stage as `train` does, and takes the first chunk.
+
+    Args:
+      given: see `problem.make`.
+      spec: of the stage.
+      first: the step of the stage to begin with.
+      rows: of images, see `batches`; a chunk's worth at least.
+    """
+    batch, fixed = given.config.batch_size, freeze(given, spec)
+    data: dict[str, Any] = {"images": parallel.replicate(given.images)}
+    cached, fill = engine.caches_targets(
+        spec,
+        given.images,
+        batch,
+        spec.stage.steps,
+        given.config.perceptual.cache_targets,
+    ), 0.0
+    if cached:
+        single = jax.device_count() == 1
+        source = data["images"] if single else jnp.asarray(given.images)
+        with measure.CompileTime() as compiling:
+            begun = time.perf_counter()
+            targets = jax.block_until_ready(
+                engine.compute_targets(spec, fixed, source)
+            )
+            fill = time.perf_counter() - begun - compiling.seconds
+        data["targets"] = parallel.replicate(targets)
+    train_state = state.begin(
+        given.parameters, spec.architecture, spec.stage, spec.learning_rate
+    )
+    train_state = parallel.replicate(train_state.replace(step=jnp.int32(first)))
+    begun = time.perf_counter()
+    program = engine.compile_stage(spec, train_state, fixed, data, batch)
+    built = time.perf_counter() - begun
+    # a chunk is one program but on CPU, where it may be of any number of steps
+    unit = 1 if jax.default_backend() == "cpu" else program.steps
+
+    def take(count: int) -> tuple[float, float]:
+        nonlocal train_state
+        found = []
+        for done in range(0, count, program.steps):
+            index = program.place(rows[: min(program.steps, count - done)])
+            train_state, scalars = program.run(train_state, fixed, data, index)
+            found.append(scalars["loss"])
+        jax.block_until_ready(train_state)
+        return measure.finite(float(found[0][0]), float(found[-1][-1]))
+
+    (loss, beyond), peak = measure.with_resident_peak(lambda: start(take, unit))
+    if jax.default_backend() != "cpu":
+        # memory_stats has the highest of all stages so far; the program knows its own
+        peak = _planned(program.run) if jax.device_count() == 1 else None
+    return Contestant(
+        name="dpa_jax",
+        precision=spec.precision,
+        run=take,
+        unit=unit,
+        first_loss=loss,
+        compile_s=built + beyond,
+        peak_bytes=peak,
+        cached_targets=cached,
+        target_fill_s=fill,
+    )
+
+
+def start(take: Callable[[int], tuple[float, float]], unit: int) -> tuple[float, float]:
+    """Warms up; returns the first loss and what the start took beyond later steps."""
+    begun = time.perf_counter()
+    loss, _ = take(unit)
+    once = time.perf_counter()
+    take(unit)
+    return loss, max(0.0, (once - begun) - (time.perf_counter() - once))
+
+
+def _planned(compiled: Any) -> int:
+    """Returns the bytes that a compiled program takes with all that it is given."""
+    found = compiled.memory_analysis()
+    return (
+        found.argument_size_in_bytes
+        + found.output_size_in_bytes
+        + found.temp_size_in_bytes
+        - found.alias_size_in_bytes
+    )
+
+
+# --- theirs
+
+
+def theirs(
+    name: str,
+    given: problem.Problem,
+    spec: step.StepSpec,
+    first: int,
+    rows: np.ndarray,
+    args: argparse.Namespace,
+) -> Contestant:
+    """Builds a baseline for a stage and takes its first steps."""
+    from benchmarks import baselines
+
+    alpha = float(spec.stage.alpha(first))
+    ready = [
+        baselines.to_device(seen(given, spec, first + i, indices))
+        for i, indices in enumerate(rows[:4])
+    ]
+
+    def build():
+        begun = time.perf_counter()
+        made = baselines.train_step(
+            name, given, spec.stage, spec.precision, args.reference_checkout
+        )
+        take = baselines.contestant(made, ready, alpha)
+        loss, _ = take(1)
+        take(2)  # torch.compile records CUDA graphs at its second and third call
+        spent = time.perf_counter() - begun
+        begun = time.perf_counter()
+        take(1)
+        return take, loss, max(0.0, spent - 3 * (time.perf_counter() - begun))
+
+    (take, loss, beyond), peak = baselines.with_peak(build)
+    return Contestant(
+        name=name,
+        precision=baselines.precision(name, spec.precision),
+        run=take,
+        unit=1,
+        first_loss=loss,
+        compile_s=beyond,
+        peak_bytes=peak,
+    )
+
+
+def seen(
+    given: problem.Problem, spec: step.StepSpec, number: int, indices: np.ndarray
+) -> np.ndarray:
+    """Returns the images of a step after the augmentation that ours makes of them."""
+    stored = given.images[indices]
+    if not spec.augments(stored.shape[1]):
+        return stored
+    fixed = jax.random.fold_in(jax.random.key(given.config.seed), 1)
+    key = jax.random.fold_in(fixed, spec.stage.start + number)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(stored)))
+    augmented = images.augment(
+        keys,
+        stored,
+        size=spec.architecture.resolution,
+        horizontal_flip=spec.horizontal_flip,
+        vertical_flip=spec.vertical_flip,
+    )
+    return np.array(augmented)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,134 @@
+"""VGG19: its geometry by hand, its numbers by PyTorch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dpa_jax import vgg
+
+ORDER = (
+    "c11 r11 c12 r12 p1 c21 r21 c22 r22 p2 "
+    "c31 r31 c32 r32 c33 r33 c34 r34 p3 "
+    "c41 r41 c42 r42 c43 r43 c44 r44 p4 "
+    "c51 r51 c52 r52 c53 r53 c54 r54 p5"
+).split()
+
+
+def narrow_weights(rng, width=6, deepest="c54"):
+    """VGG19 of a few channels, so that all of it is cheap."""
+    names = [name for name in ORDER if name[0] == "c"]
+    weights, channels = {}, 3
+    for name in names[: names.index(deepest) + 1]:
+        kernel = rng.normal(0, np.sqrt(2 / (9 * channels)), (3, 3, channels, width))
+        bias = rng.normal(0, 0.1, width)
+        weights[name] = {
+            "kernel": jnp.asarray(kernel, jnp.float32),
+            "bias": jnp.asarray(bias, jnp.float32),
+        }
+        channels = width
+    return weights
+
+
+def test_layers_are_those_of_configuration_e():
+    assert list(vgg.LAYERS) == ORDER
+    assert [vgg.LAYERS[f"r{block}1"] for block in range(1, 6)] == [
+        *(64, 128, 256, 512, 512)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("layer", "pixels"),
+    [("c11", 1), ("r12", 1), ("p1", 2), ("r22", 2), ("r32", 4), ("r42", 8), ("p5", 32)],
+)
+def test_stride(layer, pixels):
+    assert vgg.stride(layer) == pixels
+
+
+def test_the_deepest_layer_is_the_one_computed_last():
+    assert vgg.deepest(["r32", "r42", "p3"]) == "r42"
+    assert vgg.deepest(["c12", "r11"]) == "c12"
+    assert vgg.deepest(["p2", "r22"]) == "p2"
+
+
+def test_multiply_adds_by_hand():
+    # at 64 pixels to r42: 3 to 64 channels at 64x64; 64 to 64; 64 to 128 at 32x32; ...
+    first, half, full = 7_077_888, 75_497_472, 150_994_944
+    to_r32 = first + full + half + full + half + full
+    assert vgg.multiply_adds("r32", 64) == to_r32  # 0.61 GMAC
+    assert vgg.multiply_adds("r42", 64) == to_r32 + 2 * full + half + full  # 1.14
+    assert vgg.multiply_adds("p1", 8) == (first + full) // 64
+
+
+@pytest.mark.parametrize(
+    ("layers", "convolutions"),
+    [(("c11",), 1), (("p1",), 2), (("r22", "r11"), 4), (("r42",), 10), (("p5",), 16)],
+)
+def test_nothing_deeper_than_asked_is_computed(rng, layers, convolutions):
+    weights = narrow_weights(rng)
+    program = jax.make_jaxpr(lambda x: vgg.features(weights, x, layers))(
+        jnp.zeros((1, 32, 32, 3))
+    )
+    names = [equation.primitive.name for equation in program.eqns]
+    assert names.count("conv_general_dilated") == convolutions
+
+
+def test_weights_beyond_the_deepest_layer_are_not_needed(rng):
+    weights = narrow_weights(rng, deepest="c12")
+    found = vgg.features(weights, jnp.zeros((1, 4, 4, 3)), ("r12", "p1"))
+    assert {name: f.shape for name, f in found.items()} == {
+        "r12": (1, 4, 4, 6),
+        "p1": (1, 2, 2, 6),
+    }
+
+
+def test_features_follow_the_dtype_of_the_weights(rng):
+    weights = jax.tree.map(
+        lambda w: w.astype(jnp.bfloat16), narrow_weights(rng, deepest="c11")
+    )
+    found = vgg.features(weights, jnp.zeros((1, 4, 4, 3)), ("r11",))
+    assert found["r11"].dtype == jnp.bfloat16
+
+
+def test_preprocessing_is_torchvisions(rng):
+    grey = rng.uniform(-1, 1, (2, 4, 4, 1)).astype(np.float32)
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    expected = (np.repeat((grey + 1) / 2, 3, axis=3) - mean) / std
+    np.testing.assert_allclose(vgg.preprocess(grey), expected, rtol=1e-5, atol=1e-6)
+    colour = rng.uniform(-1, 1, (2, 4, 4, 3)).astype(np.float32)
+    expected = ((colour + 1) / 2 - mean) / std
+    np.testing.assert_allclose(vgg.preprocess(colour), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_every_layer_is_pytorchs(rng):
+    torch = pytest.importorskip("torch", reason="torch, an extra, is not installed")
+    weights = narrow_weights(rng)
+    x = rng.standard_normal((2, 32, 32, 3)).astype(np.float32)
+    found = jax.jit(vgg.features, static_argnums=2)(weights, x, tuple(ORDER))
+    y = torch.tensor(x.transpose(0, 3, 1, 2))
+    for name in ORDER:
+        if name[0] == "c":
+            kernel = torch.tensor(np.asarray(weights[name]["kernel"]))
+            bias = torch.tensor(np.asarray(weights[name]["bias"]))
+            y = torch.conv2d(y, kernel.permute(3, 2, 0, 1), bias, padding=1)
+        elif name[0] == "r":
+            y = torch.relu(y)
+        else:
+            y = torch.max_pool2d(y, 2)
+        expected = y.numpy().transpose(0, 2, 3, 1)
+        np.testing.assert_allclose(
+            found[name], expected, rtol=0, atol=1e-5 * np.abs(expected).max()
+        )
+
+
+def test_max_pooling_hands_a_ties_gradient_to_the_first(rng):
+    torch = pytest.importorskip("torch", reason="torch, an extra, is not installed")
+    # three values in windows of four: a tie in each; 5x7 leaves a row and a column out
+    x = rng.integers(0, 3, (3, 5, 7, 4)).astype(np.float32)
+    weight = rng.standard_normal((3, 2, 3, 4)).astype(np.float32)
+    value, pull = jax.vjp(vgg._max_pool2, jnp.asarray(x))
+    theirs = torch.tensor(x.transpose(0, 3, 1, 2), requires_grad=True)
+    pooled = torch.max_pool2d(theirs, 2)
+    pooled.backward(torch.tensor(weight.transpose(0, 3, 1, 2)))
+    np.testing.assert_array_equal(value, pooled.detach().permute(0, 2, 3, 1))
+    np.testing.assert_array_equal(pull(weight)[0], theirs.grad.permute(0, 2, 3, 1))
