@@ -131,7 +131,9 @@ def train_step(
     )
 
 
-def scorer(name: str, problem: Problem, ours: str) -> Callable[[np.ndarray], np.ndarray]:
+def scorer(
+    name: str, problem: Problem, ours: str
+) -> Callable[[np.ndarray], np.ndarray]:
     """Makes a scoring function: uint8 `[N, R, R, C]` to float `[N]`, in batches."""
     what = (
         stage_spec(problem.config, problem.plan[-1]),
@@ -177,9 +179,12 @@ def contestant(
 
 
 def with_peak(work: Callable[[], T]) -> tuple[T, int | None]:
-    """Returns what `work` returns, and the bytes that it took at most meanwhile."""
+    """Returns what `work` returns, and the GPU memory that it took at most meanwhile.
+
+    None on CPU, where the process's memory is looked at instead.
+    """
     if device() == "cpu":
-        return measure.with_resident_peak(work)
+        return work(), None
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     result = work()

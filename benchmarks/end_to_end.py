@@ -30,7 +30,6 @@ COLUMNS = {
 }
 
 
-
 def main(argv: list[str] | None = None) -> int:
     """Runs the benchmark; see `measure.main`."""
     return measure.main("end_to_end", run, argv)
@@ -49,6 +48,7 @@ def run(argv: list[str]) -> None:
     add("--images", type=int, default=4096, help="training images")
     add("--weights", default="random:0", help="of VGG19, or a file")
     args = parser.parse_args(argv)
+    load = measure.load_before()
     if not 0 < args.steps_scale <= 1:
         raise errors.UsageError(
             f"--steps-scale is {args.steps_scale}; it is above 0 and at most 1"
@@ -66,7 +66,15 @@ def run(argv: list[str]) -> None:
     rows = found.pop("rows")
     measure.show(rows, COLUMNS)
     print(", ".join(f"{name} {value:,.2f}" for name, value in found.items()))
-    measure.write("end_to_end", args, argv, rows, totals=found, note=problem.NOTE)
+    measure.write(
+        "end_to_end",
+        args,
+        argv,
+        rows,
+        totals=found,
+        load_before=load,
+        note=problem.NOTE,
+    )
 
 
 def through_train(given: problem.Problem) -> dict[str, Any]:

@@ -54,6 +54,7 @@ def run(argv: list[str]) -> None:
     add("--files", type=int, default=64, help="PNG files to decode; 0: do not")
     add("--side", type=int, default=1024, help="of the files, in pixels")
     args = parser.parse_args(argv)
+    load = measure.load_before()
     if args.steps is None:
         args.steps = 10 if jax.default_backend() == "cpu" else 2000
     for name, least in (("steps", 1), ("repeats", 1), ("files", 0), ("side", 8)):
@@ -65,7 +66,7 @@ def run(argv: list[str]) -> None:
     measure.show(rows, DECODING)
     fed = feeding(given, args.steps, args.repeats)
     measure.show(fed, FEEDING)
-    measure.write("input", args, argv, rows + fed, note=problem.NOTE)
+    measure.write("input", args, argv, rows + fed, load_before=load, note=problem.NOTE)
 
 
 def decoding(

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import ctypes
 import gc
 import importlib.metadata
 import math
@@ -203,6 +204,22 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
+def load_before() -> float | None:
+    """Returns how many processes wanted a core in the last minute; warns if many did.
+
+    Call it before anything is computed. None where the system does not tell.
+    """
+    if not hasattr(os, "getloadavg"):
+        return None
+    load = os.getloadavg()[0]
+    if load > 0.5:
+        print(
+            f"The machine is busy (load {load:.1f}): timings will be off, and those of "
+            "implementations whose threads wait for one another most of all."
+        )
+    return load
+
+
 def matmul_peak(precision: str, with_torch: bool) -> dict[str, float]:
     """Measures the rate of the machine's fastest known matrix product.
 
@@ -220,7 +237,9 @@ def matmul_peak(precision: str, with_torch: bool) -> dict[str, float]:
         multiply = jax.jit(jnp.matmul).lower(a, b).compile()
 
     def with_jax(count: int) -> None:
-        jax.block_until_ready([multiply(a, b) for _ in range(count)][-1])
+        for _ in range(count):
+            product = multiply(a, b)
+        product.block_until_ready()
 
     runs: dict[str, Run] = {"jax": with_jax}
     if with_torch:
@@ -244,6 +263,9 @@ def with_resident_peak(work: Callable[[], T]) -> tuple[T, int | None]:
     process each has its own. None where the system does not tell: only Linux does.
     """
     gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)  # what glibc keeps would be taken again unseen
     try:
         pathlib.Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
         before = _resident("VmRSS")

@@ -57,7 +57,8 @@ class Problem:
         for name in names:
             if name not in known:
                 raise errors.UsageError(
-                    f"--stages: there is no {name!r}; this config has {', '.join(known)}"
+                    f"--stages: there is no {name!r}; this config has "
+                    f"{', '.join(known)}"
                 )
         return [known[name] for name in names]
 

@@ -7,6 +7,7 @@ DIR when it is done; a part that fails is named at the end, and the others still
 import importlib.util
 import pathlib
 import time
+import traceback
 
 from benchmarks import end_to_end, measure, score, train_step
 from dpa_jax import errors
@@ -42,8 +43,9 @@ def run(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     if not args.out:
         raise errors.UsageError("--out=DIR says where the results go")
-    folder, chosen = pathlib.Path(args.out), measure.one_of(
-        "--parts", args.parts, PARTS
+    folder, chosen = (
+        pathlib.Path(args.out),
+        measure.one_of("--parts", args.parts, PARTS),
     )
 
     shared = [f"--images={args.images}"]
@@ -73,7 +75,11 @@ def run(argv: list[str]) -> None:
         program, options = parts[part]
         print(f"\n{part}: {program.__module__} {' '.join(options)}", flush=True)
         begun = time.perf_counter()
-        if program([*options, f"--out={folder / part}.json"]):
+        try:
+            if program([*options, f"--out={folder / part}.json"]):
+                failed.append(part)
+        except Exception:  # such as no memory left: the other parts still say much
+            traceback.print_exc()
             failed.append(part)
         print(f"{part}: {time.perf_counter() - begun:.0f} s", flush=True)
     if failed:

@@ -47,6 +47,7 @@ def run(argv: list[str]) -> None:
     add("--seconds", type=float, default=0.5, help="that one turn takes, about")
     add("--images", type=int, default=4096, help="training images, on every device")
     args = parser.parse_args(argv)
+    load = measure.load_before()
     try:
         counts = sorted({int(count) for count in args.devices.split(",")})
     except ValueError:
@@ -69,7 +70,7 @@ def run(argv: list[str]) -> None:
                 row["images_per_second"] / base["images_per_second"] / more
             )
     measure.show(rows, COLUMNS)
-    measure.write("scaling", args, argv, rows, note=problem.NOTE)
+    measure.write("scaling", args, argv, rows, load_before=load, note=problem.NOTE)
 
 
 def accelerators() -> int:

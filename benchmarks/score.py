@@ -48,6 +48,7 @@ def run(argv: list[str]) -> None:
     add("--images", type=int, default=1024, help="that are scored; whole batches")
     add("--weights", default="random:0", help="of VGG19, or a file")
     args = parser.parse_args(argv)
+    load = measure.load_before()
 
     names = measure.one_of("--baselines", args.baselines, ("published", "tuned"))
     if names:
@@ -67,7 +68,7 @@ def run(argv: list[str]) -> None:
         found = measure_batch(given, precisions, names, args.repeats, args.seconds)
         measure.show(found, COLUMNS)
         rows += found
-        measure.write("score", args, argv, rows, note=problem.NOTE)
+        measure.write("score", args, argv, rows, load_before=load, note=problem.NOTE)
 
 
 def measure_batch(

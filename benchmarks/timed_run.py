@@ -10,7 +10,7 @@ from benchmarks import problem
 from dpa_jax import checkpoint, data, engine, frozen, train
 from dpa_jax import stages as stages_lib
 
-# what is summed over stages; `wait_s` is the part of `compile_s` that training waits for
+# of a stage, in seconds; `wait_s` is the part of `compile_s` that training waits for
 PARTS = ("train_s", "targets_s", "wait_s", "compile_s", "checkpoint_s", "samples_s")
 
 

@@ -9,9 +9,10 @@ of their first step agree, nothing is reported.
 
 import argparse
 import dataclasses
+import functools
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -52,7 +53,9 @@ class Contestant:
       unit: what the number of steps must be a multiple of.
       first_loss: of its very first step.
       compile_s: seconds that building it and its first steps took beyond later steps.
-      peak_bytes: memory it takes at most; None where that is not known.
+      peak_bytes: memory it takes at most, with its images and weights: on GPU and TPU
+        of the device; on CPU how far the process's memory rose, compiling included.
+        None where that is not known.
       cached_targets: whether the features of the images were computed beforehand.
       target_fill_s: seconds that took, without compiling.
     """
@@ -88,6 +91,7 @@ def run(argv: list[str]) -> None:
     add("--images", type=int, default=4096, help="training images, on the device")
     add("--weights", default="random:0", help="of VGG19, or a file")
     args = parser.parse_args(argv)
+    load = measure.load_before()
     if args.repeats < 1 or args.seconds <= 0:
         raise errors.UsageError("--repeats and --seconds must be above 0")
 
@@ -113,7 +117,13 @@ def run(argv: list[str]) -> None:
         rows += found
         # after every stage, so that a run that is cut off leaves what it has
         measure.write(
-            "train_step", args, argv, rows, matmul_peak=peaks, note=problem.NOTE
+            "train_step",
+            args,
+            argv,
+            rows,
+            matmul_peak=peaks,
+            load_before=load,
+            note=problem.NOTE,
         )
 
 
@@ -134,14 +144,13 @@ def measure_stage(
     first = stage.steps // 2 if stage.transition else 0  # so that both paths count
     chunk = engine.steps_per_chunk(spec, given.config.batch_size)
     rows = batches(given, max(4, chunk))
-    contestants = [ours(given, spec, first, rows)]
+    builders = [functools.partial(ours, given, spec, first, rows)]
     for name in names:
-        contestants.append(theirs(name, given, spec, first, rows, args))
+        builders.append(functools.partial(theirs, name, given, spec, first, rows, args))
+    contestants = [built(builder) for builder in builders]
     check_losses(stage.name, contestants)
 
-    turns = {
-        c.name: measure.sized(c.run, c.unit, args.seconds) for c in contestants
-    }
+    turns = {c.name: measure.sized(c.run, c.unit, args.seconds) for c in contestants}
     seconds = measure.take_turns(turns, args.repeats)
     found = [
         row(given, spec, contestant, seconds[contestant.name], peak)
@@ -156,6 +165,14 @@ def measure_stage(
         contestants.clear()
         baselines.forget()
     return found
+
+
+def built(build: Callable[[], Contestant]) -> Contestant:
+    """Builds a contestant; on CPU the process's memory tells what it takes."""
+    if jax.default_backend() != "cpu":
+        return build()
+    contestant, contestant.peak_bytes = measure.with_resident_peak(build)
+    return contestant
 
 
 def row(
@@ -206,8 +223,8 @@ def check_losses(stage: str, contestants: list[Contestant]) -> None:
             raise errors.DpaError(
                 f"{stage}: the first loss of {other.name} ({other.precision}) is "
                 f"{other.first_loss:.6g}, that of dpa_jax ({ours.precision}) "
-                f"{ours.first_loss:.6g}: {apart:.1e} apart, {allowed:.0e} allowed. They "
-                "do not compute the same, so nothing is reported"
+                f"{ours.first_loss:.6g}: {apart:.1e} apart, {allowed:.0e} allowed. "
+                "They do not compute the same, so nothing is reported"
             )
 
 
@@ -245,21 +262,22 @@ def ours(
     """
     batch, fixed = given.config.batch_size, freeze(given, spec)
     data: dict[str, Any] = {"images": parallel.replicate(given.images)}
-    cached, fill = engine.caches_targets(
-        spec,
-        given.images,
-        batch,
-        spec.stage.steps,
-        given.config.perceptual.cache_targets,
-    ), 0.0
+    cached, fill = (
+        engine.caches_targets(
+            spec,
+            given.images,
+            batch,
+            spec.stage.steps,
+            given.config.perceptual.cache_targets,
+        ),
+        0.0,
+    )
     if cached:
         single = jax.device_count() == 1
         source = data["images"] if single else jnp.asarray(given.images)
         with measure.CompileTime() as compiling:
             begun = time.perf_counter()
-            targets = jax.block_until_ready(
-                engine.compute_targets(spec, fixed, source)
-            )
+            targets = jax.block_until_ready(engine.compute_targets(spec, fixed, source))
             fill = time.perf_counter() - begun - compiling.seconds
         data["targets"] = parallel.replicate(targets)
     train_state = state.begin(
@@ -282,10 +300,11 @@ def ours(
         jax.block_until_ready(train_state)
         return measure.finite(float(found[0][0]), float(found[-1][-1]))
 
-    (loss, beyond), peak = measure.with_resident_peak(lambda: start(take, unit))
-    if jax.default_backend() != "cpu":
+    loss, beyond = start(take, unit)
+    peak = None
+    if jax.default_backend() != "cpu" and jax.device_count() == 1:
         # memory_stats has the highest of all stages so far; the program knows its own
-        peak = _planned(program.run) if jax.device_count() == 1 else None
+        peak = _planned(program.run)
     return Contestant(
         name="dpa_jax",
         precision=spec.precision,
@@ -372,16 +391,19 @@ def seen(
     if not spec.augments(stored.shape[1]):
         return stored
     fixed = jax.random.fold_in(jax.random.key(given.config.seed), 1)
-    key = jax.random.fold_in(fixed, spec.stage.start + number)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(stored)))
-    augmented = images.augment(
-        keys,
-        stored,
-        size=spec.architecture.resolution,
-        horizontal_flip=spec.horizontal_flip,
-        vertical_flip=spec.vertical_flip,
-    )
-    return np.array(augmented)
+
+    @jax.jit
+    def augmented(stored):
+        key = jax.random.fold_in(fixed, spec.stage.start + number)
+        return images.augment(
+            jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(stored))),
+            stored,
+            size=spec.architecture.resolution,
+            horizontal_flip=spec.horizontal_flip,
+            vertical_flip=spec.vertical_flip,
+        )
+
+    return np.array(augmented(stored))
 
 
 if __name__ == "__main__":

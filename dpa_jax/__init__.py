@@ -21,4 +21,5 @@ _HOMES = {"default_config": "config", "load": "score", "train": "train"}
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'dpa_jax' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"dpa_jax.{_HOMES[name]}"), name)
+    home = importlib.import_module(f"dpa_jax.{_HOMES[name]}")
+    return home if name == "train" else getattr(home, name)  # that module is callable

@@ -98,7 +98,9 @@ def latest(workdir: str | os.PathLike) -> int | None:
     folder = pathlib.Path(workdir) / FOLDER
     if not folder.is_dir():
         return None
-    return max((int(p.name) for p in folder.iterdir() if p.name.isdigit()), default=None)
+    return max(
+        (int(p.name) for p in folder.iterdir() if p.name.isdigit()), default=None
+    )
 
 
 def restore(workdir: str | os.PathLike, step: int) -> Any:
@@ -108,16 +110,15 @@ def restore(workdir: str | os.PathLike, step: int) -> Any:
       DpaError: it cannot be read.
     """
     folder = pathlib.Path(workdir).resolve() / FOLDER / str(step)
+    item: Any = folder / _ITEM  # declared to be Orbax's own kind of path; any will do
     handler = ocp.StandardCheckpointHandler()
     try:
         with _named(folder, _READING):
-            metadata = handler.metadata(folder / _ITEM)
+            metadata = handler.metadata(item)
             template = jax.tree.map(
                 lambda leaf: np.zeros(leaf.shape, leaf.dtype), metadata
             )
-            return handler.restore(
-                folder / _ITEM, args=ocp.args.StandardRestore(template)
-            )
+            return handler.restore(item, args=ocp.args.StandardRestore(template))
     finally:
         handler.close()
 

@@ -55,6 +55,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a whole number of at least 1"
+        )
+    return int(text)
+
+
 def _workdir(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workdir", required=True, metavar="DIR", help="of the run")
 
@@ -140,29 +148,41 @@ def _add_running(add) -> None:
     slide.add_argument(
         "--out", metavar="DIR", help="default: the slide's name with _scores"
     )
-    slide.add_argument("--mpp", type=float, help="micrometres per pixel, if not stored")
+    _mpp(slide)
     slide.add_argument(
         "--magnification",
         type=int,
         choices=(10, 20, 40),
-        default=10,
-        help="that the run was trained at (default: %(default)s)",
+        help="of the tiles (default: that of the run's patches, or 10)",
     )
     slide.add_argument(
         "--stain-target",
-        default="none",
         metavar="FILE.npz",
-        help="normalise stains as the training patches' were (default: %(default)s)",
+        help="what stains are normalised to: a saved stain_target.npz, or none "
+        "(default: what the run's patches were)",
     )
     slide.add_argument(
-        "--threshold", type=float, help="score above which regions go to the GeoJSON"
+        "--threshold",
+        type=float,
+        help="scores above it become regions (default: the slide's 95th percentile)",
     )
-    slide.add_argument("--batch", type=int, default=256, help="default: %(default)s")
+    _batching(slide, "tiles")
 
 
-def _scoring(parser: argparse.ArgumentParser) -> None:
+def _mpp(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--batch", type=int, default=64, help="images at a time (default: %(default)s)"
+        "--mpp",
+        type=float,
+        help="micrometres per level-0 pixel, instead of what slides say",
+    )
+
+
+def _batching(parser: argparse.ArgumentParser, unit: str) -> None:
+    parser.add_argument(
+        "--batch",
+        type=_positive,
+        default=64,
+        help=f"{unit} at a time (default: %(default)s)",
     )
     parser.add_argument(
         "--precision",
@@ -170,6 +190,10 @@ def _scoring(parser: argparse.ArgumentParser) -> None:
         default="float32",
         help="default: %(default)s",
     )
+
+
+def _scoring(parser: argparse.ArgumentParser) -> None:
+    _batching(parser, "images")
     parser.add_argument(
         "--skip-corrupt",
         action="store_true",
@@ -197,9 +221,12 @@ def _add_data(add) -> None:
     camelyon16 = add(
         "camelyon16",
         "cut Camelyon16's slides into patches",
-        "  dpa-jax prepare camelyon16 --source=CAMELYON16 --data_dir=data",
+        "  dpa-jax prepare camelyon16 --source=CAMELYON16 --data_dir=data\n"
+        "  dpa-jax prepare camelyon16 --source=gs://BUCKET/slides --data_dir=data \\\n"
+        "    --runner=dataflow --parts=gs://BUCKET/parts -- --project=P --region=R",
         which,
-        "Resumes if interrupted.",
+        "Slides may lie in the challenge's folders, GigaDB's or others. Resumes if "
+        "interrupted.",
     )
     for one in (nih, camelyon16):
         one.add_argument(
@@ -208,7 +235,6 @@ def _add_data(add) -> None:
         one.add_argument(
             "--data_dir", required=True, metavar="DIR", help="of TFDS: the result"
         )
-        one.add_argument("--lists", metavar="DIR", help="published or own split lists")
         one.add_argument(
             "--jobs", type=int, default=0, help="at once (default: one a core)"
         )
@@ -217,6 +243,7 @@ def _add_data(add) -> None:
             action="store_true",
             help="go on without files that are missing or cannot be used",
         )
+    nih.add_argument("--lists", metavar="DIR", help="published or own split lists")
     nih.add_argument(
         "--protocol",
         choices=("subset", "pa", "ap", "all", "native", "custom"),
@@ -224,23 +251,45 @@ def _add_data(add) -> None:
         help="default: %(default)s",
     )
     camelyon16.add_argument(
-        "--magnification", type=int, choices=(10, 20, 40), default=10
+        "--lists",
+        metavar="DIR",
+        help="folder with the published lists: cut exactly those patches",
+    )
+    camelyon16.add_argument(
+        "--magnification",
+        type=int,
+        choices=(10, 20, 40),
+        default=10,
+        help="of the patches (default: %(default)s)",
     )
     camelyon16.add_argument(
         "--stain-target",
-        metavar="SLIDE:x,y,w,h|FILE.npz|none",
-        help="what stains are normalised to (default: the published crop)",
+        metavar="TARGET",
+        help="what stains are normalised to: SLIDE:x,y,width,height in level-0 pixels, "
+        "a saved stain_target.npz, or none (default: the published crop of normal_056)",
     )
     camelyon16.add_argument(
         "--runner",
         default="multiprocess",
-        help="multiprocess, or through Apache Beam: direct, spark, flink, dataflow; "
-        "what follows -- goes to Beam (default: %(default)s)",
+        help="multiprocess, or Apache Beam's direct, spark, flink or dataflow "
+        "(default: %(default)s)",
     )
-    camelyon16.add_argument("--parts", metavar="DIR", help="for unfinished slides")
-    camelyon16.add_argument("--mpp", type=float, help="micrometres per pixel")
-    camelyon16.add_argument("--seed", type=int, default=0)
-    camelyon16.add_argument("beam", nargs="*", metavar="-- BEAM_OPTION")
+    camelyon16.add_argument(
+        "--parts",
+        metavar="DIR",
+        help="for the patches of finished slides until the data set is complete: a "
+        "path or URL that every Beam worker reaches (default: in --data_dir)",
+    )
+    _mpp(camelyon16)
+    camelyon16.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="of the draw of 50 patches where a slide has more (default: %(default)s)",
+    )
+    camelyon16.add_argument(
+        "beam", nargs="*", metavar="-- BEAM_OPTION", help="flags of Apache Beam"
+    )
 
 
 def _add_weights(add) -> None:
@@ -285,7 +334,7 @@ def _add_weights(add) -> None:
         "--layers", default="r12,r22,r32,r42", help="default: %(default)s"
     )
     stats.add_argument(
-        "--resolution", type=int, default=64, help="default: %(default)s"
+        "--resolution", type=_positive, default=64, help="default: %(default)s"
     )
     stats.add_argument("--channels", type=int, choices=(1, 3), default=1)
     add(
@@ -352,7 +401,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"dpa-jax: {where}{error.strerror or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("dpa-jax: stopped; the same command goes on from here", file=sys.stderr)
+        resumes = options.verb in ("demo", "train", "prepare", "score-slide", "weights")
+        hint = "; the same command goes on from what was saved" if resumes else ""
+        print(f"dpa-jax: stopped{hint}", file=sys.stderr)
         return 130
     return 0
 

@@ -3,8 +3,9 @@
 import os
 import pathlib
 
-from dpa_jax import cache, data, evaluate, metrics, phantoms, score, train
+from dpa_jax import cache, data, evaluate, metrics, phantoms, score
 from dpa_jax import config as config_lib
+from dpa_jax.train import train
 
 
 def demo(folder: str | os.PathLike) -> dict:
@@ -18,14 +19,15 @@ def demo(folder: str | os.PathLike) -> dict:
     """
     cache.enable()
     folder = pathlib.Path(folder)
-    say = metrics.console().print
-    say("Drawing phantom chest radiographs: 600 normal to train on, 200 to test.")
+    metrics.say(
+        "Drawing phantom chest radiographs: 600 normal to train on, 200 to test."
+    )
     images = phantoms.make_phantoms(folder / "images")
     config = config_lib.load("configs/demo.py")
     config.data.train = str(images / "train" / "normal")
     config.data.test_normal = str(images / "test" / "normal")
     config.data.test_abnormal = str(images / "test" / "abnormal")
-    run = train.train(config, folder / "run")
+    run = train(config, folder / "run")
 
     scorer = score.load(run)
     preprocessing = data.Preprocessing.from_config(config)

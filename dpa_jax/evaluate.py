@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import sklearn.metrics
 
+from dpa_jax import audit, errors, roc, workdir
 from dpa_jax import config as config_lib
-from dpa_jax import errors, workdir
 from dpa_jax.data.image_set import ImageSet
 from dpa_jax.score import Scorer
 
@@ -54,7 +54,9 @@ def evaluate(
         )
     result: dict[str, Any] = {
         "roc_auc": float(sklearn.metrics.roc_auc_score(labels, scores)),
-        "roc_auc_interval": _interval(scores, labels, groups, resamples, seed),
+        "roc_auc_interval": roc.interval(
+            scores, labels, groups, resamples=resamples, seed=seed
+        ),
         "average_precision": float(
             sklearn.metrics.average_precision_score(labels, scores)
         ),
@@ -80,8 +82,7 @@ def evaluate(
 def report(scorer: Scorer, images: ImageSet, scores: np.ndarray) -> dict[str, Any]:
     """Returns `evaluate` of a run's scores, and what they stand on.
 
-    Where the source knows the view of each image, within each view as well: a data set
-    whose views differ between normal and abnormal scores well by telling views apart.
+    What they stand on is what the images are otherwise known to differ in: see `audit`.
 
     Args:
       scorer: the run.
@@ -91,8 +92,9 @@ def report(scorer: Scorer, images: ImageSet, scores: np.ndarray) -> dict[str, An
     labels = images.labels
     if labels is None:
         raise errors.DpaError("the images have no labels")
-    result = {
+    return {
         **evaluate(scores, labels, images.groups),
+        **audit.audit(images, scores),
         "skipped": len(images.skipped),
         "trained_steps": scorer.trained,
         "stage": scorer.stage.name,
@@ -100,21 +102,6 @@ def report(scorer: Scorer, images: ImageSet, scores: np.ndarray) -> dict[str, An
         "random_weights": config_lib.uses_vgg(scorer.config)
         and scorer.config.perceptual.weights.startswith("random:"),
     }
-    views = (images.columns or {}).get("view")
-    if views is not None:
-        views = np.asarray(views, str)
-        result["by_view"] = {
-            str(view): evaluate(
-                scores[views == view],
-                labels[views == view],
-                None
-                if images.groups is None
-                else np.asarray(images.groups, str)[views == view],
-            )
-            for view in np.unique(views)
-            if len(np.unique(labels[views == view])) == 2
-        }
-    return result
 
 
 def write(
@@ -142,33 +129,6 @@ def write(
     write_plots(folder, scores, labels)
     # last, so that one that exists is of a complete evaluation
     workdir.write_json(folder / "metrics.json", result)
-
-
-def _interval(scores, labels, groups, resamples, seed) -> list[float]:
-    """Returns the 2.5 and 97.5 percentiles of ROC AUC over resampled units."""
-    units = np.arange(len(scores)) if groups is None else np.asarray(groups, str)
-    _, index = np.unique(units, return_inverse=True)
-    order = np.argsort(index, kind="stable")
-    members = np.split(order, np.cumsum(np.bincount(index))[:-1])
-    rng = np.random.default_rng(seed)
-    found = []
-    while len(found) < resamples:
-        drawn = rng.integers(0, len(members), len(members))
-        taken = np.concatenate([members[i] for i in drawn])
-        if 0 < labels[taken].sum() < len(taken):
-            found.append(_auc(scores[taken], labels[taken]))
-    low, high = np.percentile(found, [2.5, 97.5])
-    return [float(low), float(high)]
-
-
-def _auc(scores: np.ndarray, labels: np.ndarray) -> float:
-    # scikit-learn's takes 2 ms, a thousand of which are felt
-    import scipy.stats
-
-    positive = int(labels.sum())
-    ranks = scipy.stats.rankdata(scores)[labels == 1].sum()
-    negative = len(labels) - positive
-    return (ranks - positive * (positive + 1) / 2) / (positive * negative)
 
 
 def write_plots(folder: pathlib.Path, scores: np.ndarray, labels: np.ndarray) -> None:
@@ -199,7 +159,7 @@ def write_plots(folder: pathlib.Path, scores: np.ndarray, labels: np.ndarray) ->
     roc.savefig(folder / "roc.png", dpi=120)
 
     histogram, axes = figure()
-    bins = np.linspace(scores.min(), scores.max(), 41).tolist()
+    bins = np.histogram_bin_edges(scores, 40).tolist()  # even if all are the same
     for value, name, color in ((0, "normal", "tab:blue"), (1, "abnormal", "tab:red")):
         part = scores[labels == value]
         axes.hist(

@@ -6,57 +6,69 @@ from collections.abc import Sequence
 import numpy as np
 
 from dpa_jax import errors, samples
+from dpa_jax.weights import formats
 
 _LEAST = 256  # pixels of an overlay's side
 
 
-def write_maps(
-    folder: pathlib.Path,
-    names: Sequence[str],
-    images: np.ndarray,
-    maps: np.ndarray,
-    scale: float | None = None,
+def files(
+    folder: pathlib.Path, names: Sequence[str], overwrite: bool = False
 ) -> list[pathlib.Path]:
-    """Writes `NAME.png`, image and overlay side by side, and `NAME.npy` of each map.
+    """Says where the maps of some images go; beside each PNG lies an .npy.
 
     Args:
-      folder: made if absent.
-      names: of the files, without their suffix; made distinct.
-      images: uint8 `[N, S, S, C]`, as they were scored.
-      maps: float32 `[N, R, R]`.
-      scale: the value shown in full colour; None for the 99.5th percentile of all maps
-        of this call, so that pictures of one call can be compared.
-
-    Returns:
-      The PNG files.
+      folder: for them.
+      names: of the images, without suffix; made distinct.
+      overwrite: whether files that are there already may be replaced.
 
     Raises:
       DpaError: a file is already there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    top = float(np.percentile(maps, 99.5)) if scale is None else scale
-    written = []
-    for name, image, values in zip(_distinct(names), images, maps, strict=True):
-        path = folder / f"{name}.png"
-        array = folder / f"{name}.npy"
-        for existing in (path, array):
-            if existing.exists():
-                raise errors.DpaError(
-                    f"{existing} is already there; give another folder for the maps"
-                )
-        with open(array, "wb") as file:
-            np.save(file, values)
-        samples.save_png(path, overlay(image, values, top))
-        written.append(path)
-    return written
+    paths = [folder / f"{name}.png" for name in _distinct(names)]
+    if not overwrite:
+        for path in paths:
+            for existing in (path, path.with_suffix(".npy")):
+                if existing.exists():
+                    raise errors.DpaError(
+                        f"{existing} is already there; give another --maps, "
+                        "or --overwrite"
+                    )
+    return paths
 
 
-def overlay(image: np.ndarray, values: np.ndarray, top: float) -> np.ndarray:
+def write_maps(
+    paths: Sequence[pathlib.Path],
+    images: np.ndarray,
+    maps: np.ndarray,
+    scale: tuple[float, float] | None = None,
+) -> None:
+    """Writes each map over its image as PNG, and as it is as .npy beside it.
+
+    Args:
+      paths: of the PNGs; see `files`.
+      images: uint8 `[N, S, S, C]`, as they were scored.
+      maps: float32 `[N, R, R]`.
+      scale: the values that are not coloured yet and in full colour; None for the
+        median and the 99.5th percentile of all maps of this call, so that pictures of
+        one call can be compared.
+    """
+    low, top = np.percentile(maps, (50, 99.5)) if scale is None else scale
+    for path, image, values in zip(paths, images, maps, strict=True):
+        with formats.replacing(path.with_suffix(".npy")) as temporary:
+            with open(temporary, "wb") as file:
+                np.save(file, values)
+        samples.save_png(path, overlay(image, values, low, top))
+
+
+def overlay(
+    image: np.ndarray, values: np.ndarray, low: float, top: float
+) -> np.ndarray:
     """Paints a map over an image.
 
     Args:
       image: uint8 `[S, S, C]`.
       values: float `[R, R]`, R at most S; the centre of the image is what was scored.
+      low: the value up to which nothing is painted.
       top: the value painted in full colour.
 
     Returns:
@@ -73,9 +85,10 @@ def overlay(image: np.ndarray, values: np.ndarray, top: float) -> np.ndarray:
     grey = Image.fromarray(np.ascontiguousarray(image)).resize(
         (size, size), Image.Resampling.BILINEAR
     )
-    weight = Image.fromarray(
-        np.clip(values / max(top, 1e-12), 0, 1).astype(np.float32)
-    ).resize((size, size), Image.Resampling.BILINEAR)
+    share = np.clip((values - low) / max(top - low, 1e-12), 0, 1)
+    weight = Image.fromarray(share.astype(np.float32)).resize(
+        (size, size), Image.Resampling.BILINEAR
+    )
     picture = np.asarray(grey, np.float32)
     share = 0.7 * np.asarray(weight)[..., None]
     painted = (1 - share) * picture + share * np.array([255.0, 40.0, 0.0])
@@ -84,9 +97,13 @@ def overlay(image: np.ndarray, values: np.ndarray, top: float) -> np.ndarray:
 
 def _distinct(names: Sequence[str]) -> list[str]:
     """Numbers names that occur twice, such as those of files in two folders."""
-    seen: dict[str, int] = {}
-    result = []
+    taken, result = set(names), []
+    seen: set[str] = set()
     for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        result.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
+        fresh, number = name, 1
+        while fresh in seen or (number > 1 and fresh in taken):
+            number += 1
+            fresh = f"{name}_{number}"
+        seen.add(fresh)
+        result.append(fresh)
     return result

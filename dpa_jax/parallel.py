@@ -122,13 +122,19 @@ def compile_program(
     if jax.device_count() == 1:
         compiled = jax.jit(make(None), donate_argnums=0, compiler_options=options)
         return compiled.lower(*arguments).compile()
-    return jax.pmap(
+    program = jax.pmap(
         make(AXIS),
         AXIS,
         in_axes=tuple(0 if m else None for m in mapped),
         out_axes=None,
         donate_argnums=0,
     )
+    if jax.process_count() > 1:
+        # of several processes pmap itself makes local arrays global ones, so that it
+        # has to be called, and compiles then, without options
+        return program
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arguments)
+    return program.lower(*shapes).compile(options)
 
 
 def gather_from_processes(part: np.ndarray) -> np.ndarray:

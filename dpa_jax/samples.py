@@ -1,7 +1,6 @@
 """Grids of images beside their reconstructions, as PNG."""
 
 import functools
-import os
 import pathlib
 
 import jax
@@ -10,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from dpa_jax import models, state, step
+from dpa_jax.weights import formats
 
 _SCALE_TO = 96  # pixels that an image of a grid has at least
 
@@ -51,7 +51,6 @@ def write(
     grid = np.concatenate(rows, axis=0)
     factor = max(1, _SCALE_TO // spec.stage.resolution)
     grid = grid.repeat(factor, axis=0).repeat(factor, axis=1)
-    path.parent.mkdir(parents=True, exist_ok=True)
     save_png(path, grid)
 
 
@@ -63,8 +62,7 @@ def to_uint8(images: jax.Array) -> np.ndarray:
 
 def save_png(path: pathlib.Path, image: np.ndarray) -> None:
     """Writes uint8 `[H, W, 1 or 3]` as PNG, atomically."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(
-        temporary, format="PNG"
-    )
-    os.replace(temporary, path)
+    with formats.replacing(path) as temporary:
+        Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(
+            temporary, format="PNG"
+        )

@@ -196,13 +196,10 @@ def load(
     """
     folder = pathlib.Path(workdir)
     config = workdir_lib.read_config(folder)
-    if not (folder / checkpoint.FOLDER).is_dir():
+    trained = checkpoint.latest(folder)
+    if trained is None:
         raise errors.DpaError(f"{folder} has no checkpoint yet; train it first")
-    with checkpoint.Checkpoints(folder, read_only=True) as checkpoints:
-        trained = checkpoints.latest()
-        if trained is None:
-            raise errors.DpaError(f"{folder} has no checkpoint yet; train it first")
-        parameters = checkpoints.restore(trained)["parameters"]
+    parameters = checkpoint.restore(folder, trained)["parameters"]
     plan = stages.schedule(config)
     stage = next(s for s in plan if s.start < trained <= s.end)
     layers = frozen.layers_in_use(config, plan)

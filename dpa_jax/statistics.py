@@ -26,7 +26,8 @@ def feature_statistics(
 
     Args:
       weights: see `vgg.features`; float32.
-      images: uint8 `[N, S, S, C]`.
+      images: uint8 `[N, S, S, C]`; of larger ones than the highest of `resolutions`
+        the centre of that size, which is what the run's last stage sees of them.
       resolutions: `{layer: resolution in pixels at which its features are taken}`.
       batch_size: images at a time.
       progress: called with the images done and in all.
@@ -39,15 +40,14 @@ def feature_statistics(
     by_resolution: dict[int, list[str]] = {}
     for layer, resolution in resolutions.items():
         by_resolution.setdefault(resolution, []).append(layer)
+    largest = max(by_resolution)
 
     @jax.jit
     def moments(weights, batch, valid):
-        x = images_lib.normalize(batch)
+        x = images_lib.normalize(images_lib.center_crop(batch, largest))
         found = {}
         for resolution, layers in by_resolution.items():
-            small = images_lib.downsample(
-                images_lib.center_crop(x, _multiple(x.shape[1], resolution)), resolution
-            )
+            small = images_lib.downsample(x, resolution)
             for layer, f in vgg.features(
                 weights, vgg.preprocess(small), tuple(layers)
             ).items():
@@ -99,11 +99,3 @@ def _usable(std: np.ndarray) -> np.ndarray:
     """
     varied = std > 1e-6 * std.max()
     return np.where(varied, std, np.median(std[varied])) if varied.any() else std
-
-
-def _multiple(size: int, resolution: int) -> int:
-    """Returns the largest power-of-two multiple of `resolution` within `size`."""
-    factor = 1
-    while resolution * factor * 2 <= size:
-        factor *= 2
-    return resolution * factor

@@ -4,7 +4,9 @@ import concurrent.futures
 import dataclasses
 import os
 import pathlib
+import sys
 import time
+import types
 from typing import Any
 
 import jax
@@ -29,6 +31,7 @@ from dpa_jax import (
 )
 from dpa_jax import config as config_lib
 from dpa_jax.data import feeding
+from dpa_jax.slides import provenance
 
 LIMIT = 1e6  # a loss above it has diverged (method, section 3)
 
@@ -64,16 +67,13 @@ def train(
     if main:
         workdir.claim(folder, config)
     parallel.barrier("workdir")
+    done = checkpoint.latest(folder) or 0
+    if done >= plan[-1].end:
+        if visible:
+            metrics.say(f"{folder} is finished: {done:,} steps; nothing left to train.")
+            metrics.say(f"Next: dpa-jax evaluate --workdir={folder}")
+        return folder
     with checkpoint.Checkpoints(folder, keep=[s.end for s in plan]) as checkpoints:
-        done = checkpoints.latest() or 0
-        if done >= plan[-1].end:
-            if visible:
-                metrics.console().print(
-                    f"{folder} is finished: {done:,} steps; nothing left to train. "
-                    f"Next: dpa-jax evaluate --workdir={folder}"
-                )
-            return folder
-
         # --- images, weights, statistics ---
         with metrics.counting("reading images", "images", visible) as show:
             images = data.load(
@@ -84,6 +84,11 @@ def train(
                 progress=show,
                 data_dir=config.data.data_dir or None,
             )
+        if images.skipped and visible:
+            metrics.say(
+                f"{len(images.skipped)} of {len(images) + len(images.skipped)} images "
+                f"cannot be used and are left out: see {folder}/skipped.csv"
+            )
         images = _normal(images, visible)
         # refused before anything is computed, if there are too few images
         feeding.batch_indices(config.seed, len(images), config.batch_size, 0, 1)
@@ -91,6 +96,7 @@ def train(
         weights = frozen.load_weights(config, layers)
         if main:
             workdir.record_images(folder, images)
+            provenance.keep_stains(folder, config)
             frozen.check_fingerprint(folder, config, weights)
             frozen.load_or_compute_statistics(
                 config, layers, weights, images.images, folder, visible
@@ -106,6 +112,9 @@ def train(
         # --- train ---
         run = _Run(config, folder, plan, images.images, weights, statistics, visible)
         run.go(checkpoints, done)
+    if visible:
+        metrics.say(f"{folder} is finished: {plan[-1].end:,} steps.")
+        metrics.say(f"Next: dpa-jax evaluate --workdir={folder}")
     return folder
 
 
@@ -124,7 +133,7 @@ def _normal(images: data.ImageSet, visible: bool) -> data.ImageSet:
         return images
     normal = images.select(images.labels == 0)
     if visible:
-        metrics.console().print(
+        metrics.say(
             f"{len(images) - len(normal)} of {len(images)} training images are marked "
             "abnormal and left out"
         )
@@ -279,6 +288,7 @@ class _Run:
             f"{stage.name}: {stage.steps:,} steps, {program.steps:,} a chunk, "
             f"{self.precision}, images {fed}{cached}; ready in {seconds:.1f} s"
         )
+        self.bar.describe(stage.name.replace("_", " px "))
         self.watch.lap()
 
     def stage(self, checkpoints, program, train_state, targets, parameters, done):
@@ -304,6 +314,7 @@ class _Run:
                 self.record(pending)
                 pending = None
                 trained = jax.device_get(train_state)
+                _check_finite(trained.parameters, end, stage)
                 parameters = state.merge(parameters, trained.parameters)
                 adam = trained.optimizer[0]
                 checkpoints.save(
@@ -357,11 +368,9 @@ class _Run:
         losses = np.asarray(jax.device_get(scalars["loss"]), np.float64)[:steps]
         bad = np.flatnonzero(~(losses <= LIMIT))
         if bad.size:
-            raise errors.DpaError(
+            raise _diverged(
                 f"the loss of step {pending.first + int(bad[0]) + 1} "
-                f"({pending.stage.name}) is {losses[bad[0]]:g}: training diverged. "
-                "The last checkpoint before it is kept; a lower "
-                "--config.optimizer.learning_rate in a new workdir may help"
+                f"({pending.stage.name}) is {losses[bad[0]]:g}"
             )
         self.watch.add(steps * self.config.batch_size)
         rate = self.watch.lap()
@@ -403,6 +412,19 @@ class _Run:
             )
 
 
+def _check_finite(parameters, number: int, stage: stages.Stage) -> None:
+    """Refuses parameters that the loss of the step before could not tell of yet."""
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(parameters)):
+        raise _diverged(f"parameters are not finite after step {number} ({stage.name})")
+
+
+def _diverged(what: str) -> errors.DpaError:
+    return errors.DpaError(
+        f"{what}: training diverged. The last checkpoint before it is kept; a lower "
+        "--config.optimizer.learning_rate in a new workdir may help"
+    )
+
+
 def _crosses(first: int, end: int, every: int) -> bool:
     """Says whether a multiple of `every` lies in (first, end]."""
     return end // every > first // every
@@ -419,3 +441,19 @@ def _streams(config: ml_collections.ConfigDict, images: np.ndarray) -> bool:
     if wanted != "auto":
         return wanted == "stream"
     return images.nbytes > engine.IMAGE_SHARE * engine.memory_limit()
+
+
+class _Callable(types.ModuleType):
+    """Makes `dpa_jax.train`, which names this module and the function, be both."""
+
+    def __call__(
+        self,
+        config: ml_collections.ConfigDict,
+        folder: str | os.PathLike,
+        *,
+        visible: bool = True,
+    ) -> pathlib.Path:
+        return train(config, folder, visible=visible)
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -1,13 +1,12 @@
 """What each verb of the command line does, from its parsed options."""
 
 import argparse
-import contextlib
 import importlib.util
-import json
 import os
 import pathlib
 import platform
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -46,16 +45,17 @@ def _demo(options) -> None:
 def _train(options) -> None:
     config = config_lib.with_flags(config_lib.load(options.config), options.overrides)
     config_lib.validate(config)
-    from dpa_jax import cache, parallel, train
+    from dpa_jax import cache, parallel
+    from dpa_jax.train import train
 
     cache.enable()
     if options.distributed or options.coordinator:
         parallel.initialize(options.coordinator, options.processes, options.process)
-    train.train(config, options.workdir)
+    train(config, options.workdir)
 
 
 def _evaluate(options) -> None:
-    from dpa_jax import cache, evaluate, score
+    from dpa_jax import audit, cache, evaluate, score
 
     cache.enable()
     out = pathlib.Path(options.out or pathlib.Path(options.workdir) / "evaluation")
@@ -77,9 +77,12 @@ def _evaluate(options) -> None:
         f"average precision {result['average_precision']:.4f}; "
         f"{result['normal']} normal, {result['abnormal']} abnormal"
     )
+    print("\n".join(audit.describe(result)))
     if result["random_weights"]:
         print(f"VGG19's weights are random ({scorer.config.perceptual.weights})")
     print(f"see {out}/metrics.json, scores.csv, roc.png, histogram.png")
+    for warning in result["warnings"]:
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def _labelled(options, config) -> data.ImageSet:
@@ -147,32 +150,48 @@ def _score(options) -> None:
             progress=show,
         )
     _tell_skipped(images)
+    pictures = []
+    if options.maps:
+        pictures = maps.files(
+            pathlib.Path(options.maps), _names(images.paths), options.overwrite
+        )
     with metrics.counting("scoring", "images") as show:
         scores = scorer(images.images, show)
-    out.parent.mkdir(parents=True, exist_ok=True)
     rows = list(zip(images.paths, map(workdir.number, scores), strict=True))
     workdir.write_csv(out, ("path", "score"), rows)
     print(f"{len(scores)} scores in {out}")
     if options.maps:
-        written = maps.write_maps(
-            pathlib.Path(options.maps),
-            [pathlib.Path(path).stem for path in images.paths],
-            images.images,
-            scorer.maps(images.images),
-        )
-        print(f"{len(written)} maps in {options.maps}")
+        with metrics.counting("mapping", "images") as show:
+            found = scorer.maps(images.images, show)
+        maps.write_maps(pictures, images.images, found)
+        print(f"{len(pictures)} maps in {options.maps}")
+
+
+def _names(paths: Sequence[str]) -> list[str]:
+    """Names files by their stem, or by their folder too if that is not enough."""
+    named = [pathlib.Path(path) for path in paths]
+    stems = [path.stem for path in named]
+    if len(set(stems)) == len(stems):
+        return stems
+    return [f"{path.parent.name}_{path.stem}".lstrip("_") for path in named]
 
 
 def _score_slide(options) -> None:
     from dpa_jax import cache, score
+    from dpa_jax.slides import provenance, stain
     from dpa_jax.slides import score as slide_score
-    from dpa_jax.slides import stain
 
     cache.enable()
-    scorer = score.load(options.workdir, batch_size=options.batch)
+    folder = pathlib.Path(options.workdir)
+    scorer = score.load(folder, batch_size=options.batch, precision=options.precision)
+    magnification = options.magnification or provenance.magnification(scorer.config)
     target = None
-    if options.stain_target != "none":
+    if options.stain_target is None:
+        target = provenance.stains(folder)
+    elif options.stain_target != "none":
         target = stain.load(options.stain_target)
+    stains = f"normalised to {target.source}" if target else "left as they are"
+    metrics.say(f"tiles at x{magnification}, stains {stains}")
     out = options.out or f"{pathlib.Path(options.slide).stem}_scores"
     with metrics.counting("scoring tiles", "tiles") as show:
         found = slide_score.score_slide(
@@ -183,9 +202,10 @@ def _score_slide(options) -> None:
             batch=options.batch,
             stain_target=target,
             threshold=options.threshold,
-            magnification=options.magnification,
-            tile=scorer.resolution,
-            model=str(pathlib.Path(options.workdir).resolve()),
+            magnification=magnification,
+            tile=provenance.tile(folder, scorer.config),
+            model=provenance.model(folder, scorer.config, scorer.trained)
+            + f", {options.precision}",
             progress=show,
         )
     print(
@@ -193,6 +213,11 @@ def _score_slide(options) -> None:
         f"{found['threshold']:.4g}: see heatmap.png, scores.tif, regions.geojson and "
         f"tiles.csv in {out}"
     )
+    if found["tiles_without_score"]:
+        print(
+            f"{found['tiles_without_score']:,} tiles have no score: "
+            "their stains cannot be estimated"
+        )
 
 
 def _prepare_nih(options) -> None:
@@ -229,7 +254,7 @@ def _prepare_camelyon16(options) -> None:
             seed=options.seed,
             parts=options.parts,
             allow_missing=options.allow_missing,
-            progress=show,
+            progress=lambda done, total, _: show(done, total),
         )
     print(found.text())
 
@@ -315,37 +340,41 @@ def _doctor(options) -> None:
     from dpa_jax import cache, engine
     from dpa_jax.weights import files
 
+    def tell(name: str, value: object) -> None:
+        print(f"{name:17s} {value}")
+
     about = workdir.environment(seed=0)
-    print(f"python        {about['python']} on {platform.platform()}")
+    tell("python", f"{about['python']} on {platform.platform()}")
     for name, version in about["packages"].items():
-        print(f"{name:13s} {version}")
-    print(f"devices       {', '.join(about['devices'])} ({about['device_kind']})")
-    print(f"memory        {engine.memory_limit() / 2**30:.1f} GiB a device")
-    print(f"precision     {engine.precision('auto')} unless configured")
-    print(f"cores         {os.cpu_count()}")
-    print(f"cache         {files.cache_dir()}")
-    print(f"compilations  {cache.folder()}")
-    for what, path in (
-        ("VGG19", files.cached_vgg19()),
+        tell(name, version)
+    tell("devices", f"{', '.join(about['devices'])} ({about['device_kind']})")
+    tell("memory", f"{engine.memory_limit() / 2**30:.1f} GiB a device")
+    tell("precision", f"{engine.precision('auto')} unless configured")
+    tell("cores", os.cpu_count())
+    tell("cache", files.cache_dir())
+    tell("compilations", cache.folder())
+    for name, path in (
+        ("VGG19 weights", files.cached_vgg19()),
         ("statistics", files.cached_statistics()),
     ):
         if path.exists():
-            about_file = files.read_metadata(path)
-            print(f"{what:13s} {path} ({json.dumps(about_file.get('source', '?'))})")
+            source = files.read_metadata(path).get("source", "of unknown origin")
+            tell(name, f"{path} ({source})")
         else:
-            print(f"{what:13s} not in the cache: dpa-jax weights fetch")
+            tell(name, "not in the cache: dpa-jax weights fetch")
     for extra, module in {
         "torch": "torch",
         "dicom": "pydicom",
-        "wsi": "tiffslide",
+        "wsi": "openslide",
         "beam": "apache_beam",
     }.items():
-        with contextlib.suppress(ModuleNotFoundError):
-            found = importlib.util.find_spec(module) is not None
-            note = "installed" if found else f"pip install 'dpa_jax[{extra}]'"
-            print(f"extra {extra:7s} {note}")
+        found = importlib.util.find_spec(module) is not None
+        tell(
+            f"extra {extra}",
+            "installed" if found else f"pip install 'dpa_jax[{extra}]'",
+        )
     ones = np.ones((8, 8), np.float32)
     total = float(jax.jit(lambda x: (x @ x).sum())(ones))
-    print(f"a test program ran: {'right' if total == 512 else f'WRONG ({total})'}")
     if total != 512:
-        raise errors.DpaError("the device computes wrong results")
+        raise errors.DpaError(f"the device computes wrongly: {total} instead of 512")
+    tell("a test program", "ran and was right")

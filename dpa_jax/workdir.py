@@ -19,6 +19,7 @@ import numpy as np
 from dpa_jax import config as config_lib
 from dpa_jax import errors
 from dpa_jax.data.image_set import ImageSet
+from dpa_jax.weights import formats
 
 # what may change between a run's start and its resumption
 _FREE = {
@@ -31,13 +32,18 @@ _FREE = {
     "data.test_abnormal",
     "data.data_dir",
 }
-# what a run would write
-_OURS = ("checkpoints", "metrics.jsonl", "data.json", "statistics.npz", "samples")
+# what a run writes before its first step: of no use to a run of another configuration
+_PREPARED = ("data.json", "skipped.csv", "statistics.npz", "weights.json")
+# what it writes while it trains
+_TRAINED = ("checkpoints", "metrics.jsonl", "samples")
 _PACKAGES = ("dpa_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
     """Makes a workdir this run's own, or checks that it already is.
+
+    As long as nothing was trained in it, another configuration may take it over, so
+    that a first attempt that failed can be corrected.
 
     Raises:
       UsageError: it belongs to a run of another configuration; the fields are named.
@@ -46,20 +52,34 @@ def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
     path = workdir / "config.json"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            _check_same(path, config)
-        else:
-            strange = [name for name in _OURS if (workdir / name).exists()]
+        if not path.exists():
+            ours = (*_PREPARED, *_TRAINED)
+            strange = [name for name in ours if (workdir / name).exists()]
             if strange:
                 raise errors.DpaError(
                     f"{workdir} holds {', '.join(strange)} but no config.json; "
                     "give an empty or a new folder as --workdir"
                 )
+        elif path.read_text(encoding="utf-8") == config_lib.to_json(config):
+            return
+        elif _begun(workdir):
+            _check_same(path, config)
+        else:
+            for name in _PREPARED:
+                (workdir / name).unlink(missing_ok=True)
         config_lib.save(config, path)
     except OSError as error:
         raise errors.DpaError(
             f"the workdir {workdir} cannot be written: {error.strerror}"
         ) from error
+
+
+def _begun(workdir: pathlib.Path) -> bool:
+    """Says whether anything was trained in a workdir."""
+    log = workdir / "metrics.jsonl"
+    if log.exists() and log.stat().st_size:
+        return True
+    return any((workdir / "checkpoints").glob("[0-9]*"))
 
 
 def _check_same(path: pathlib.Path, config: ml_collections.ConfigDict) -> None:
@@ -94,21 +114,19 @@ def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
 
 def write_json(path: pathlib.Path, values: Any) -> None:
     """Writes indented JSON, atomically."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    with formats.replacing(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def write_csv(
     path: pathlib.Path, header: Sequence[str], rows: Sequence[Sequence[Any]]
 ) -> None:
     """Writes a CSV file, atomically."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(rows)
-    os.replace(temporary, path)
+    with formats.replacing(path) as temporary:
+        with open(temporary, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(header)
+            writer.writerows(rows)
 
 
 def number(value: np.floating) -> str:
@@ -125,7 +143,7 @@ def record_images(workdir: pathlib.Path, images: ImageSet) -> None:
     Raises:
       DpaError: the run began with other images.
     """
-    digest = hashlib.sha256(np.ascontiguousarray(images.images)).hexdigest()
+    digest = hashlib.sha256(np.ascontiguousarray(images.images).data).hexdigest()
     values = {
         "images": len(images),
         "skipped": len(images.skipped),

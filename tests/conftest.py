@@ -5,9 +5,10 @@ import pathlib
 import jax
 import numpy as np
 import pytest
+import run_factory
 
-from dpa_jax import config as config_lib
-from dpa_jax import vgg
+import dpa_jax
+from dpa_jax import cache, vgg
 
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 
@@ -46,22 +47,35 @@ def fixture_statistics(shared):
     )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Keeps weights and compiled programs apart from those of whoever runs the tests.
+
+    Compiled programs are shared by all tests, in this process and in others.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DPA_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+        cache.enable()
+        yield
+
+
 @pytest.fixture
 def tiny_config():
     """Two stages and a transition of a few steps each, 8 to 16 pixels."""
-    config = config_lib.default_config()
-    config.data.resolution = 16
-    config.model.latent_channels = 4
-    config.model.encoder_channels = (4, 4, 4)
-    config.model.decoder_channels = (4, 4, 4)
-    config.stages.transition_steps = 4
-    config.stages.stabilization_steps = 4
-    config.stages.final_steps = 4
-    config.perceptual.layers = "8:r11 16:r12"
-    config.perceptual.weights = "random:0"
-    config.perceptual.statistics = "train"
-    config.batch_size = 8
+    config = run_factory.tiny_config()
+    config.model.kind = "residual18"
     return config
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """The workdir of a finished run of the tiny configuration; not to be changed."""
+    folder = tmp_path_factory.mktemp("trained")
+    config = run_factory.tiny_config()
+    config.data.train = run_factory.write_npz(folder / "train.npz")
+    config.log_every = 2
+    return dpa_jax.train(config, folder / "run", visible=False)
 
 
 @pytest.fixture

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_factory as tiny
 
 from dpa_jax import config as config_lib
 from dpa_jax import losses, stages
 from dpa_jax.losses import Loss, StageLoss
-from tests.test_vgg import narrow_weights
 
 AXES = (1, 2, 3)
 
@@ -138,7 +138,7 @@ def test_the_image_alone_can_be_compared(drawn):
 
 def test_the_smooth_loss_fades_between_resolutions(rng, drawn):
     statistics, *_, x, y = drawn
-    weights = narrow_weights(rng, deepest="c11")
+    weights = tiny.vgg_weights("c11", 6)
     half = Loss(relative_perceptual=0, l2=1.0)  # the half has its own
     loss = StageLoss(full=Loss((("r11", 1.0),)), half=half)
     statistics = {"r11": {"mean": np.float32(0.1), "std": np.float32(2.0)}}
@@ -174,7 +174,7 @@ def test_stages_take_their_losses_from_the_config():
 def test_the_mean_of_a_map_is_the_score(rng, layer):
     # of a layer as large as the image, and of layers whose map is enlarged by 2 and 4:
     # bilinear interpolation by an even factor gives every position the same weight
-    weights = narrow_weights(rng, deepest="c32")
+    weights = tiny.vgg_weights("c32", 6)
     x, y = rng.uniform(-1, 1, (2, 3, 16, 16, 1)).astype(np.float32)
     statistics = {layer: {"mean": np.full(6, 0.2, "f"), "std": np.full(6, 0.7, "f")}}
     loss = Loss(((layer, 1.0),), image_weight=0.5, perceptual=0.3, l1=0.1, l2=0.2)

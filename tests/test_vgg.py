@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_factory as tiny
 
 from dpa_jax import vgg
 
@@ -13,21 +14,6 @@ ORDER = (
     "c41 r41 c42 r42 c43 r43 c44 r44 p4 "
     "c51 r51 c52 r52 c53 r53 c54 r54 p5"
 ).split()
-
-
-def narrow_weights(rng, width=6, deepest="c54"):
-    """VGG19 of a few channels, so that all of it is cheap."""
-    names = [name for name in ORDER if name[0] == "c"]
-    weights, channels = {}, 3
-    for name in names[: names.index(deepest) + 1]:
-        kernel = rng.normal(0, np.sqrt(2 / (9 * channels)), (3, 3, channels, width))
-        bias = rng.normal(0, 0.1, width)
-        weights[name] = {
-            "kernel": jnp.asarray(kernel, jnp.float32),
-            "bias": jnp.asarray(bias, jnp.float32),
-        }
-        channels = width
-    return weights
 
 
 def test_layers_are_those_of_configuration_e():
@@ -65,7 +51,7 @@ def test_multiply_adds_by_hand():
     [(("c11",), 1), (("p1",), 2), (("r22", "r11"), 4), (("r42",), 10), (("p5",), 16)],
 )
 def test_nothing_deeper_than_asked_is_computed(rng, layers, convolutions):
-    weights = narrow_weights(rng)
+    weights = tiny.vgg_weights("c54", 6)
     program = jax.make_jaxpr(lambda x: vgg.features(weights, x, layers))(
         jnp.zeros((1, 32, 32, 3))
     )
@@ -74,7 +60,7 @@ def test_nothing_deeper_than_asked_is_computed(rng, layers, convolutions):
 
 
 def test_weights_beyond_the_deepest_layer_are_not_needed(rng):
-    weights = narrow_weights(rng, deepest="c12")
+    weights = tiny.vgg_weights("c12", 6)
     found = vgg.features(weights, jnp.zeros((1, 4, 4, 3)), ("r12", "p1"))
     assert {name: f.shape for name, f in found.items()} == {
         "r12": (1, 4, 4, 6),
@@ -84,7 +70,7 @@ def test_weights_beyond_the_deepest_layer_are_not_needed(rng):
 
 def test_features_follow_the_dtype_of_the_weights(rng):
     weights = jax.tree.map(
-        lambda w: w.astype(jnp.bfloat16), narrow_weights(rng, deepest="c11")
+        lambda w: w.astype(jnp.bfloat16), tiny.vgg_weights("c11", 6)
     )
     found = vgg.features(weights, jnp.zeros((1, 4, 4, 3)), ("r11",))
     assert found["r11"].dtype == jnp.bfloat16
@@ -102,7 +88,7 @@ def test_preprocessing_is_torchvisions(rng):
 
 def test_every_layer_is_pytorchs(rng):
     torch = pytest.importorskip("torch", reason="torch, an extra, is not installed")
-    weights = narrow_weights(rng)
+    weights = tiny.vgg_weights("c54", 6)
     x = rng.standard_normal((2, 32, 32, 3)).astype(np.float32)
     found = jax.jit(vgg.features, static_argnums=2)(weights, x, tuple(ORDER))
     y = torch.tensor(x.transpose(0, 3, 1, 2))
@@ -123,10 +109,16 @@ def test_every_layer_is_pytorchs(rng):
 
 def test_max_pooling_hands_a_ties_gradient_to_the_first(rng):
     torch = pytest.importorskip("torch", reason="torch, an extra, is not installed")
-    # three values in windows of four: a tie in each; 5x7 leaves a row and a column out
-    x = rng.integers(0, 3, (3, 5, 7, 4)).astype(np.float32)
-    weight = rng.standard_normal((3, 2, 3, 4)).astype(np.float32)
-    value, pull = jax.vjp(vgg._max_pool2, jnp.asarray(x))
+    # three positive values in windows of four: a tie in each, which convolutions that
+    # do nothing and ReLUs pass on; 5x7 leaves a row and a column out
+    x = rng.integers(1, 4, (3, 5, 7, 3)).astype(np.float32)
+    weight = rng.standard_normal((3, 2, 3, 3)).astype(np.float32)
+    nothing = {
+        "kernel": jnp.zeros((3, 3, 3, 3)).at[1, 1].set(jnp.eye(3)),
+        "bias": jnp.zeros(3),
+    }
+    weights = {"c11": nothing, "c12": nothing}
+    value, pull = jax.vjp(lambda x: vgg.features(weights, x, ("p1",))["p1"], x)
     theirs = torch.tensor(x.transpose(0, 3, 1, 2), requires_grad=True)
     pooled = torch.max_pool2d(theirs, 2)
     pooled.backward(torch.tensor(weight.transpose(0, 3, 1, 2)))

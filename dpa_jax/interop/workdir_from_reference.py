@@ -57,14 +57,15 @@ def import_checkpoint(
         files.load_statistics(statistics) if layers else {}, layers, statistics
     )
     folder = pathlib.Path(folder)
+    if checkpoint.latest(folder) is not None:
+        raise errors.DpaError(f"{folder} holds a trained run already")
     workdir.claim(folder, config)
     frozen.check_fingerprint(folder, config, vgg_weights)
     if layers:
         files.save_statistics(
             folder / frozen.STATISTICS, chosen, {"source": statistics}
         )
+    workdir.write_json(folder / "environment.json", workdir.environment(config.seed))
     with checkpoint.Checkpoints(folder) as checkpoints:
-        if checkpoints.latest() is not None:
-            raise errors.DpaError(f"{folder} holds a trained run already")
         checkpoints.save(last.end, {"parameters": parameters})
     return notes

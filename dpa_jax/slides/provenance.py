@@ -1,0 +1,94 @@
+"""What a run was trained on and as, so that a slide is scored in the same way."""
+
+import hashlib
+import json
+import os
+import pathlib
+import re
+
+import jax
+import ml_collections
+import numpy as np
+
+from dpa_jax import checkpoint, frozen
+from dpa_jax import config as config_lib
+from dpa_jax.errors import DpaError
+from dpa_jax.slides import stain
+from dpa_jax.weights import formats
+
+STAIN_TARGET = "stain_target.npz"
+_PATCHES = re.compile(r"tfds:(camelyon16(?:/x(\d+))?):")
+
+
+def keep_stains(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+    """Copies what the training patches' stains were normalised to into the workdir.
+
+    Does nothing for a run on anything but a TFDS data set of `camelyon16`, nor for one
+    whose patches were left in their own colours.
+    """
+    match = _PATCHES.match(config.data.train)
+    if not match:
+        return
+    import tensorflow_datasets as tfds
+
+    from dpa_jax.datasets import camelyon16
+
+    data_dir = os.path.expanduser(config.data.data_dir) or None
+    target = camelyon16.stain_target_of(tfds.builder(match[1], data_dir=data_dir))
+    if target is not None:
+        stain.save(target, folder / STAIN_TARGET)
+
+
+def stains(folder: pathlib.Path) -> stain.StainProfile | None:
+    """Reads the stains that a run's images were normalised to; None if they were not.
+
+    Raises:
+      DpaError: the file of them is damaged.
+    """
+    path = folder / STAIN_TARGET
+    return stain.load(path) if path.exists() else None
+
+
+def magnification(config: ml_collections.ConfigDict) -> int:
+    """Returns the magnification of a run's patches; 10, the paper's, if unknown."""
+    match = _PATCHES.match(config.data.train)
+    return int(match[2]) if match and match[2] else 10
+
+
+def tile(folder: pathlib.Path, config: ml_collections.ConfigDict) -> int:
+    """Returns the side in pixels of the tiles that a run scores.
+
+    Raises:
+      DpaError: the run takes no colour images.
+    """
+    if config.data.channels != 3:
+        raise DpaError(
+            f"{folder} was trained on grey images (data.channels 1); "
+            "tiles of slides are in colour"
+        )
+    return config.data.resolution
+
+
+def model(folder: pathlib.Path, config: ml_collections.ConfigDict, trained: int) -> str:
+    """Names a run by all that its scores depend on, wherever its workdir lies.
+
+    Args:
+      folder: the workdir.
+      config: of the run.
+      trained: the step of the checkpoint that scores.
+
+    Returns:
+      The step, where the VGG19 weights are from, and a digest of these, networks, loss
+      and feature statistics.
+    """
+    parts = {name: config[name].to_dict() for name in ("model", "perceptual", "loss")}
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
+    parameters = checkpoint.restore(folder, trained)["parameters"]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(parameters):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.ascontiguousarray(leaf, "<f4").tobytes())
+    for name in (frozen.STATISTICS, frozen.FINGERPRINT):  # absent with plain L1
+        if (folder / name).exists():
+            digest.update(formats.file_sha256(folder / name).encode())
+    vgg19 = config.perceptual.weights if config_lib.uses_vgg(config) else "none"
+    return f"step {trained}, VGG19 {vgg19}, sha256 {digest.hexdigest()[:16]}"

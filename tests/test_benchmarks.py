@@ -1,0 +1,278 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from benchmarks import end_to_end, measure, report, score, train_step
+from dpa_jax import config as config_lib
+from dpa_jax import errors
+
+ROW = {
+    *("stage", "implementation", "batch", "ms_per_step", "images_per_second"),
+    *("compile_s", "peak_bytes", "tflops_per_second", "share_of_matmul_peak"),
+    *("cached_targets", "target_fill_s", "first_loss", "precision"),
+}
+QUICK = ("--repeats=2", "--seconds=0.01", "--images=16", "--batch=4")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """What takes time for the sake of good figures alone is left out."""
+    peaks = {"jax": 0.1}
+    monkeypatch.setattr(measure, "matmul_peak", lambda precision, with_torch: peaks)
+    monkeypatch.setattr(measure.time, "sleep", lambda seconds: None)
+
+
+@pytest.fixture
+def config_file(tiny_config, tmp_path):
+    def write(**overrides):
+        path = tmp_path / "config.json"
+        path.write_text(
+            config_lib.to_json(config_lib.updated(tiny_config, overrides, "a test"))
+        )
+        return f"--config={path}"
+
+    return write
+
+
+def fake_step(loss):
+    return lambda *args, **kwargs: lambda images, alpha: loss
+
+
+def test_training_is_measured_without_pytorch(config_file, tmp_path):
+    out = tmp_path / "folder" / "result.json"
+    stages = "--stages=8_stabilization,16_transition"
+    given = [config_file(**{"perceptual.cache_targets": "always"}), f"--out={out}"]
+    assert train_step.main([*given, stages, "--baselines=none", *QUICK]) == 0
+    result = json.loads(out.read_text())
+    assert [row["stage"] for row in result["rows"]] == stages[9:].split(",")
+    for row in result["rows"]:
+        assert row.keys() >= ROW
+        assert row["implementation"] == "dpa_jax" and row["batch"] == 4
+        assert row["images_per_second"] == pytest.approx(4e3 / row["ms_per_step"])
+        assert len(row["turns_ms_per_step"]) == 2
+        # each of the four steps of a stage pays its part of the targets
+        fill, steps = row["target_fill_s"], np.median(row["turns_ms_per_step"])
+        assert row["ms_per_step"] == pytest.approx(steps + 1e3 * fill / 4)
+        assert row["cached_targets"] == (row["stage"] == "8_stabilization")
+        assert (fill > 0) == row["cached_targets"]
+    assert result["machine"]["versions"]["jax"]
+    assert result["settings"]["repeats"] == 2
+    assert str(tmp_path) not in out.read_text()
+
+
+def test_pytorch_computes_the_same_on_augmented_images(config_file, tmp_path):
+    pytest.importorskip("torch", reason="torch, an extra, is not installed")
+    augmented = {
+        "data.random_crop": True,
+        "data.size": 20,
+        "data.horizontal_flip": True,
+        "data.vertical_flip": True,
+    }
+    out = tmp_path / "result.json"
+    given = [config_file(**augmented), "--stages=16_transition", f"--out={out}", *QUICK]
+    assert train_step.main([*given, "--baselines=published,tuned"]) == 0
+    ours, *others = json.loads(out.read_text())["rows"]
+    assert [row["implementation"] for row in others] == ["published", "tuned"]
+    for row in others:
+        assert row["first_loss"] == pytest.approx(ours["first_loss"], rel=1e-4)
+
+
+def test_another_loss_is_refused(config_file, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("torch", reason="torch, an extra, is not installed")
+    monkeypatch.setattr("benchmarks.pytorch.steps.published", fake_step(12.5))
+    out = tmp_path / "result.json"
+    given = [config_file(), "--stages=8_stabilization", f"--out={out}", *QUICK]
+    assert train_step.main([*given, "--baselines=published"]) == 1
+    assert "the first loss of published (float32) is 12.5" in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("precision", "apart", "refused"),
+    [
+        ("float32", 0.9e-4, False),
+        ("float32", 1.1e-4, True),
+        ("bfloat16", 1.9e-2, False),
+        ("bfloat16", 2.1e-2, True),
+        ("bfloat16", float("nan"), True),
+    ],
+)
+def test_losses_may_differ_by_rounding_alone(precision, apart, refused):
+    made = [
+        train_step.Contestant(name, precision, lambda count: (1.0, 1.0), 1, loss, 0, 0)
+        for name, loss in (("dpa_jax", 2.0), ("tuned", 2.0 * (1 + apart)))
+    ]
+    if refused:
+        with pytest.raises(errors.DpaError, match="8_stabilization: the first loss of"):
+            train_step.check_losses("8_stabilization", made)
+    else:
+        train_step.check_losses("8_stabilization", made)
+
+
+def test_scoring_is_measured_beside_pytorch(config_file, tmp_path):
+    pytest.importorskip("torch", reason="torch, an extra, is not installed")
+    out = tmp_path / "result.json"
+    given = [config_file(), "--baselines=published", f"--out={out}", *QUICK]
+    assert score.main(given) == 0
+    ours, theirs = json.loads(out.read_text())["rows"]
+    assert (ours["implementation"], theirs["implementation"]) == (
+        "dpa_jax",
+        "published",
+    )
+    assert ours["first_score"] == pytest.approx(theirs["first_score"], rel=1e-4)
+
+
+def test_other_scores_are_refused():
+    scores = {
+        ("dpa_jax", "float32"): np.array([1.0, 2.0]),
+        ("published", "float32"): np.array([1.0, 2.1]),
+    }
+    with pytest.raises(errors.DpaError, match="the scores of published"):
+        score.check_scores(scores)
+
+
+@pytest.mark.parametrize("through", ["train", "engine"])
+def test_a_whole_run_is_timed(config_file, tmp_path, through):
+    out = tmp_path / "result.json"
+    given = [config_file(**{"stages.initial_resolution": 16}), f"--through={through}"]
+    given += ["--steps-scale=0.5", "--images=16", "--batch=4", f"--out={out}"]
+    assert end_to_end.main(given) == 0
+    result = json.loads(out.read_text())
+    totals, (row,) = result["totals"], result["rows"]
+    assert (row["stage"], row["steps"], totals["steps"]) == ("16_stabilization", 2, 2)
+    assert row["images_per_second"] == pytest.approx(4 * 2 / row["train_s"])
+    parts = {"data_s", "prepare_s", "train_s", "targets_s", "wait_s", "checkpoint_s"}
+    if through == "train":
+        parts |= {"samples_s", "closing_s", "other_s"}
+        total = sum(totals[part] for part in parts)
+        assert totals["total_s"] == pytest.approx(total)
+        assert totals["other_s"] >= 0
+
+
+@pytest.mark.parametrize(
+    ("program", "argument", "message"),
+    [
+        (train_step, "--stages=24_stabilization", "8_stabilization, 16_transition"),
+        (train_step, "--baselines=fast", "--baselines: there is no 'fast'"),
+        (train_step, "--images=3", "less than a batch"),
+        (score, "--precision=float64", "--precision: there is no 'float64'"),
+        (end_to_end, "--steps-scale=0", "--steps-scale is 0"),
+    ],
+)
+def test_wrong_arguments_say_what_is_possible(
+    config_file, program, argument, message, capsys
+):
+    assert program.main([config_file(), argument]) == 2
+    assert message in capsys.readouterr().err
+
+
+# --- what benchmarks share
+
+
+def test_everyone_has_as_many_turns_and_the_order_changes():
+    order = []
+    turns = {name: lambda name=name: order.append(name) or 2 for name in "ab"}
+    seconds = measure.take_turns(turns, 3)
+    assert order == ["a", "b", "b", "a", "a", "b"]
+    assert {name: len(each) for name, each in seconds.items()} == {"a": 3, "b": 3}
+
+
+def test_a_turn_takes_about_the_time_asked_for(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
+
+    def run(count):
+        clock[0] += 0.01 * count
+
+    assert measure.sized(run, 1, 0.5)() == 50
+    assert measure.sized(run, 25, 0.5)() == 50
+    assert measure.sized(run, 200, 0.5)() == 200
+
+
+def test_time_in_nested_spans_counts_once():
+    event = "/jax/core/compile/jaxpr_trace_duration"
+    with measure.CompileTime() as compiling:
+        for start, end in ((2.0, 3.0), (1.0, 4.0), (6.0, 7.5), (7.0, 8.0)):
+            measure.jax.monitoring.record_event_time_span(event, start, end)
+        measure.jax.monitoring.record_event_time_span("/other", 10.0, 20.0)
+    measure.jax.monitoring.record_event_time_span(event, 30.0, 40.0)
+    assert compiling.seconds == 3.0 + 2.0
+
+
+def test_compiling_is_heard():
+    with measure.CompileTime() as compiling:
+        measure.jax.jit(lambda x: x * 3 + 1).lower(1.0).compile()
+    assert 0 < compiling.seconds < 10
+
+
+def test_memory_that_is_taken_and_given_back_shows():
+    _, peak = measure.with_resident_peak(lambda: np.ones(8_000_000).sum())
+    if peak is None:
+        pytest.skip("this system does not tell how far a process's memory rose")
+    assert 0.8 * 64e6 < peak < 2 * 64e6
+
+
+# --- figures
+
+
+def made_rows(benchmark):
+    both = ("dpa_jax", 300.0), ("published", 100.0)
+    fast = [
+        {"implementation": name, "images_per_second": rate, "precision": "float32"}
+        for name, rate in both
+    ]
+    return {
+        "train_step": [{**row, "stage": "8_stabilization"} for row in fast],
+        "score": [{**row, "batch": 32} for row in fast],
+        "end_to_end": [{"stage": "8_stabilization", "train_s": 2.0, "wait_s": 1.0}],
+        "scaling": [
+            {"stage": "8_stabilization", "devices": n, "images_per_second": 50.0 * n}
+            for n in (1, 2)
+        ],
+        "input": [
+            {"what": "decode", "workers": 1, "images_per_second": 90.0},
+            {"what": "feed", "residency": "device", "images_per_second": 900.0},
+        ],
+    }[benchmark]
+
+
+@pytest.mark.parametrize("benchmark", report.PENS)
+def test_a_figure_is_drawn(benchmark, tmp_path):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    result = {
+        "benchmark": benchmark,
+        "machine": {"cpu": "a processor", "cores": 2, "backend": "cpu"},
+        "settings": {"config": "configs/nih.py:subset,pg"},
+        "rows": made_rows(benchmark),
+    }
+    (tmp_path / "a.json").write_text(json.dumps(result))
+    assert report.main([str(tmp_path)]) == 0
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("text", ["{", "{}", '{"benchmark": "other"}'])
+def test_a_file_that_is_no_result_is_named(text, tmp_path, capsys):
+    (tmp_path / "a.json").write_text(text)
+    assert report.main([str(tmp_path)]) == 1
+    assert "a.json is not the result of a benchmark" in capsys.readouterr().err
+
+
+def test_the_suite_needs_six_packages_and_theirs():
+    absent = [
+        *("PIL", "array_record", "grain", "matplotlib", "platformdirs", "pydicom"),
+        *("safetensors", "sklearn", "tensorboardX", "tensorflow_datasets"),
+    ]
+    program = (
+        f"import sys; sys.modules.update(dict.fromkeys({absent}))\n"
+        "from benchmarks import problem, run_all\n"
+        "assert problem.files.load_vgg19('random:0')\n"
+        "run_all.main(['--help'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--steps-scale" in done.stdout

@@ -1,0 +1,157 @@
+"""One step and a chunk of steps: what they see, and that they agree."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_factory as tiny
+
+from dpa_jax import images as images_lib
+from dpa_jax import step
+from dpa_jax.stages import Stage
+
+# a transition with everything that a step can do: crops, flips, the smooth loss
+SPEC = tiny.spec(tiny.GROWING, horizontal_flip=True, vertical_flip=True)
+INDICES = np.arange(24).reshape(6, 4) % 20
+
+
+@pytest.fixture(scope="module")
+def data():
+    return {"images": jnp.asarray(tiny.images(size=20))}
+
+
+@pytest.fixture(scope="module")
+def single():
+    return jax.jit(step.single(SPEC))
+
+
+@pytest.fixture(scope="module")
+def looped(single, data):
+    """The state after each step of the stage, and the losses."""
+    states, losses = [tiny.begin(tiny.GROWING)], []
+    for row in INDICES[:4]:
+        after, scalars = single(states[-1], tiny.frozen(), data, row)
+        states.append(after)
+        losses.append(scalars["loss"])
+    return states, losses
+
+
+@pytest.fixture(scope="module")
+def scanned(data):
+    """The same by one program of six steps, two of them beyond the stage's end."""
+    chunk = jax.jit(step.chunk(SPEC))
+    return chunk(tiny.begin(tiny.GROWING), tiny.frozen(), data, INDICES)
+
+
+def assert_close(ours, theirs, tolerance):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance),
+        ours,
+        theirs,
+    )
+
+
+def test_a_chunk_takes_the_steps_of_the_loop(looped, scanned):
+    states, losses = looped
+    after, scalars = scanned
+    np.testing.assert_allclose(scalars["loss"][:4], losses, rtol=1e-6)
+    # Adam divides small gradients by their own size: rounding shows in the parameters
+    assert_close(after.parameters, states[4].parameters, 1e-5)
+    assert len(set(map(float, losses))) == 4
+
+
+def test_steps_beyond_the_end_leave_the_state_alone(looped, scanned):
+    states, _ = looped
+    after, scalars = scanned
+    assert scalars["loss"].shape == (6,)
+    assert after.step == 4
+    np.testing.assert_allclose(
+        after.optimizer[0].count, states[4].optimizer[0].count, rtol=0
+    )
+
+
+def test_every_parameter_of_the_stage_moves(looped):
+    states, _ = looped
+    moved = jax.tree.map(
+        lambda a, b: bool((a != b).any()), states[0].parameters, states[1].parameters
+    )
+    assert all(jax.tree.leaves(moved))
+
+
+def test_augmentation_changes_with_the_step_of_the_run(data, single):
+    # the stage's beginning is moved, since a step within it would move alpha as well
+    later = dataclasses.replace(
+        SPEC, stage=dataclasses.replace(SPEC.stage, start=SPEC.stage.start + 1)
+    )
+    begun = tiny.begin(tiny.GROWING)
+    first = single(begun, tiny.frozen(), data, INDICES[0])[1]["loss"]
+    other = jax.jit(step.single(later))(begun, tiny.frozen(), data, INDICES[0])
+    assert abs(other[1]["loss"] - first) > 1e-5
+
+
+def test_bfloat16_is_close_to_float32(data, looped):
+    half = dataclasses.replace(SPEC, precision="bfloat16")
+    after, scalars = jax.jit(step.single(half))(
+        tiny.begin(tiny.GROWING), tiny.frozen(jnp.bfloat16), data, INDICES[0]
+    )
+    states, losses = looped
+    error = abs(scalars["loss"] / losses[0] - 1)
+    assert 0 < error < 0.01
+    assert scalars["loss"].dtype == jnp.float32
+    # every parameter stays float32 and moves by about the learning rate
+    for ours, theirs in zip(
+        jax.tree.leaves(after.parameters),
+        jax.tree.leaves(states[1].parameters),
+        strict=True,
+    ):
+        assert ours.dtype == jnp.float32
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=2.1e-3)
+
+
+# --- what a stage sees
+
+
+def test_without_keys_the_centre_is_seen():
+    x = tiny.images(3, size=20)
+    spec = tiny.spec(Stage(8, False, 1), horizontal_flip=True)
+    expected = x[:, 2:18, 2:18].reshape(3, 8, 2, 8, 2, 1).mean((2, 4)) / 127.5 - 1
+    found = step.prepare(spec, x, None, 1.0)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+def test_with_keys_images_are_cropped_and_flipped():
+    x = jnp.asarray(tiny.images(3, size=20))
+    keys = jax.random.split(jax.random.key(0), 3)
+    spec = tiny.spec(tiny.GROWN, horizontal_flip=True)
+    cut = images_lib.augment(keys, x, size=16, horizontal_flip=True, vertical_flip=False)
+    expected = np.asarray(cut) / 127.5 - 1
+    found = step.prepare(spec, x, keys, 1.0)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+def test_a_transition_sees_a_mixture():
+    x = tiny.images(2)
+    fine = x / 127.5 - 1
+    coarse = fine.reshape(2, 8, 2, 8, 2, 1).mean((2, 4)).repeat(2, 1).repeat(2, 2)
+    found = step.prepare(tiny.spec(tiny.GROWING), x, None, 0.25)
+    np.testing.assert_allclose(found, 0.75 * coarse + 0.25 * fine, rtol=0, atol=1e-6)
+
+
+def test_only_flips_and_crops_make_an_image_look_different():
+    plain = tiny.spec(tiny.GROWN)
+    assert not plain.augments(16)
+    assert plain.augments(20)
+    assert dataclasses.replace(plain, vertical_flip=True).augments(16)
+
+
+def test_spec_of_a_config(tiny_config):
+    tiny_config.data.horizontal_flip = True
+    tiny_config.optimizer.learning_rate = 0.01
+    spec = step.StepSpec.from_config(tiny_config, tiny.GROWING, "bfloat16")
+    assert (spec.horizontal_flip, spec.vertical_flip) == (True, False)
+    assert spec.learning_rate == 0.01
+    assert spec.dtype == jnp.bfloat16
+    assert spec.loss.half.layers == (("r11", 1.0),)
+    assert hash(spec) == hash(dataclasses.replace(spec))

@@ -1,0 +1,318 @@
+import json
+import struct
+
+import jax
+import numpy as np
+import pytest
+import run_factory
+from PIL import Image
+
+import dpa_jax
+from dpa_jax import checkpoint, errors, metrics, models, score, state, train
+from dpa_jax import config as config_lib
+
+
+def rows(workdir):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_every_file_of_a_finished_run_holds_what_it_should(trained):
+    assert config_lib.load(str(trained / "config.json")).batch_size == 8
+    about = json.loads((trained / "environment.json").read_text())
+    assert about["seed"] == 0 and about["packages"]["jax"] == jax.__version__
+    assert about["devices"] == [str(device) for device in jax.devices()]
+    kept = json.loads((trained / "data.json").read_text())
+    assert kept["images"] == 24 and kept["skipped"] == 0
+    assert json.loads((trained / "weights.json").read_text())["source"] == "random:0"
+    with np.load(trained / "statistics.npz") as statistics:
+        assert statistics["r12/std"].shape == (64,)
+    assert not (trained / "skipped.csv").exists()
+    grids = [path.name for path in (trained / "samples").iterdir()]
+    assert grids == ["00000012_16_stabilization.png"]
+    with Image.open(trained / "samples" / grids[0]) as grid:
+        assert grid.size == (8 * 96, 2 * 96)
+    assert {path.name for path in (trained / "checkpoints").iterdir()} == {
+        "4",
+        "8",
+        "12",
+    }
+
+
+def test_metrics_have_each_logged_step_once_with_stage_and_alpha(trained):
+    found = rows(trained)
+    assert [row["step"] for row in found] == [2, 4, 6, 8, 10, 12]
+    assert [row["stage"] for row in found[1:5]] == [
+        "8_stabilization",
+        "16_transition",
+        "16_transition",
+        "16_stabilization",
+    ]
+    assert [row["alpha"] for row in found] == [1, 1, 0.5, 1, 1, 1]
+    assert all(0 < row["loss"] < 10 for row in found)
+    assert all(row["images_per_second"] > 0 for row in found)
+
+
+def events(folder):
+    """Reads TensorBoard's records: a length, its checksum, an event, its checksum."""
+    from tensorboardX.proto import event_pb2
+
+    for path in folder.iterdir():
+        content = path.read_bytes()
+        while content:
+            (length,) = struct.unpack("<Q", content[:8])
+            yield event_pb2.Event.FromString(content[12 : 12 + length])
+            content = content[16 + length :]
+
+
+def test_tensorboard_has_the_same_losses(trained):
+    found = {
+        event.step: value.simple_value
+        for event in events(trained / "tensorboard")
+        for value in event.summary.value
+        if value.tag == "loss"
+    }
+    assert found == {row["step"]: np.float32(row["loss"]) for row in rows(trained)}
+
+
+def test_checkpoint_holds_all_parameters_and_adam_of_the_stage(trained):
+    saved = checkpoint.restore(trained, 12)
+    architecture = models.Architecture.from_config(run_factory.tiny_config())
+    names = {part: sorted(blocks) for part, blocks in saved["parameters"].items()}
+    assert names == {
+        "encoder": ["block_16", "block_8", "from_image_16", "from_image_8", "latent"],
+        "decoder": ["block_16", "block_8", "latent", "to_image_16", "to_image_8"],
+    }
+    active = state.select(
+        saved["parameters"],
+        state.block_names(architecture, score.load(trained).stage),
+    )
+    assert saved["optimizer"]["mu"].shape == (state.count(active),)
+    assert saved["optimizer"]["count"] == 4
+
+
+def test_parameters_of_a_finished_stage_stay(trained):
+    grown = checkpoint.restore(trained, 8)["parameters"]
+    last = checkpoint.restore(trained, 12)["parameters"]
+    # from_image_8 is not part of the last stage, from_image_16 is
+    kernel = ("from_image_8", "conv", "kernel")
+    np.testing.assert_array_equal(
+        grown["encoder"][kernel[0]][kernel[1]][kernel[2]],
+        last["encoder"][kernel[0]][kernel[1]][kernel[2]],
+    )
+    assert not np.array_equal(
+        grown["encoder"]["from_image_16"]["conv"]["kernel"],
+        last["encoder"]["from_image_16"]["conv"]["kernel"],
+    )
+
+
+def test_finished_run_says_so_and_trains_nothing(trained):
+    before = run_factory.files(trained)
+    code, out, err = run_factory.call(
+        "train", "--config", trained / "config.json", "--workdir", trained
+    )
+    assert (code, out) == (0, "")
+    assert "is finished: 12 steps; nothing left to train" in err
+    assert run_factory.files(trained) == before
+
+
+@pytest.fixture
+def quick(tmp_path):
+    config = run_factory.quick_config()
+    config.data.train = run_factory.write_npz(tmp_path / "train.npz")
+    return config
+
+
+def test_a_run_is_a_function_of_its_seed(quick, tmp_path):
+    def parameters(name, seed):
+        quick.seed = seed
+        folder = dpa_jax.train(quick, tmp_path / name, visible=False)
+        return jax.tree.leaves(checkpoint.restore(folder, 6)["parameters"])
+
+    first, again, other = (
+        parameters("a", 0),
+        parameters("b", 0),
+        parameters("c", 1),
+    )
+    assert all(map(np.array_equal, first, again))
+    assert not any(map(np.array_equal, first, other))
+
+
+def test_training_lowers_the_loss(quick, tmp_path):
+    quick.stages.final_steps = 300
+    quick.log_every = 20
+    folder = dpa_jax.train(quick, tmp_path / "run", visible=False)
+    found = rows(folder)
+    assert found[-1]["loss"] < 0.5 * found[0]["loss"]
+
+
+def test_images_marked_abnormal_are_left_out(quick, tmp_path):
+    run_factory.write_npz(
+        tmp_path / "train.npz", labels=np.array(["normal"] * 16 + ["abnormal"] * 8)
+    )
+    code, _, err = run_factory.call(
+        "train",
+        "--config",
+        run_factory.write_config(tmp_path / "config.json", quick),
+        "--workdir",
+        tmp_path / "run",
+    )
+    assert code == 0
+    assert "8 of 24 training images are marked abnormal and left out" in err
+    assert json.loads((tmp_path / "run" / "data.json").read_text())["images"] == 16
+
+
+def test_only_abnormal_images_are_refused(quick, tmp_path):
+    run_factory.write_npz(tmp_path / "train.npz", labels=np.ones(24, int))
+    with pytest.raises(errors.DpaError, match="every training image is marked"):
+        dpa_jax.train(quick, tmp_path / "run", visible=False)
+
+
+def test_streamed_images_give_the_same_run(quick, tmp_path):
+    quick.data.horizontal_flip = True
+    resident = dpa_jax.train(quick, tmp_path / "resident", visible=False)
+    quick.data.residency = "stream"
+    streamed = dpa_jax.train(quick, tmp_path / "streamed", visible=False)
+    for a, b in zip(
+        jax.tree.leaves(checkpoint.restore(resident, 6)),
+        jax.tree.leaves(checkpoint.restore(streamed, 6)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_sample_grids_come_as_often_as_asked(quick, tmp_path, monkeypatch):
+    monkeypatch.setattr(train.engine, "steps_per_chunk", lambda spec, batch: 2)
+    quick.sample_every = 3
+    folder = dpa_jax.train(quick, tmp_path / "run", visible=False)
+    # of chunks of two steps, at the first end at or after each multiple of three
+    assert sorted(path.name for path in (folder / "samples").iterdir()) == [
+        "00000004_8_stabilization.png",
+        "00000006_8_stabilization.png",
+    ]
+
+
+def test_checkpoints_come_as_often_as_asked(quick, tmp_path, monkeypatch):
+    monkeypatch.setattr(train.engine, "steps_per_chunk", lambda spec, batch: 1)
+    quick.checkpoint_every = 2
+    folder = dpa_jax.train(quick, tmp_path / "run", visible=False)
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
+        "4",
+        "6",
+    ]  # the last two
+
+
+# --- divergence ---
+
+
+@pytest.fixture
+def diverging(quick, tmp_path, monkeypatch):
+    """Runs with a checkpoint after each step and the loss given for step 4."""
+    monkeypatch.setattr(train.engine, "steps_per_chunk", lambda spec, batch: 1)
+    quick.checkpoint_every = 1
+    real = train.engine.compile_stage
+
+    def run(value):
+        def compile_stage(*arguments):
+            program = real(*arguments)
+
+            def step(state, *rest):
+                now = int(state.step) + 1
+                state, scalars = program.run(state, *rest)
+                return state, {"loss": [value]} if now == 4 else scalars
+
+            return program.__class__(program.spec, 1, step, program.place)
+
+        monkeypatch.setattr(train.engine, "compile_stage", compile_stage)
+        return run_factory.call(
+            "train",
+            "--config",
+            run_factory.write_config(tmp_path / "config.json", quick),
+            "--workdir",
+            tmp_path / "run",
+            "--config.log_every=1",
+        )
+
+    return run
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1.5e6])
+def test_divergence_stops_names_the_step_and_keeps_the_last_good(
+    diverging, tmp_path, value
+):
+    code, _, err = diverging(value)
+    assert code == 1
+    assert f"the loss of step 4 (8_stabilization) is {value:g}" in err
+    assert "Traceback" not in err
+    assert checkpoint.latest(tmp_path / "run") == 3
+    assert [row["step"] for row in rows(tmp_path / "run")] == [1, 2, 3]
+    assert not (tmp_path / "run" / "samples").exists()
+
+
+def test_a_large_loss_below_the_limit_goes_on(diverging, tmp_path):
+    assert diverging(0.9e6)[0] == 0
+    assert checkpoint.latest(tmp_path / "run") == 6
+
+
+def test_real_divergence_is_found(quick, tmp_path):
+    quick.optimizer.learning_rate = 1e6
+    with pytest.raises(errors.DpaError, match=r"the loss of step \d+ .* diverged"):
+        dpa_jax.train(quick, tmp_path / "run", visible=False)
+    assert checkpoint.latest(tmp_path / "run") is None
+
+
+def test_parameters_that_are_not_finite_are_never_saved(quick, tmp_path, monkeypatch):
+    # a gradient can be NaN where the loss before that step was not
+    real = train.engine.compile_stage
+
+    def compile_stage(*arguments):
+        program = real(*arguments)
+
+        def step(state, *rest):
+            state, scalars = program.run(state, *rest)
+            broken = jax.tree.map(lambda leaf: leaf * np.nan, state.parameters)
+            return state.replace(parameters=broken), scalars
+
+        return program.__class__(program.spec, program.steps, step, program.place)
+
+    monkeypatch.setattr(train.engine, "compile_stage", compile_stage)
+    with pytest.raises(errors.DpaError, match="not finite after step 6"):
+        dpa_jax.train(quick, tmp_path / "run", visible=False)
+    assert checkpoint.latest(tmp_path / "run") is None
+
+
+# --- what it says ---
+
+
+def test_progress_without_a_terminal_is_plain_lines(quick, tmp_path):
+    quick.stages.final_steps = 4
+    code, out, err = run_factory.call(
+        "train",
+        "--config",
+        run_factory.write_config(tmp_path / "config.json", quick),
+        "--workdir",
+        tmp_path / "run[1]",
+    )
+    assert (code, out) == (0, "")
+    lines = err.splitlines()
+    assert lines[0].startswith("reading images: 24/24 images, ")
+    assert lines[1].startswith("8_stabilization: 4 steps, 4 a chunk, float32, images")
+    assert lines[2].startswith("8 px stabilization: step 4/4, loss 0.")
+    assert lines[2].endswith(" images/s, 0:00:00 left")
+    assert lines[3:] == [
+        f"{tmp_path}/run[1] is finished: 4 steps.",
+        f"Next: dpa-jax evaluate --workdir={tmp_path}/run[1]",
+    ]
+
+
+def test_a_line_comes_every_ten_seconds(monkeypatch, capsys):
+    clock = iter(range(0, 1000, 4))  # seconds
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: float(next(clock)))
+    with metrics.counting("reading", "images") as show:
+        for done in range(1, 10):
+            show(done, 10)
+    assert 2 <= len(capsys.readouterr().err.splitlines()) <= 6
+
+
+def test_train_is_a_module_and_a_function():
+    assert callable(dpa_jax.train) and dpa_jax.train.train is train.train

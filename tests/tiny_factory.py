@@ -1,0 +1,101 @@
+"""Makes the parts of a training run so small that compiling is all they cost."""
+
+import contextlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dpa_jax import losses, models, state, step, vgg
+from dpa_jax.stages import Stage
+
+ARCHITECTURE = models.Architecture("residual9", 16, 1, 1, 4, (4, 4, 4), (4, 4, 4))
+STATISTICS = {
+    layer: {
+        "mean": np.full(channels, 0.3, "f"),
+        "std": np.linspace(0.5, 1, channels, dtype="f"),
+    }
+    for layer, channels in (("r11", 64), ("r21", 128))
+}
+LOSS = losses.StageLoss(losses.Loss((("r21", 1.0),)))
+SMOOTH_LOSS = losses.StageLoss(LOSS.full, losses.Loss((("r11", 1.0),)))
+
+GROWING = Stage(16, True, 4, 3)
+GROWN = Stage(16, False, 5, 7)
+
+
+def vgg_weights(deepest, width=None):
+    """VGG19 to a convolution, all layers of `width` channels or of their own."""
+    rng = np.random.default_rng(1)
+    weights, channels = {}, 3
+    for name in vgg.CONVOLUTIONS[: vgg.CONVOLUTIONS.index(deepest) + 1]:
+        features = width or vgg.LAYERS[name]
+        kernel = rng.normal(0, np.sqrt(2 / (9 * channels)), (3, 3, channels, features))
+        bias = rng.normal(0, 0.1, features)
+        weights[name] = {
+            "kernel": jnp.asarray(kernel, jnp.float32),
+            "bias": jnp.asarray(bias, jnp.float32),
+        }
+        channels = features
+    return weights
+
+
+def spec(stage, **changes):
+    """What one step of a stage computes."""
+    loss = SMOOTH_LOSS if stage.transition else LOSS
+    return step.StepSpec(
+        **{
+            "stage": stage,
+            "architecture": ARCHITECTURE,
+            "loss": loss,
+            "learning_rate": 1e-3,
+            **changes,
+        }
+    )
+
+
+def frozen(dtype=jnp.float32):
+    """VGG19 to c21, statistics, and the key of augmentation."""
+    weights = jax.tree.map(lambda w: w.astype(dtype), vgg_weights("c21"))
+    return step.Frozen(weights, jax.device_put(STATISTICS), jax.random.key(5))
+
+
+def parameters():
+    """Those of every stage of `ARCHITECTURE`, drawn by NumPy, which compiles nothing."""
+    rng = np.random.default_rng(2)
+    shapes = jax.eval_shape(
+        lambda: state.initialize(jax.random.key(0), ARCHITECTURE, [GROWING, GROWN])
+    )
+
+    def draw(leaf):
+        scale = 1 / np.sqrt(max(1, np.prod(leaf.shape[:-1])))
+        return rng.normal(0, scale, leaf.shape).astype(np.float32)
+
+    return jax.tree.map(draw, shapes)
+
+
+def begin(stage):
+    """The first state of a stage."""
+    return state.begin(parameters(), ARCHITECTURE, stage, 1e-3)
+
+
+def images(count=20, size=16):
+    """Noise, which reconstructs badly: uint8 `[count, size, size, 1]`."""
+    shape = (count, size, size, 1)
+    return np.random.default_rng(3).integers(0, 256, shape, dtype=np.uint8)
+
+
+@contextlib.contextmanager
+def compilations():
+    """Lists the programs that are compiled within the block."""
+    found = []
+
+    def listen(name, seconds, **_):
+        if name == "/jax/core/compile/backend_compile_duration":
+            found.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield found
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
