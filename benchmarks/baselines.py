@@ -1,6 +1,7 @@
 """The PyTorch versions of the method as contestants, on the same device as JAX."""
 
 import functools
+import gc
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -65,6 +66,7 @@ def wait() -> None:
 def forget() -> None:
     """Drops compiled functions and gives memory back, before the next stage."""
     torch.compiler.reset()
+    gc.collect()
     if device() == "cuda":
         torch.cuda.empty_cache()
 

@@ -97,7 +97,7 @@ def through_engine(given: problem.Problem) -> dict[str, Any]:
       As `through_train`, without what only files take.
     """
     precision, batch = engine.precision(given.config.precision), given.config.batch_size
-    rows = []
+    rows: list[dict[str, Any]] = []
     begun = time.perf_counter()
     for stage in given.plan:
         spec = step.StepSpec.from_config(given.config, stage, precision)

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from dpa_jax import errors, step, workdir
 
 T = TypeVar("T")
+K = TypeVar("K")
 # what can be measured: so many steps of one implementation, waited for
 Run = Callable[[int], Any]
 
@@ -110,8 +111,8 @@ def sized(run: Run, unit: int, seconds: float) -> Callable[[], int]:
 
 
 def take_turns(
-    turns: Mapping[str, Callable[[], int]], repeats: int
-) -> dict[str, list[float]]:
+    turns: Mapping[K, Callable[[], int]], repeats: int
+) -> dict[K, list[float]]:
     """Times several implementations, one after the other, again and again.
 
     Args:
@@ -121,7 +122,7 @@ def take_turns(
     Returns:
       For each the seconds per step of its turns.
     """
-    found: dict[str, list[float]] = {name: [] for name in turns}
+    found: dict[K, list[float]] = {name: [] for name in turns}
     for number in range(repeats):
         names = list(turns) if number % 2 == 0 else list(turns)[::-1]
         for name in names:
@@ -134,15 +135,16 @@ def take_turns(
     return found
 
 
-def finite(*values: float) -> tuple[float, ...]:
-    """Returns the values, which must be finite: time spent on NaN says nothing.
+def finite(first: float, last: float) -> tuple[float, float]:
+    """Returns two losses, which must be finite: time spent on NaN says nothing.
 
     Raises:
       DpaError: one is not.
     """
-    if not all(map(math.isfinite, values)):
-        raise errors.DpaError(f"the loss is not finite while measuring: {values}")
-    return values
+    for loss in (first, last):
+        if not math.isfinite(loss):
+            raise errors.DpaError(f"the loss is {loss} while measuring")
+    return first, last
 
 
 class CompileTime:
@@ -158,9 +160,9 @@ class CompileTime:
         """Stops listening."""
         jax.monitoring.unregister_event_time_span_listener(self._heard)
 
-    def _heard(self, event: str, start: float, end: float, **_) -> None:
+    def _heard(self, event: str, start_time: float, end_time: float, **_) -> None:
         if event.startswith("/jax/core/compile/"):
-            self._spans.append((start, end))
+            self._spans.append((start_time, end_time))
 
     @property
     def seconds(self) -> float:
@@ -237,7 +239,8 @@ def matmul_peak(precision: str, with_torch: bool) -> dict[str, float]:
         multiply = jax.jit(jnp.matmul).lower(a, b).compile()
 
     def with_jax(count: int) -> None:
-        for _ in range(count):
+        product = multiply(a, b)
+        for _ in range(count - 1):
             product = multiply(a, b)
         product.block_until_ready()
 

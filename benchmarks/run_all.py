@@ -4,6 +4,7 @@ Needs jax, flax, optax, numpy, ml_collections and torch. Every part writes its J
 DIR when it is done; a part that fails is named at the end, and the others still run.
 """
 
+import argparse
 import importlib.util
 import pathlib
 import time
@@ -14,7 +15,7 @@ from dpa_jax import errors
 
 NIH, CAMELYON16 = "configs/nih.py:subset,pg", "configs/camelyon16.py:pg"
 # what training writes with, beyond the six packages
-WRITERS = ("PIL", "grain", "platformdirs", "safetensors", "tensorboardX")
+WRITERS = ("PIL", "safetensors", "tensorboardX")
 PARTS = ("nih", "score", "end_to_end", "end_to_end_wo_pg", "camelyon16")
 
 
@@ -29,9 +30,11 @@ def run(argv: list[str]) -> None:
     Raises:
       DpaError: a part did; the others ran.
     """
-    parser = measure.arguments("run_all", __doc__)
-    parser.set_defaults(out=None)
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.run_all", description=__doc__
+    )
     add = parser.add_argument
+    add("--out", required=True, metavar="DIR", help="where the results go")
     add("--parts", default="all", help=f"some of {','.join(PARTS)}")
     add("--batch", type=int, default=128, help="images per step")
     add("--baselines", default="published,tuned", help="none leaves PyTorch out")
@@ -41,12 +44,8 @@ def run(argv: list[str]) -> None:
     add("--images", type=int, default=4096, help="training images")
     add("--steps-scale", type=float, default=1.0, help="share of a whole run's steps")
     args = parser.parse_args(argv)
-    if not args.out:
-        raise errors.UsageError("--out=DIR says where the results go")
-    folder, chosen = (
-        pathlib.Path(args.out),
-        measure.one_of("--parts", args.parts, PARTS),
-    )
+    folder = pathlib.Path(args.out)
+    chosen = measure.one_of("--parts", args.parts, PARTS)
 
     shared = [f"--images={args.images}"]
     turns = [*shared, f"--repeats={args.repeats}", f"--seconds={args.seconds}"]

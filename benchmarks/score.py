@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import measure, problem
@@ -86,7 +87,8 @@ def measure_batch(
     batch = given.config.batch_size
     images = given.images[: len(given.images) // batch * batch]
     # ours crops the centre on the device; PyTorch's know nothing of it
-    centre = np.array(images_lib.center_crop(images, given.config.data.resolution))
+    size = given.config.data.resolution
+    centre = np.array(images_lib.center_crop(jnp.asarray(images), size))
     made: dict[tuple[str, str], Callable[[int], Any]] = {}
     compile_s: dict[tuple[str, str], float] = {}
     scores: dict[tuple[str, str], np.ndarray] = {}
@@ -121,6 +123,8 @@ def measure_batch(
     turns = {key: measure.sized(take, 1, seconds) for key, take in made.items()}
     each = measure.take_turns(turns, repeats)
     if names:
+        from benchmarks import baselines
+
         turns.clear()
         made.clear()
         baselines.forget()

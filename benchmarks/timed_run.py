@@ -7,14 +7,15 @@ from typing import Any
 import jax
 
 from benchmarks import problem
-from dpa_jax import checkpoint, data, engine, frozen, train
+from dpa_jax import checkpoint, data, engine, frozen
 from dpa_jax import stages as stages_lib
+from dpa_jax.train import _Run as Run
 
 # of a stage, in seconds; `wait_s` is the part of `compile_s` that training waits for
 PARTS = ("train_s", "targets_s", "wait_s", "compile_s", "checkpoint_s", "samples_s")
 
 
-class TimedRun(train._Run):
+class TimedRun(Run):
     """A run that notes where the time of each stage goes.
 
     Attributes:
@@ -51,19 +52,20 @@ class TimedRun(train._Run):
         spent = self.spent[stage.name]
         spent["wait_s"] = seconds - spent["targets_s"]
 
-    def stage(self, checkpoints, program, *rest):
+    def stage(self, checkpoints, program, train_state, targets, parameters, done):
         """Notes how long the steps took, less what was written in between."""
         begun = time.perf_counter()
-        result = super().stage(_TimedCheckpoints(checkpoints, self), program, *rest)
+        timed = _TimedCheckpoints(checkpoints, self)
+        result = super().stage(timed, program, train_state, targets, parameters, done)
         self.add("train_s", begun)
         spent = self.spent[self._current]
         spent["train_s"] -= spent["checkpoint_s"] + spent["samples_s"]
         return result
 
-    def samples(self, *args) -> None:
+    def samples(self, parameters, stage, number: int) -> None:
         """Notes how long drawing took."""
         begun = time.perf_counter()
-        super().samples(*args)
+        super().samples(parameters, stage, number)
         self.add("samples_s", begun)
 
 
@@ -98,7 +100,10 @@ def whole_run(given: problem.Problem, folder: pathlib.Path) -> dict[str, Any]:
     begun = time.perf_counter()
     images = data.load(config.data.train, data.Preprocessing.from_config(config)).images
     loaded = time.perf_counter()
-    layers, weights = frozen.layers_in_use(config, given.plan), given.weights
+    layers, weights = (
+        frozen.layers_in_use(config, given.plan),
+        jax.device_put(given.weights),
+    )
     statistics = frozen.load_or_compute_statistics(
         config, layers, weights, images, workdir, False
     )

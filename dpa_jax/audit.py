@@ -141,8 +141,8 @@ def _warnings(found: Mapping[str, float], model: float) -> list[str]:
     if not near:
         return []
     return [
-        f"without the model, {', '.join(near)}: within {MARGIN} of the scores' ROC AUC "
-        f"of {model:.3f} or above it, which therefore need not come from seeing disease"
+        f"the ROC AUC of {model:.3f} need not come from seeing disease: without the "
+        f"model, these come within {MARGIN} of it or exceed it: {', '.join(near)}"
     ]
 
 

@@ -12,12 +12,18 @@ def folder() -> pathlib.Path:
     return pathlib.Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or own)
 
 
-def enable() -> None:
+def enable(training: bool = False) -> None:
     """Makes later runs of the same program start without compiling again.
 
     Called by the command line alone: a library does not set what its user may have set.
+
+    Args:
+      training: whether training programs are what is compiled: on GPU these are faster
+        without the cache (see `engine.xla_options`).
     """
     import jax
 
+    if training and jax.default_backend() == "gpu":
+        return
     jax.config.update("jax_compilation_cache_dir", str(folder()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

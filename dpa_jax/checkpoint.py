@@ -50,6 +50,7 @@ class Checkpoints:
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
         )
         with _named(self._folder, _WRITING):
+            self._folder.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def latest(self) -> int | None:
@@ -68,8 +69,8 @@ class Checkpoints:
         if free < needed:
             # asked beforehand, since Orbax tells of a full disk in hundreds of lines
             raise errors.DpaError(
-                f"{self._folder}: no room for a checkpoint: {free / 2**20:.1f} MiB are "
-                f"left on that disk and it takes {needed / 2**20:.1f}; {_RESUMES}"
+                f"{self._folder}: no room for a checkpoint: {free / 2**20:.2f} MiB are "
+                f"left on that disk and it takes {needed / 2**20:.2f}; {_RESUMES}"
             )
         with _named(self._folder, _WRITING):
             self._manager.save(step, args=ocp.args.StandardSave(arrays))

@@ -225,8 +225,8 @@ def _add_data(add) -> None:
         "  dpa-jax prepare camelyon16 --source=gs://BUCKET/slides --data_dir=data \\\n"
         "    --runner=dataflow --parts=gs://BUCKET/parts -- --project=P --region=R",
         which,
-        "Slides may lie in the challenge's folders, GigaDB's or others. Resumes if "
-        "interrupted.",
+        "Slides may lie in the challenge's folders, GigaDB's or others, on a disk or "
+        "at a\nURL. Resumes if interrupted.",
     )
     for one in (nih, camelyon16):
         one.add_argument(

@@ -17,7 +17,7 @@ def demo(folder: str | os.PathLike) -> dict:
     Returns:
       The figures that are also in `run/evaluation/metrics.json`.
     """
-    cache.enable()
+    cache.enable(training=True)
     folder = pathlib.Path(folder)
     metrics.say(
         "Drawing phantom chest radiographs: 600 normal to train on, 200 to test."

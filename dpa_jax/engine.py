@@ -44,12 +44,15 @@ def xla_options() -> dict[str, Any] | None:
 
     On GPU, XLA's usual kinds of command buffers (CUDA graphs) and convolutions, so that
     the hundreds of kernels of a step are launched as a few graphs: at 16 pixels a step
-    took 1.95 ms without and 1.09 ms with them (H100, batch 128). On CPU, convolutions
-    by Eigen rather than YNNPACK: 0.81 against 0.90 s a step at 64 pixels (two cores,
-    batch 32).
+    took 1.95 ms without and 1.09 ms with them (H100, batch 128, JAX 0.11.2). Not if
+    compiled programs are kept on disk: one that was loaded from there, and so had run
+    no convolution outside of a graph, failed in cuDNN (status 5003) on that machine.
+
+    On CPU, convolutions by Eigen rather than YNNPACK: 0.81 against 0.90 s a step at 64
+    pixels (two cores, batch 32, JAX 0.10.2).
     """
     platform = jax.default_backend()
-    if platform == "gpu":
+    if platform == "gpu" and not jax.config.jax_compilation_cache_dir:
         return {
             "xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,"
             "DYNAMIC_SLICE_FUSION,CONVOLUTION"

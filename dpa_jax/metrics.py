@@ -42,7 +42,6 @@ class Writer:
         path, board = self._folder / "metrics.jsonl", self._folder / "tensorboard"
         with self._told():
             self._keep_until(path, step)
-            self._file = open(path, "a", encoding="utf-8")
             board.mkdir(exist_ok=True)
             self._board = event_file_writer.EventsWriter(
                 str(board / "events"), f".{os.getpid()}"
@@ -51,6 +50,7 @@ class Writer:
             self._board.write_event(
                 self._event(wall_time=time.time(), step=step + 1, session_log=start)
             )
+            self._file = open(path, "a", encoding="utf-8")
 
     @staticmethod
     def _keep_until(path: pathlib.Path, step: int) -> None:
@@ -86,8 +86,10 @@ class Writer:
     def close(self) -> None:
         """Flushes and closes both."""
         with self._told():
-            self._file.close()
-            self._board.close()
+            try:
+                self._file.close()
+            finally:
+                self._board.close()
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
@@ -95,7 +97,8 @@ class Writer:
             yield
         except OSError as error:
             raise errors.DpaError(
-                f"{self._folder}: metrics cannot be written: {error.strerror}; "
+                f"{error.filename or self._folder}: metrics cannot be written: "
+                f"{error.strerror}; "
                 "checkpoints are untouched, and the same command resumes"
             ) from error
 

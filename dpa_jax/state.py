@@ -41,10 +41,15 @@ def optimizer(learning_rate: float) -> optax.GradientTransformation:
 def _init_stage(key: jax.Array, architecture: Architecture, stage: Stage) -> Parameters:
     encoder, decoder = Encoder(architecture, stage), Decoder(architecture, stage)
     encoder_key, decoder_key = jax.random.split(key)
-    side = stage.resolution
-    x = jnp.zeros((1, side, side, architecture.image_channels))
-    z, encoder_variables = encoder.init_with_output(encoder_key, x)
-    decoder_variables = decoder.init(decoder_key, z)
+    side, latent = stage.resolution, architecture.latent_resolution
+    x = jax.ShapeDtypeStruct((1, side, side, architecture.image_channels), jnp.float32)
+    z = jax.ShapeDtypeStruct(
+        (1, latent, latent, architecture.latent_channels), jnp.float32
+    )
+    # lazily: drawn without running the networks, each of whose operations would have
+    # to be compiled
+    encoder_variables = encoder.lazy_init(encoder_key, x)
+    decoder_variables = decoder.lazy_init(decoder_key, z)
     return {
         "encoder": encoder_variables["params"],
         "decoder": decoder_variables["params"],

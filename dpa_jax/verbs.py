@@ -48,9 +48,9 @@ def _train(options) -> None:
     from dpa_jax import cache, parallel
     from dpa_jax.train import train
 
-    cache.enable()
     if options.distributed or options.coordinator:
         parallel.initialize(options.coordinator, options.processes, options.process)
+    cache.enable(training=True)
     train(config, options.workdir)
 
 
@@ -208,8 +208,9 @@ def _score_slide(options) -> None:
             + f", {options.precision}",
             progress=show,
         )
+    plural = "s" * (found["regions"] != 1)
     print(
-        f"{found['tiles']:,} tiles, {found['regions']} regions above "
+        f"{found['tiles']:,} tiles, {found['regions']:,} region{plural} above "
         f"{found['threshold']:.4g}: see heatmap.png, scores.tif, regions.geojson and "
         f"tiles.csv in {out}"
     )
@@ -218,6 +219,9 @@ def _score_slide(options) -> None:
             f"{found['tiles_without_score']:,} tiles have no score: "
             "their stains cannot be estimated"
         )
+    weights = scorer.config.perceptual.weights
+    if config_lib.uses_vgg(scorer.config) and weights.startswith("random:"):
+        print(f"VGG19's weights are random ({weights})")
 
 
 def _prepare_nih(options) -> None:

@@ -70,7 +70,8 @@ def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
         config_lib.save(config, path)
     except OSError as error:
         raise errors.DpaError(
-            f"the workdir {workdir} cannot be written: {error.strerror}"
+            f"{error.filename or workdir}: the workdir cannot be written: "
+            f"{error.strerror}"
         ) from error
 
 

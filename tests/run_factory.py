@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import pathlib
+import struct
 import subprocess
 import sys
 
@@ -106,3 +107,15 @@ def files(folder) -> dict[str, int]:
         for path in sorted(pathlib.Path(folder).rglob("*"))
         if path.is_file()
     }
+
+
+def events(folder):
+    """Reads TensorBoard's records: a length, its checksum, an event, its checksum."""
+    from tensorboardX.proto import event_pb2
+
+    for path in sorted(pathlib.Path(folder).iterdir()):
+        content = path.read_bytes()
+        while content:
+            (length,) = struct.unpack("<Q", content[:8])
+            yield event_pb2.Event.FromString(content[12 : 12 + length])
+            content = content[16 + length :]

@@ -22,7 +22,16 @@ def images(rng):
             "follow_up": np.array([7, 8, 9, 6, 1, 0, 2, 3]),
             "sex": ["M", "F"] * 4,
             # the lists call the first image normal, whatever the table says
-            "findings": [("Mass",), (), (), (), ("Mass", "Edema"), ("Edema",), (), ()],
+            "findings": [
+                ("Mass", "Hernia"),
+                (),
+                (),
+                (),
+                ("Mass", "Edema"),
+                ("Edema",),
+                (),
+                (),
+            ],
         },
     )
 
@@ -94,10 +103,10 @@ def test_the_shape_of_the_original_is_a_shortcut_where_no_side_is(images):
 
 
 def test_warns_of_a_shortcut_that_does_better_than_the_scores(images):
+    images.images[:] = 0
     scores = np.array([1.0, 2, 3, 4, 2.5, 3.5, 5, 6])  # of 16 pairs 13 are won
     (warning,) = audit.audit(images, scores)["warnings"]
-    assert "follow_up 1.000:" in warning and "0.812" in warning
-    assert "view" not in warning and "sex" not in warning
+    assert warning.endswith("it: follow_up 1.000") and "0.812" in warning
 
 
 def test_the_margin_of_the_warning_is_a_twentieth():

@@ -29,12 +29,23 @@ def quick(monkeypatch):
 def config_file(tiny_config, tmp_path):
     def write(**overrides):
         path = tmp_path / "config.json"
-        path.write_text(
-            config_lib.to_json(config_lib.updated(tiny_config, overrides, "a test"))
-        )
+        # the smaller network, which compiles in half the time
+        changes = {"model.kind": "residual9", **overrides}
+        config = config_lib.updated(tiny_config, changes, "a test")
+        path.write_text(config_lib.to_json(config))
         return f"--config={path}"
 
     return write
+
+
+@pytest.fixture
+def torch():
+    """PyTorch on one thread: several wait for one another on a busy machine."""
+    torch = pytest.importorskip("torch", reason="torch, an extra, is not installed")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield torch
+    torch.set_num_threads(threads)
 
 
 def fake_step(loss):
@@ -63,8 +74,7 @@ def test_training_is_measured_without_pytorch(config_file, tmp_path):
     assert str(tmp_path) not in out.read_text()
 
 
-def test_pytorch_computes_the_same_on_augmented_images(config_file, tmp_path):
-    pytest.importorskip("torch", reason="torch, an extra, is not installed")
+def test_pytorch_computes_the_same_on_augmented_images(config_file, tmp_path, torch):
     augmented = {
         "data.random_crop": True,
         "data.size": 20,
@@ -80,8 +90,7 @@ def test_pytorch_computes_the_same_on_augmented_images(config_file, tmp_path):
         assert row["first_loss"] == pytest.approx(ours["first_loss"], rel=1e-4)
 
 
-def test_another_loss_is_refused(config_file, tmp_path, monkeypatch, capsys):
-    pytest.importorskip("torch", reason="torch, an extra, is not installed")
+def test_another_loss_is_refused(config_file, tmp_path, torch, monkeypatch, capsys):
     monkeypatch.setattr("benchmarks.pytorch.steps.published", fake_step(12.5))
     out = tmp_path / "result.json"
     given = [config_file(), "--stages=8_stabilization", f"--out={out}", *QUICK]
@@ -112,8 +121,7 @@ def test_losses_may_differ_by_rounding_alone(precision, apart, refused):
         train_step.check_losses("8_stabilization", made)
 
 
-def test_scoring_is_measured_beside_pytorch(config_file, tmp_path):
-    pytest.importorskip("torch", reason="torch, an extra, is not installed")
+def test_scoring_is_measured_beside_pytorch(config_file, tmp_path, torch):
     out = tmp_path / "result.json"
     given = [config_file(), "--baselines=published", f"--out={out}", *QUICK]
     assert score.main(given) == 0
@@ -150,6 +158,30 @@ def test_a_whole_run_is_timed(config_file, tmp_path, through):
         total = sum(totals[part] for part in parts)
         assert totals["total_s"] == pytest.approx(total)
         assert totals["other_s"] >= 0
+
+
+def test_writing_checkpoints_is_not_training(monkeypatch):
+    from benchmarks import timed_run
+
+    clock = [0.0]
+    monkeypatch.setattr(timed_run.time, "perf_counter", lambda: clock[0])
+
+    class Checkpoints:
+        def save(self, step, tree):
+            clock[0] += 3
+
+    def stage(self, checkpoints, *rest):
+        clock[0] += 10
+        checkpoints.save(1, {})
+        return "parameters"
+
+    monkeypatch.setattr(timed_run.Run, "stage", stage)
+    run = object.__new__(timed_run.TimedRun)
+    run.spent = {"8_stabilization": dict.fromkeys(timed_run.PARTS, 0.0)}
+    run._current = "8_stabilization"
+    assert run.stage(Checkpoints(), *[None] * 5) == "parameters"
+    spent = run.spent["8_stabilization"]
+    assert (spent["train_s"], spent["checkpoint_s"]) == (10, 3)
 
 
 @pytest.mark.parametrize(

@@ -142,14 +142,40 @@ def test_processes_give_the_same_examples(source, prepared, tmp_path):
     same_records(prepared[0], tmp_path)
 
 
-@pytest.mark.skipif(
+needs_beam = pytest.mark.skipif(
     importlib.util.find_spec("apache_beam") is None,
     reason="Apache Beam is not installed",
 )
+
+
+@needs_beam
 @pytest.mark.filterwarnings("default")  # Apache Beam's own
 def test_beam_gives_the_same_examples(source, prepared, tmp_path):
-    prepare(source, tmp_path, stain_target=TARGET, runner="direct")
+    flags = ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]
+    prepare(source, tmp_path, stain_target=TARGET, runner="direct", beam_options=flags)
     same_records(prepared[0], tmp_path)
+
+
+@needs_beam
+@pytest.mark.filterwarnings("default")
+def test_flags_reach_beam(source, tmp_path, capsys):
+    with pytest.raises(SystemExit):  # of Beam's own parser
+        flags = ["--direct_running_mode=nonsense"]
+        prepare(
+            source, tmp_path, stain_target="none", runner="direct", beam_options=flags
+        )
+    assert "--direct_running_mode: invalid choice" in capsys.readouterr().err
+
+
+@needs_beam
+@pytest.mark.filterwarnings("default")
+def test_failure_of_beam_is_told_in_one_message(source, tmp_path, monkeypatch):
+    def broken(part):
+        raise RuntimeError("a worker was lost")
+
+    monkeypatch.setattr(camelyon16_parts, "make_part", broken)
+    with pytest.raises(DpaError, match="Beam's DirectRunner failed: a worker was lost"):
+        prepare(source, tmp_path, stain_target="none", runner="direct")
 
 
 @pytest.mark.skipif(
@@ -296,6 +322,14 @@ def test_interrupted_run_takes_up_where_it_stopped(source, tmp_path, monkeypatch
     monkeypatch.setattr(camelyon16_patches, "cut", counted)
     prepare(source, tmp_path, stain_target=TARGET, jobs=1)
     assert len(rest) == 2 and not set(rest) & set(seen)
+
+
+def test_what_a_killed_run_left_is_removed(source, tmp_path):
+    left = tmp_path / "camelyon16/x10/incomplete.ABCDEF_1.0.0"
+    left.mkdir(parents=True)
+    (left / "half.array_record").touch()
+    prepare(source, tmp_path, stain_target=TARGET, jobs=1)
+    assert [path.name for path in left.parent.iterdir()] == ["1.0.0"]
 
 
 def test_part_that_is_done_is_not_made_again(source, tmp_path, monkeypatch):

@@ -157,9 +157,8 @@ def test_a_scanned_chunk_gives_the_numbers_of_the_loop(grow, monkeypatch):
             losses.append(scalars["loss"])
     assert len(ran) == 0
     *_, looped, expected = grow
-    np.testing.assert_allclose(
-        np.concatenate(losses)[:4], expected["loss"], rtol=1e-6
-    )
+    # 1e-5, for a GPU's compiler options leave the CPU other kernels; see test_step
+    np.testing.assert_allclose(np.concatenate(losses)[:4], expected["loss"], rtol=1e-5)
     assert state.step == 4
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
@@ -196,9 +195,7 @@ def test_cached_targets_give_the_same_losses():
 @pytest.mark.parametrize("block", [7, 256])
 def test_targets_are_the_features_of_every_image(precision, block):
     full = losses.Loss((("r21", 1.0), ("r11", 2.0)), image_weight=1.0)
-    spec = tiny.spec(
-        tiny.GROWN, loss=losses.StageLoss(full=full), precision=precision
-    )
+    spec = tiny.spec(tiny.GROWN, loss=losses.StageLoss(full=full), precision=precision)
     frozen, images = tiny.frozen(spec.dtype), jnp.asarray(tiny.images(17))
     found = engine.compute_targets(spec, frozen, images, block)
     with step.exact(precision):
@@ -219,9 +216,7 @@ def test_targets_are_the_features_of_every_image(precision, block):
 
 def test_target_shapes_are_those_of_vgg19():
     full = losses.Loss((("r21", 1.0), ("p2", 1.0)), image_weight=1.0)
-    spec = tiny.spec(
-        tiny.GROWN, loss=losses.StageLoss(full=full), precision="bfloat16"
-    )
+    spec = tiny.spec(tiny.GROWN, loss=losses.StageLoss(full=full), precision="bfloat16")
     found, none = engine.target_shapes(spec, tiny.images(5))
     assert {n: (f.shape, f.dtype.name) for n, f in found.items()} == {
         "r21": ((5, 8, 8, 128), "bfloat16"),

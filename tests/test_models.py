@@ -92,7 +92,12 @@ def test_shapes_of_latents_and_reconstructions(latent_resolution, channels, widt
     stage, x = Stage(16, False, 1), jnp.zeros((2, 16, 16, channels))
     z, y = jax.eval_shape(
         lambda: models.reconstruct(
-            parameters_of(a, stage), x, 1.0, architecture=a, stage=stage, dtype="float32"
+            parameters_of(a, stage),
+            x,
+            1.0,
+            architecture=a,
+            stage=stage,
+            dtype="float32",
         )
     )
     assert z.shape == (2, latent_resolution, latent_resolution, 4)

@@ -262,6 +262,17 @@ def test_a_truncated_archive_can_be_left_out(tmp_path, source):
     assert sum(made.counts["all_64"]["test"]) < 12
 
 
+def test_an_empty_data_set_is_not_written(tmp_path):
+    root = tmp_path / "source"
+    nih_factory.write_tables(root)
+    (root / "images_01.tar.gz").write_bytes(b"no archive")
+    with pytest.raises(DpaError, match="no image of pa_64 is left") as caught:
+        nih_prepare.prepare(root, tmp_path / "data", "pa", allow_missing=True)
+    assert "images_01.tar.gz (damaged archive" in str(caught.value)
+    assert (tmp_path / "data" / "nih_chest_xray14" / "problems.csv").exists()
+    assert not (tmp_path / "data" / "nih_chest_xray14" / "pa_64").exists()
+
+
 def test_each_file_is_decoded_once_for_all_forms(tmp_path, source, monkeypatch):
     decoded, seen = count_decoding(monkeypatch), []
     made = nih_prepare.prepare(

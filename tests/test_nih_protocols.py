@@ -82,7 +82,7 @@ def test_custom_lists_may_have_a_validation_split(entries, tmp_path):
     ("lists", "message"),
     [
         ({"normal/test": None}, "has no list normal/test"),
-        ({"anomaly/train": ["00000003_001.png"]}, "has anomaly/train, which stands"),
+        ({"anomaly/train": ["00000003_001.png"]}, "holds anomaly/train, for which"),
         ({"anomaly/test": ["00000009_000.png"]}, "names 1 images that the table has"),
         ({"anomaly/test": ["00000001_000.png"]}, "00000001_000.png is in .* and in"),
     ],
@@ -96,6 +96,13 @@ def test_lists_that_cannot_be_used_are_refused(entries, tmp_path, lists, message
     chosen = {part: names for part, names in (good | lists).items() if names}
     folder = nih_factory.write_lists(tmp_path / "lists", chosen)
     with pytest.raises(DpaError, match=message):
+        nih_protocols.by_lists(entries, folder)
+
+
+def test_a_folder_of_much_else_is_refused_in_a_line(entries, tmp_path):
+    lists = {f"images/{number}": ["x"] for number in range(5)}
+    folder = nih_factory.write_lists(tmp_path / "lists", lists)
+    with pytest.raises(DpaError, match="images/0, images/1, images/2 and 2 more, for"):
         nih_protocols.by_lists(entries, folder)
 
 

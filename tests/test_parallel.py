@@ -64,7 +64,9 @@ RUNS = {
 def eight(tmp_path_factory):
     """What eight devices made of every run."""
     path = tmp_path_factory.mktemp("eight") / "out.npz"
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    flags = (
+        f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    )
     subprocess.run(
         [sys.executable, "-W", "error", __file__, path],
         env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},

@@ -1,7 +1,7 @@
 """Two processes on this machine train as one with two devices does.
 
-They begin from the command line, as on a cluster, stream their shares of augmented
-images in the first test's first half, and keep targets in none.
+They begin from the command line, as on a cluster, and stream their shares of images
+that are cropped and flipped.
 """
 
 import json
@@ -14,6 +14,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+import run_factory
 
 from dpa_jax import checkpoint
 from dpa_jax import config as config_lib
@@ -28,7 +29,6 @@ def start(folder, name, *flags, devices=1):
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "DPA_JAX_CACHE": str(folder / "cache"),
         "PYTHONPATH": str(ROOT),
     }
     command = [sys.executable, "-m", "dpa_jax", "train", "--config=config.json", *flags]
@@ -54,22 +54,6 @@ def free_port():
         return found.getsockname()[1]
 
 
-def start_two(folder, workdir, *flags):
-    port = free_port()
-    return [
-        start(
-            folder,
-            f"{workdir}_{process}",
-            f"--workdir={workdir}",
-            f"--coordinator=localhost:{port}",
-            "--processes=2",
-            f"--process={process}",
-            *flags,
-        )
-        for process in range(2)
-    ]
-
-
 def said(folder):
     return {path.name: path.read_text() for path in folder.glob("*.txt")}
 
@@ -78,30 +62,34 @@ def said(folder):
 def trained(tmp_path_factory):
     """The folder of both runs."""
     folder = tmp_path_factory.mktemp("processes")
-    config = config_lib.default_config()
-    config.data.train = str(folder / "images.npz")
-    config.data.resolution = 16
+    config = run_factory.tiny_config()
+    config.data.train = run_factory.write_npz(
+        folder / "images.npz", images=run_factory.images(21, size=20)
+    )
     config.data.size = 20
     config.data.random_crop = True
     config.data.horizontal_flip = True
     config.data.residency = "stream"
-    config.model.kind = "residual9"
-    config.model.latent_channels = 4
-    config.model.encoder_channels = (4, 4, 4)
-    config.model.decoder_channels = (4, 4, 4)
     config.stages.stabilization_steps = 2
     config.stages.transition_steps = 3
     config.stages.final_steps = 3
     config.perceptual.layers = "8:r11 16:r11"
-    config.perceptual.weights = "random:0"
-    config.perceptual.statistics = "train"
     config.optimizer.learning_rate = 1e-4  # see test_parallel
-    config.batch_size = 8
     config.log_every = 1
     config_lib.save(config, folder / "config.json")
-    images = np.random.default_rng(0).integers(0, 256, (21, 20, 20, 1), dtype=np.uint8)
-    np.savez(folder / "images.npz", images=images)
-    processes = [*start_two(folder, "two"), start(folder, "one", "--workdir=one", devices=2)]
+    port = free_port()
+    processes = [
+        start(
+            folder,
+            f"two_{process}",
+            "--workdir=two",
+            f"--coordinator=localhost:{port}",
+            "--processes=2",
+            f"--process={process}",
+        )
+        for process in range(2)
+    ]
+    processes.append(start(folder, "one", "--workdir=one", devices=2))
     assert finish(processes) == [0, 0, 0], said(folder)
     return folder
 
@@ -119,7 +107,8 @@ def test_two_processes_log_the_losses_of_one(trained):
         rows = [json.loads(line) for line in lines]
         assert [row["step"] for row in rows] == list(range(1, 9))  # of one writer
         losses.append([row["loss"] for row in rows])
-    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-6)
+    # several processes compile without our XLA options: other kernels, other rounding
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
 
 
 def test_one_process_alone_speaks_and_writes(trained):
@@ -133,9 +122,3 @@ def test_one_process_alone_speaks_and_writes(trained):
     assert len(list((trained / "two" / "tensorboard").iterdir())) == 1
     environment = json.loads((trained / "two" / "environment.json").read_text())
     assert environment["processes"] == 2 and len(environment["devices"]) == 2
-
-
-def test_two_processes_refuse_a_batch_they_cannot_share(trained):
-    processes = start_two(trained, "odd", "--config.batch_size=7")
-    assert finish(processes) == [2, 2], said(trained)
-    assert "the nearest that can: 6 or 8" in (trained / "odd_0.txt").read_text()

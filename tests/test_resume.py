@@ -1,4 +1,5 @@
 import json
+import shutil
 import signal
 import time
 
@@ -8,7 +9,7 @@ import pytest
 import run_factory
 
 import dpa_jax
-from dpa_jax import checkpoint, errors, metrics, train
+from dpa_jax import checkpoint, errors, train
 
 
 @pytest.fixture(scope="module")
@@ -153,8 +154,6 @@ def test_other_images_than_it_began_with_are_refused(tmp_path, monkeypatch):
 
 
 def test_damaged_checkpoint_is_named_with_what_to_do(trained, tmp_path):
-    import shutil
-
     workdir = shutil.copytree(trained, tmp_path / "run")
     for path in (workdir / "checkpoints" / "12").rglob("manifest.ocdbt"):
         path.write_bytes(b"")
@@ -162,18 +161,3 @@ def test_damaged_checkpoint_is_named_with_what_to_do(trained, tmp_path):
         dpa_jax.load(workdir)
     shutil.rmtree(workdir / "checkpoints" / "12")
     assert dpa_jax.load(workdir).trained == 8
-
-
-def test_metrics_beyond_the_checkpoint_are_dropped(tmp_path):
-    first = metrics.Writer(tmp_path, 0)
-    for step in (1, 2, 3):
-        first.write(step, {"loss": step / 2, "stage": "8"})
-    first.close()
-    second = metrics.Writer(tmp_path, 2)
-    second.write(3, {"loss": 7.0})
-    second.close()
-    assert [(row["step"], row["loss"]) for row in logged(tmp_path)] == [
-        (1, 0.5),
-        (2, 1.0),
-        (3, 7.0),
-    ]

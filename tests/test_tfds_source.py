@@ -1,5 +1,6 @@
 """Prepared TFDS data sets as a source of images."""
 
+import json
 import shutil
 
 import nih_factory
@@ -168,6 +169,28 @@ def test_files_that_need_tensorflow_are_refused(data_dir, tmp_path):
 def test_an_unknown_data_set_is_refused(data_dir, name):
     with pytest.raises(UsageError, match=f"no data set {name}"):
         load_tfds(name, "train", PUBLISHED, data_dir)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("nih_chest_xray14/pa_46", r"pa_46 not found .* It may be subset_64, pa_64, "),
+        ("nih_chest_xray14/pa_64:9.9.9", "at version 9.9.9, only: 1.0.0"),
+        ("nih_chest_xray15", "nih_chest_xray15: Dataset nih_chest_xray15 not found.$"),
+    ],
+)
+def test_what_is_unknown_of_a_data_set_is_told(data_dir, name, told):
+    with pytest.raises(UsageError, match=told) as caught:
+        load_tfds(name, "train", PUBLISHED, data_dir)
+    assert "builder_kwargs" not in str(caught.value)
+
+
+def test_an_empty_data_set_is_refused(data_dir, tmp_path):
+    shutil.copytree(data_dir / "plain", tmp_path / "plain")
+    path = tmp_path / "plain" / "1.0.0" / "dataset_info.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"splits": []}))
+    with pytest.raises(UsageError, match="has no split 'train'; it has none"):
+        load_tfds("plain", "train", Preprocessing(3, 8), tmp_path)
 
 
 def test_an_unknown_split_is_refused(data_dir):

@@ -1,5 +1,4 @@
 import json
-import struct
 
 import jax
 import numpy as np
@@ -8,7 +7,7 @@ import run_factory
 from PIL import Image
 
 import dpa_jax
-from dpa_jax import checkpoint, errors, metrics, models, score, state, train
+from dpa_jax import checkpoint, errors, models, score, state, train
 from dpa_jax import config as config_lib
 
 
@@ -53,22 +52,10 @@ def test_metrics_have_each_logged_step_once_with_stage_and_alpha(trained):
     assert all(row["images_per_second"] > 0 for row in found)
 
 
-def events(folder):
-    """Reads TensorBoard's records: a length, its checksum, an event, its checksum."""
-    from tensorboardX.proto import event_pb2
-
-    for path in folder.iterdir():
-        content = path.read_bytes()
-        while content:
-            (length,) = struct.unpack("<Q", content[:8])
-            yield event_pb2.Event.FromString(content[12 : 12 + length])
-            content = content[16 + length :]
-
-
 def test_tensorboard_has_the_same_losses(trained):
     found = {
         event.step: value.simple_value
-        for event in events(trained / "tensorboard")
+        for event in run_factory.events(trained / "tensorboard")
         for value in event.summary.value
         if value.tag == "loss"
     }
@@ -303,15 +290,6 @@ def test_progress_without_a_terminal_is_plain_lines(quick, tmp_path):
         f"{tmp_path}/run[1] is finished: 4 steps.",
         f"Next: dpa-jax evaluate --workdir={tmp_path}/run[1]",
     ]
-
-
-def test_a_line_comes_every_ten_seconds(monkeypatch, capsys):
-    clock = iter(range(0, 1000, 4))  # seconds
-    monkeypatch.setattr(metrics.time, "monotonic", lambda: float(next(clock)))
-    with metrics.counting("reading", "images") as show:
-        for done in range(1, 10):
-            show(done, 10)
-    assert 2 <= len(capsys.readouterr().err.splitlines()) <= 6
 
 
 def test_train_is_a_module_and_a_function():

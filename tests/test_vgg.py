@@ -69,9 +69,7 @@ def test_weights_beyond_the_deepest_layer_are_not_needed(rng):
 
 
 def test_features_follow_the_dtype_of_the_weights(rng):
-    weights = jax.tree.map(
-        lambda w: w.astype(jnp.bfloat16), tiny.vgg_weights("c11", 6)
-    )
+    weights = jax.tree.map(lambda w: w.astype(jnp.bfloat16), tiny.vgg_weights("c11", 6))
     found = vgg.features(weights, jnp.zeros((1, 4, 4, 3)), ("r11",))
     assert found["r11"].dtype == jnp.bfloat16
 

@@ -384,6 +384,15 @@ def test_fetch_from_an_unknown_file_is_refused_but_import_takes_it(
         fetch.import_files(weights_file=str(tmp_path / "third"))
 
 
+def test_a_wrong_file_of_statistics_is_refused_before_the_download(
+    server, cache, tmp_path
+):
+    (tmp_path / "s.pt").write_bytes(b"something else")
+    with pytest.raises(errors.DpaError, match="s.pt is not one of the published"):
+        fetch.fetch(mirror=server.url, statistics_file=str(tmp_path / "s.pt"))
+    assert not server.requests
+
+
 def test_an_interrupted_conversion_keeps_the_download(server, cache, monkeypatch):
     def full(*_):
         raise errors.DpaError("cannot write")

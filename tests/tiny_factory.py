@@ -60,11 +60,11 @@ def frozen(dtype=jnp.float32):
     return step.Frozen(weights, jax.device_put(STATISTICS), jax.random.key(5))
 
 
-def parameters():
-    """Those of every stage of `ARCHITECTURE`, drawn by NumPy, which compiles nothing."""
+def parameters(architecture, *plan):
+    """Those of all stages of a plan, drawn by NumPy, which compiles nothing."""
     rng = np.random.default_rng(2)
     shapes = jax.eval_shape(
-        lambda: state.initialize(jax.random.key(0), ARCHITECTURE, [GROWING, GROWN])
+        lambda: state.initialize(jax.random.key(0), architecture, plan)
     )
 
     def draw(leaf):
@@ -76,7 +76,7 @@ def parameters():
 
 def begin(stage):
     """The first state of a stage."""
-    return state.begin(parameters(), ARCHITECTURE, stage, 1e-3)
+    return state.begin(parameters(ARCHITECTURE, stage), ARCHITECTURE, stage, 1e-3)
 
 
 def images(count=20, size=16):

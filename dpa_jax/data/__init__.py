@@ -1,8 +1,16 @@
-"""Images on disk to uint8 arrays in host memory."""
+"""Images on disk to uint8 arrays in host memory.
 
-from dpa_jax.data.decode import ImageError, Preprocessing
+What decodes is imported when first used: training from arrays does without Pillow.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from dpa_jax.data.image_set import ImageSet, Skipped, joined
-from dpa_jax.data.sources import EXTENSIONS, list_images, load, load_files
+
+if TYPE_CHECKING:
+    from dpa_jax.data.decode import ImageError, Preprocessing
+    from dpa_jax.data.sources import EXTENSIONS, list_images, load, load_files
 
 __all__ = [
     "EXTENSIONS",
@@ -15,3 +23,10 @@ __all__ = [
     "load",
     "load_files",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'dpa_jax.data' has no attribute {name!r}")
+    home = "decode" if name in ("ImageError", "Preprocessing") else "sources"
+    return getattr(importlib.import_module(f"dpa_jax.data.{home}"), name)

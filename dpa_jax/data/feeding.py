@@ -61,8 +61,6 @@ def stream(
     seed: int,
     batch_size: int,
     chunks: list[tuple[int, int]],
-    *,
-    threads: int = 4,
 ) -> Iterator[np.ndarray]:
     """Yields the images of chunk after chunk, the next ones gathered meanwhile.
 
@@ -71,7 +69,6 @@ def stream(
       seed: of the run.
       batch_size: of all devices together.
       chunks: the first step of the whole run and the number of steps of each.
-      threads: that gather.
 
     Yields:
       uint8 `[K, this process's part of a batch, S, S, C]`.
@@ -84,5 +81,5 @@ def stream(
 
     pipeline = grain.MapDataset.source(chunks).map(gather)
     # two blocks ahead: one being gathered while another travels
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2)
+    options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
     yield from pipeline.to_iter_dataset(options)

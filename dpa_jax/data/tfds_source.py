@@ -2,6 +2,7 @@
 
 import numbers
 import os
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -91,8 +92,14 @@ def _find(name: str, data_dir: str | os.PathLike | None):
     folder = os.path.expanduser(data_dir) if data_dir else None
     try:
         builder = tfds.builder(name, data_dir=folder)
-    except (tfds.core.DatasetNotFoundError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (tfds.core.DatasetNotFoundError, ValueError, AssertionError) as error:
+        # without the arguments that the reason begins with, and its advice after it
+        reason = str(error).strip().splitlines()[0].rpartition('}": ')[2]
+        reason = reason.partition(" Here are")[0]
+        family = re.split("[/:]", name)[0]
+        if family in tfds.list_builders(with_community_datasets=False):
+            known = tfds.builder_cls(family).builder_configs
+            reason += f" It may be {', '.join(known)}." if known else ""
         raise UsageError(f"TFDS knows no data set {name}: {reason}") from None
     if not builder.data_path.exists():
         raise DpaError(
@@ -129,10 +136,9 @@ def _open(builder, name: str, split: str) -> Any:
             f"{name} in {builder.data_dir_root} is stored as "
             f"{builder.info.file_format.value}, which needs TensorFlow: {_how(name)}"
         ) from None
-    except ValueError:
-        raise UsageError(
-            f"{name} has no split {split!r}; it has {', '.join(builder.info.splits)}"
-        ) from None
+    except (ValueError, KeyError):
+        splits = ", ".join(builder.info.splits) or "none: it is empty"
+        raise UsageError(f"{name} has no split {split!r}; it has {splits}") from None
 
 
 def _rest(

@@ -158,7 +158,7 @@ def run(
 
     Raises:
       UsageError: there is no such runner.
-      DpaError: Apache Beam is not installed.
+      DpaError: Apache Beam is not installed, or its runner failed.
     """
     if runner not in RUNNERS:
         raise UsageError(f"--runner is {runner!r}; it may be {', '.join(RUNNERS)}")
@@ -203,10 +203,15 @@ def _run_beam(parts: Sequence[PartTask], runner: str, flags: Sequence[str]) -> N
             f"the runner {runner} needs Apache Beam: pip install 'dpa_jax[beam]'"
         ) from None
     options = PipelineOptions(list(flags), runner=runner)
-    with beam.Pipeline(options=options) as pipeline:
-        _ = (
-            pipeline
-            | "Slides" >> beam.Create(list(parts))
-            | "Spread" >> beam.Reshuffle()
-            | "Cut" >> beam.Map(make_part)
-        )
+    try:
+        with beam.Pipeline(options=options) as pipeline:
+            _ = (
+                pipeline
+                | "Slides" >> beam.Create(list(parts))
+                | "Spread" >> beam.Reshuffle()
+                | "Cut" >> beam.Map(make_part)
+            )
+    except DpaError:
+        raise
+    except Exception as error:  # each runner raises its own
+        raise DpaError(f"Apache Beam's {runner} failed: {error}") from error

@@ -45,9 +45,10 @@ class Report:
         state = "already prepared" if self.existed else "prepared"
         lines = [f"{state}: {self.location}"]
         for split, count in self.counts.items():
+            plural = "s" * (count["slides"] > 1)
             lines.append(
                 f"  {split}: {count['normal']} normal and {count['tumor']} tumour "
-                f"patches of {count['slides']} slides"
+                f"patches of {count['slides']} slide{plural}"
             )
         lines += [f"  note: {note}" for note in self.notes]
         if self.problems:
@@ -114,7 +115,7 @@ def prepare(
         "mpp": mpp,
         "seed": seed,
     }
-    if builder.is_prepared():
+    if builder.data_path.exists():
         record = camelyon16.record_of(builder)
         if record["settings"] != settings:
             raise DpaError(
@@ -140,6 +141,8 @@ def prepare(
     )
     import tensorflow_datasets as tfds
 
+    for rest in builder.data_path.parent.glob("incomplete.*"):
+        rest.rmtree()  # of a run that was killed while it wrote
     with tempfile.TemporaryDirectory() as downloads:
         # TFDS speaks of downloading, and there is none.
         with contextlib.redirect_stdout(io.StringIO()):

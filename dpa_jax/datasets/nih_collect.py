@@ -65,7 +65,7 @@ def collect(
 
     Raises:
       DpaError: an image is missing, unreadable or of another size, and that is not
-        allowed; or two files of one name differ.
+        allowed; a form has no image at all; or two files of one name differ.
     """
     needed: dict[Preprocessing, set[str]] = {}
     for form, parts in splits.items():
@@ -105,10 +105,18 @@ def collect(
     problems.sort(key=lambda problem: problem.name)
     if problems and not allow_missing:
         _refuse(problems, report)
+    present = {form: _present(splits[form], form, packs) for form in splits}
+    for form, parts in present.items():
+        if not any(parts.values()):
+            write_problems(problems, report)
+            raise DpaError(
+                f"no image of {form} is left to go on with:\n{summarize(problems)}\n"
+                f"All are listed in {report}."
+            )
     report.unlink(missing_ok=True)  # of an earlier attempt
     return Collected(
         requested=splits,
-        splits={form: _present(splits[form], form, packs) for form in splits},
+        splits=present,
         entries=entries,
         image={f: packs[nih_forms.find(f).preprocessing].reader() for f in splits},
         problems=problems,

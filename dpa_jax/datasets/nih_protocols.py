@@ -89,13 +89,15 @@ def by_lists(
     absent = [name for name in needed if name not in found]
     unknown = sorted(set(found) - set(_LISTS))
     if absent or unknown:
-        raise DpaError(
-            f"{folder} "
-            + "; ".join(
-                [f"has no list {name}" for name in absent]
-                + [f"has {name}, which stands for no split" for name in unknown]
+        faults = [f"has no list {', '.join(absent)}"] if absent else []
+        if unknown:
+            more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+            faults.append(
+                f"holds {', '.join(unknown[:3])}{more}, for which there is no split"
             )
-            + f" (the lists are {', '.join(_LISTS)}; training images are all normal)"
+        raise DpaError(
+            f"{folder} {'; '.join(faults)} (the lists are {', '.join(_LISTS)}; "
+            "training images are all normal)"
         )
     return _read(entries, {name: found[name] for name in _LISTS if name in found})
 

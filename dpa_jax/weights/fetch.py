@@ -65,6 +65,9 @@ def fetch(
     url = download.mirrored(url, mirror)
     statistics_url = download.mirrored(published_statistics.URL, mirror)
     with _alone(report):
+        if statistics_file and not files.cached_statistics().is_file():
+            # before a download that takes long
+            _check_origin(statistics_file, [published_statistics.SHA256])
         if _present(files.cached_vgg19(), weights_file, report):
             pass
         elif weights_file:
@@ -81,7 +84,6 @@ def fetch(
         if _present(files.cached_statistics(), statistics_file, report):
             pass
         elif statistics_file:
-            _check_origin(statistics_file, [published_statistics.SHA256])
             _store_statistics(statistics_file, statistics_file, report)
         else:
             sha256 = published_statistics.SHA256

@@ -7,9 +7,6 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
-import platformdirs
-import safetensors
-import safetensors.numpy
 
 from dpa_jax import errors, vgg
 from dpa_jax.weights import formats, published_statistics
@@ -30,10 +27,11 @@ _FORMAT = "dpa_jax"
 
 def cache_dir() -> pathlib.Path:
     """Returns the folder of fetched weights: DPA_JAX_CACHE, or the user's cache."""
-    return pathlib.Path(
-        os.environ.get("DPA_JAX_CACHE")
-        or platformdirs.user_cache_dir("dpa_jax", appauthor=False)
-    )
+    if given := os.environ.get("DPA_JAX_CACHE"):
+        return pathlib.Path(given)
+    import platformdirs  # here, since random weights do without
+
+    return pathlib.Path(platformdirs.user_cache_dir("dpa_jax", appauthor=False))
 
 
 def cached_vgg19() -> pathlib.Path:
@@ -82,6 +80,8 @@ def save_vgg19(
       weights: as `load_vgg19` returns.
       metadata: where the weights come from; stored beside them with a fingerprint.
     """
+    import safetensors.numpy
+
     tensors = {
         f"{layer}/{name}": np.ascontiguousarray(array, np.float32)
         for layer, arrays in weights.items()
@@ -183,6 +183,8 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
     path = pathlib.Path(path)
     metadata: dict[str, str] = {}
     if path.suffix == ".safetensors":
+        import safetensors
+
         with formats.reading(path):
             with safetensors.safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}
@@ -287,6 +289,8 @@ def _read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
         return name.startswith("features.") or name.partition("/")[0] in vgg.LAYERS
 
     if path.suffix == ".safetensors":
+        import safetensors
+
         with formats.reading(path):
             with safetensors.safe_open(path, framework="numpy") as file:
                 return {n: file.get_tensor(n) for n in file.keys() if wanted(n)}

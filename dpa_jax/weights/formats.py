@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-import safetensors
 
 from dpa_jax import errors
 
@@ -49,11 +48,11 @@ def load_torch(path: str | os.PathLike) -> Any:
         ) from None
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
+    except pickle.UnpicklingError:
+        # PyTorch's own words advise to load it all the same
         raise errors.DpaError(
-            f"{path} is not a PyTorch file of tensors and plain values alone, so it "
-            f"is not loaded: {reason}"
+            f"{path} is damaged, or is not a PyTorch file of tensors and plain values "
+            "alone, so it is not loaded"
         ) from None
     except (OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -78,6 +77,8 @@ def read_npz(
 @contextlib.contextmanager
 def reading(path: pathlib.Path) -> Iterator[None]:
     """Turns what a damaged file raises in the body into one error that names it."""
+    import safetensors
+
     try:
         yield
     except (
@@ -108,5 +109,5 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-    except (OSError, safetensors.SafetensorError) as error:
+    except OSError as error:
         raise errors.DpaError(f"cannot write {path}: {error}") from None

@@ -1,0 +1,82 @@
+import json
+import os
+import re
+
+import numpy as np
+import pytest
+import run_factory
+from PIL import Image
+
+from dpa_jax import checkpoint, demo
+from dpa_jax import config as config_lib
+
+
+def test_demo_makes_images_trains_evaluates_and_says_where_to_look(
+    tmp_path, monkeypatch
+):
+    def tiny(location):
+        assert location == "configs/demo.py"
+        return run_factory.quick_config()
+
+    monkeypatch.setattr(demo.config_lib, "load", tiny)
+    code, out, err = run_factory.call("demo", "--workdir", tmp_path / "demo")
+    assert code == 0, err
+    images, run = tmp_path / "demo" / "images", tmp_path / "demo" / "run"
+    assert len(os.listdir(images / "train" / "normal")) == 600
+    for label in ("normal", "abnormal"):
+        assert len(os.listdir(images / "test" / label)) == 100
+    assert checkpoint.latest(run) == 6
+    assert {path.name for path in (run / "evaluation").iterdir()} == {
+        "metrics.json",
+        "scores.csv",
+        "roc.png",
+        "histogram.png",
+    }
+    found = json.loads((run / "evaluation" / "metrics.json").read_text())
+    assert f"ROC AUC {found['roc_auc']:.3f}" in out
+    assert "VGG19's weights here are random (random:0)" in out
+    assert f"{run}/evaluation/roc.png" in out and f"{run}/samples/" in out
+    # the command that it proposes next works
+    (command,) = re.findall(r"^Next: dpa-jax (.*)$", out, re.MULTILINE)
+    code, _, err = run_factory.call(*command.split())
+    assert code == 0, err
+    assert (tmp_path / "demo" / "scores.csv").exists()
+    assert len(list((tmp_path / "demo" / "maps").glob("*.png"))) == 100
+
+    before = checkpoint.latest(run), run_factory.files(run / "checkpoints")
+    code, again, err = run_factory.call("demo", "--workdir", tmp_path / "demo")
+    assert (code, again) == (0, out)
+    assert "nothing left to train" in err
+    assert (checkpoint.latest(run), run_factory.files(run / "checkpoints")) == before
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The demo as it is."""
+    folder = tmp_path_factory.mktemp("demo")
+    code, out, err = run_factory.call("demo", "--workdir", folder)
+    assert code == 0, err
+    return folder, out
+
+
+def test_the_demo_tells_abnormal_phantoms_from_normal_ones(finished):
+    folder, out = finished
+    found = json.loads((folder / "run" / "evaluation" / "metrics.json").read_text())
+    assert found["roc_auc"] >= 0.90
+    assert found["normal"] == found["abnormal"] == 100
+    assert found["random_weights"] is True
+    assert f"ROC AUC {found['roc_auc']:.3f}" in out
+
+
+def test_what_the_demo_saw_and_reconstructed_look_alike(finished):
+    folder, _ = finished
+    config = config_lib.load(str(folder / "run" / "config.json"))
+    assert config.data.resolution == 32
+    grids = sorted((folder / "run" / "samples").iterdir())
+    grid = np.asarray(Image.open(grids[-1]), float)
+    seen, made = np.split(grid, 2)
+    # to be told from any one image: correlated with its own input above all others
+    own = np.split(seen, 8, axis=1)
+    found = np.split(made, 8, axis=1)
+    table = np.corrcoef([image.ravel() for image in own + found])[:8, 8:]
+    assert (table.diagonal() > 0.95).all()
