@@ -52,7 +52,7 @@ def xla_options() -> dict[str, Any] | None:
     pixels (two cores, batch 32, JAX 0.10.2).
     """
     platform = jax.default_backend()
-    if platform == "gpu" and not jax.config.jax_compilation_cache_dir:
+    if platform == "gpu" and not jax.config.values["jax_compilation_cache_dir"]:
         return {
             "xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,"
             "DYNAMIC_SLICE_FUSION,CONVOLUTION"

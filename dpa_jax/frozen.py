@@ -49,7 +49,7 @@ def load_weights(
 def load_or_compute_statistics(
     config: ml_collections.ConfigDict,
     layers: dict[str, int],
-    weights: vgg.Weights,
+    weights: files.Weights,
     images: np.ndarray,
     folder: pathlib.Path,
     visible: bool,

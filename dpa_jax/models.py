@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -284,5 +285,6 @@ def reconstruct(
     """
     encoder = Encoder(architecture, stage, dtype)
     decoder = Decoder(architecture, stage, dtype)
-    z = encoder.apply({"params": parameters["encoder"]}, x, alpha)
-    return z, decoder.apply({"params": parameters["decoder"]}, z, alpha)
+    z: Any = encoder.apply({"params": parameters["encoder"]}, x, alpha)
+    y: Any = decoder.apply({"params": parameters["decoder"]}, z, alpha)
+    return z, y

@@ -275,7 +275,9 @@ class _Run:
         if not self.caches(stage):
             return None
         self.bar.describe(f"targets of {stage.name}")
-        images = self.resident if jax.device_count() == 1 else jnp.asarray(self.images)
+        images: Any = self.resident
+        if jax.device_count() > 1:
+            images = jnp.asarray(self.images)
         return parallel.replicate(
             engine.compute_targets(self.spec(stage), self.frozen, images)
         )

@@ -61,7 +61,9 @@ def test_tensorboard_is_told_where_a_resumed_run_begins(tmp_path):
 
 def test_unwritable_metrics_name_the_workdir(tmp_path):
     (tmp_path / "tensorboard").write_text("a file where a folder is needed")
-    with pytest.raises(errors.DpaError, match=f"{tmp_path}/tensorboard: metrics cannot"):
+    with pytest.raises(
+        errors.DpaError, match=f"{tmp_path}/tensorboard: metrics cannot"
+    ):
         metrics.Writer(tmp_path, 0)
 
 

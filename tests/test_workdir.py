@@ -86,7 +86,9 @@ def test_files_of_a_run_without_its_config_are_left_alone(tmp_path, config):
 
 def test_a_file_in_the_way_is_told(tmp_path, config):
     (tmp_path / "run").write_text("a file")
-    with pytest.raises(errors.DpaError, match="run: the workdir cannot be writ.* File exists"):
+    with pytest.raises(
+        errors.DpaError, match="run: the workdir cannot be writ.* File exists"
+    ):
         workdir.claim(tmp_path / "run", config)
 
 

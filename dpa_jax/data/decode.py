@@ -28,11 +28,14 @@ from dpa_jax import errors
 from dpa_jax.data import dicom
 
 # Naming the plugins loads them here, once, and not in the first thread that decodes.
-_FORMATS = (
-    PngImagePlugin.PngImageFile.format,
-    JpegImagePlugin.JpegImageFile.format,
-    TiffImagePlugin.TiffImageFile.format,
-    BmpImagePlugin.BmpImageFile.format,
+_FORMATS = tuple(
+    str(plugin.format)
+    for plugin in (
+        PngImagePlugin.PngImageFile,
+        JpegImagePlugin.JpegImageFile,
+        TiffImagePlugin.TiffImageFile,
+        BmpImagePlugin.BmpImageFile,
+    )
 )
 _DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 

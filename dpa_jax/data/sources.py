@@ -67,26 +67,26 @@ def load(
       DpaError: the source is missing, empty, cannot be read, or is malformed; or an
         image cannot be used.
     """
-    location = os.fspath(location)
-    if location.startswith("tfds:"):
-        name, _, split = location.removeprefix("tfds:").partition(":")
+    where: str = os.fspath(location)
+    if where.startswith("tfds:"):
+        name, _, split = where.removeprefix("tfds:").partition(":")
         if not name or not split:
-            raise errors.UsageError(f"{location} is not tfds:NAME[/CONFIG]:SPLIT")
+            raise errors.UsageError(f"{where} is not tfds:NAME[/CONFIG]:SPLIT")
         from dpa_jax.data.tfds_source import load_tfds
 
         return load_tfds(name, split, preprocessing, data_dir)
-    location = os.path.expanduser(location)
-    if not os.path.exists(location):
-        raise errors.DpaError(f"there is no file or folder {location}")
-    if os.path.isdir(location):
-        listing = _files(list_images(location), preprocessing)
-    elif location.lower().endswith(".csv"):
-        paths, labels, groups = manifest.read(location)
+    where = os.path.expanduser(where)
+    if not os.path.exists(where):
+        raise errors.DpaError(f"there is no file or folder {where}")
+    if os.path.isdir(where):
+        listing = _files(list_images(where), preprocessing)
+    elif where.lower().endswith(".csv"):
+        paths, labels, groups = manifest.read(where)
         listing = _files(paths, preprocessing, labels, groups)
-    elif location.lower().endswith(".npz"):
-        listing = _arrays(location, preprocessing)
+    elif where.lower().endswith(".npz"):
+        listing = _arrays(where, preprocessing)
     else:
-        listing = _files([location], preprocessing)
+        listing = _files([where], preprocessing)
     return _gather(listing, preprocessing, skip_corrupt, workers, progress)
 
 

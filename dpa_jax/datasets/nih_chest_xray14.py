@@ -109,7 +109,9 @@ class NihChestXray14(tfds.core.ShardBasedBuilder):
         self, dl_manager: tfds.download.DownloadManager
     ) -> Mapping[str, Sequence[Callable[[], Iterator]]]:
         form = nih_forms.find(self.builder_config.name)
-        collected = self._collected or self._collect(form, dl_manager.manual_dir)
+        collected = self._collected or self._collect(
+            form, pathlib.Path(dl_manager.manual_dir)
+        )
         requested, splits = collected.requested[form.name], collected.splits[form.name]
         names = {name for split in requested.values() for name, _ in split}
         problems = [

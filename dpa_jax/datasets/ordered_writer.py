@@ -16,9 +16,9 @@ class OrderedWriter(writer.ExampleWriter):
         ordered = (
             (
                 key,
-                tf_example_pb2.Example.FromString(example).SerializeToString(
-                    deterministic=True
-                ),
+                tf_example_pb2.Example.FromString(  # pyrefly: ignore[missing-attribute]
+                    example
+                ).SerializeToString(deterministic=True),
             )
             for key, example in examples
         )

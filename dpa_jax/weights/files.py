@@ -135,7 +135,7 @@ def save_statistics(
       metadata: where they come from; stored beside them with a fingerprint.
     """
     metadata = _described(statistics, metadata)
-    arrays = {
+    arrays: dict[str, Any] = {
         f"{layer}/{name}": np.asarray(array, np.float32)
         for layer, pair in statistics.items()
         for name, array in pair.items()
