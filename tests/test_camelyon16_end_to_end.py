@@ -47,7 +47,7 @@ def small():
     """Keeps the time to write PNGs short, and the compilations to this module."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(heatmap, "_LONGEST", 480)
-        patch.setattr("dpa_jax.cache.enable", lambda: None)
+        patch.setattr("dpa_jax.cache.enable", lambda **_: None)
         yield
 
 

@@ -14,15 +14,11 @@ import tiny_factory as tiny
 from dpa_jax import engine, errors, parallel
 from dpa_jax.data import feeding
 
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 BATCH = 16
-# Adam divides a gradient by its own size, so that of one near zero the rounding alone
-# moves a parameter by a share of the learning rate: a small one keeps that below 1e-6
-RATE = 1e-4
-PLAIN = tiny.spec(tiny.GROWN, learning_rate=RATE)
+PLAIN = tiny.spec(tiny.GROWN)
 # crops and flips are drawn for an image's place in the whole batch
-AUGMENTED = tiny.spec(
-    tiny.GROWING, learning_rate=RATE, horizontal_flip=True, vertical_flip=True
-)
+AUGMENTED = tiny.spec(tiny.GROWING, horizontal_flip=True, vertical_flip=True)
 
 
 def train(spec, size):
@@ -69,8 +65,12 @@ def eight(tmp_path_factory):
     )
     subprocess.run(
         [sys.executable, "-W", "error", __file__, path],
-        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        cwd=pathlib.Path(__file__).resolve().parents[1],
+        env={
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "PYTHONPATH": str(ROOT),
+            "XLA_FLAGS": flags,
+        },
         check=True,
     )
     with np.load(path) as arrays:

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 import run_factory
+import tiny_factory
 
 from dpa_jax import checkpoint
 from dpa_jax import config as config_lib
@@ -74,7 +75,7 @@ def trained(tmp_path_factory):
     config.stages.transition_steps = 3
     config.stages.final_steps = 3
     config.perceptual.layers = "8:r11 16:r11"
-    config.optimizer.learning_rate = 1e-4  # see test_parallel
+    config.optimizer.learning_rate = tiny_factory.RATE
     config.log_every = 1
     config_lib.save(config, folder / "config.json")
     port = free_port()

@@ -211,6 +211,7 @@ def test_five_steps_of_adam():
     spec = tiny.spec(
         stage,
         architecture=a,
+        learning_rate=1e-3,
         loss=losses.StageLoss(losses.Loss(layers[16]), losses.Loss(layers[8])),
     )
     parameters = tiny.parameters(a, stage)

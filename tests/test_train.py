@@ -130,7 +130,7 @@ def test_training_lowers_the_loss(quick, tmp_path):
     quick.log_every = 20
     folder = dpa_jax.train(quick, tmp_path / "run", visible=False)
     found = rows(folder)
-    assert found[-1]["loss"] < 0.5 * found[0]["loss"]
+    assert found[-1]["loss"] < 0.7 * found[0]["loss"]
 
 
 def test_images_marked_abnormal_are_left_out(quick, tmp_path):

@@ -20,6 +20,10 @@ STATISTICS = {
 LOSS = losses.StageLoss(losses.Loss((("r21", 1.0),)))
 SMOOTH_LOSS = losses.StageLoss(LOSS.full, losses.Loss((("r11", 1.0),)))
 
+# Adam divides a gradient by its own size, so that of one near zero the rounding alone
+# moves a parameter by a share of the learning rate: a small one keeps that small
+RATE = 1e-4
+
 GROWING = Stage(16, True, 4, 3)
 GROWN = Stage(16, False, 5, 7)
 
@@ -48,7 +52,7 @@ def spec(stage, **changes):
             "stage": stage,
             "architecture": ARCHITECTURE,
             "loss": loss,
-            "learning_rate": 1e-3,
+            "learning_rate": RATE,
             **changes,
         }
     )
@@ -76,7 +80,7 @@ def parameters(architecture, *plan):
 
 def begin(stage):
     """The first state of a stage."""
-    return state.begin(parameters(ARCHITECTURE, stage), ARCHITECTURE, stage, 1e-3)
+    return state.begin(parameters(ARCHITECTURE, stage), ARCHITECTURE, stage, RATE)
 
 
 def images(count=20, size=16):
