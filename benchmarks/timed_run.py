@@ -9,7 +9,7 @@ import jax
 from benchmarks import problem
 from dpa_jax import checkpoint, data, engine, frozen
 from dpa_jax import stages as stages_lib
-from dpa_jax.train import _Run as Run
+from dpa_jax.run import Run
 
 # of a stage, in seconds; `wait_s` is the part of `compile_s` that training waits for
 PARTS = ("train_s", "targets_s", "wait_s", "compile_s", "checkpoint_s", "samples_s")

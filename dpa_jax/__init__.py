@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dpa_jax.config import default_config
     from dpa_jax.score import load
-    from dpa_jax.train import train
+    from dpa_jax.training import train
 
 __version__ = "0.1.0"
 __all__ = ["default_config", "load", "train"]
 
-_HOMES = {"default_config": "config", "load": "score", "train": "train"}
+_HOMES = {"default_config": "config", "load": "score", "train": "training"}
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'dpa_jax' has no attribute {name!r}")
-    home = importlib.import_module(f"dpa_jax.{_HOMES[name]}")
-    return home if name == "train" else getattr(home, name)  # that module is callable
+    return getattr(importlib.import_module(f"dpa_jax.{_HOMES[name]}"), name)

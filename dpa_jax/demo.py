@@ -5,7 +5,7 @@ import pathlib
 
 from dpa_jax import cache, data, evaluate, metrics, phantoms, score
 from dpa_jax import config as config_lib
-from dpa_jax.train import train
+from dpa_jax.training import train
 
 
 def demo(folder: str | os.PathLike) -> dict:

@@ -46,7 +46,7 @@ def _train(options) -> None:
     config = config_lib.with_flags(config_lib.load(options.config), options.overrides)
     config_lib.validate(config)
     from dpa_jax import cache, parallel
-    from dpa_jax.train import train
+    from dpa_jax.training import train
 
     if options.distributed or options.coordinator:
         parallel.initialize(options.coordinator, options.processes, options.process)

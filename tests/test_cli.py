@@ -88,8 +88,8 @@ for verb in {VERBS}:
 
 
 def test_training_loads_no_tensorflow_torch_or_tfds():
-    loaded = loaded_by("import dpa_jax.train")
-    assert "dpa_jax.train" in loaded and "jax" in loaded
+    loaded = loaded_by("import dpa_jax.training")
+    assert "dpa_jax.training" in loaded and "jax" in loaded
     assert not loaded & {"tensorflow", "torch", "tensorflow_datasets", "pydicom"}
 
 

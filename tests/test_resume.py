@@ -9,7 +9,7 @@ import pytest
 import run_factory
 
 import dpa_jax
-from dpa_jax import checkpoint, errors, train
+from dpa_jax import checkpoint, errors, run
 
 
 @pytest.fixture(scope="module")
@@ -131,11 +131,11 @@ def test_half_written_checkpoint_is_not_taken_and_cleared(growing, whole, tmp_pa
 
 
 def test_other_images_than_it_began_with_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(train.engine, "steps_per_chunk", lambda spec, batch: 2)
+    monkeypatch.setattr(run.engine, "steps_per_chunk", lambda spec, batch: 2)
     config = run_factory.quick_config()
     config.checkpoint_every = 2
     config.data.train = run_factory.write_npz(tmp_path / "train.npz")
-    record = train._Run.record
+    record = run.Run.record
     calls = []
 
     def interrupted(self, pending):
@@ -144,7 +144,7 @@ def test_other_images_than_it_began_with_are_refused(tmp_path, monkeypatch):
         record(self, pending)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train._Run, "record", interrupted)
+        patch.setattr(run.Run, "record", interrupted)
         with pytest.raises(KeyboardInterrupt):
             dpa_jax.train(config, tmp_path / "run", visible=False)
     assert 0 < checkpoint.latest(tmp_path / "run") < 6

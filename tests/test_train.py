@@ -7,7 +7,7 @@ import run_factory
 from PIL import Image
 
 import dpa_jax
-from dpa_jax import checkpoint, errors, models, score, state, train
+from dpa_jax import checkpoint, engine, errors, models, score, state, training
 from dpa_jax import config as config_lib
 
 
@@ -169,7 +169,7 @@ def test_streamed_images_give_the_same_run(quick, tmp_path):
 
 
 def test_sample_grids_come_as_often_as_asked(quick, tmp_path, monkeypatch):
-    monkeypatch.setattr(train.engine, "steps_per_chunk", lambda spec, batch: 2)
+    monkeypatch.setattr(engine, "steps_per_chunk", lambda spec, batch: 2)
     quick.sample_every = 3
     folder = dpa_jax.train(quick, tmp_path / "run", visible=False)
     # of chunks of two steps, at the first end at or after each multiple of three
@@ -180,7 +180,7 @@ def test_sample_grids_come_as_often_as_asked(quick, tmp_path, monkeypatch):
 
 
 def test_checkpoints_come_as_often_as_asked(quick, tmp_path, monkeypatch):
-    monkeypatch.setattr(train.engine, "steps_per_chunk", lambda spec, batch: 1)
+    monkeypatch.setattr(engine, "steps_per_chunk", lambda spec, batch: 1)
     quick.checkpoint_every = 2
     folder = dpa_jax.train(quick, tmp_path / "run", visible=False)
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
@@ -195,9 +195,9 @@ def test_checkpoints_come_as_often_as_asked(quick, tmp_path, monkeypatch):
 @pytest.fixture
 def diverging(quick, tmp_path, monkeypatch):
     """Runs with a checkpoint after each step and the loss given for step 4."""
-    monkeypatch.setattr(train.engine, "steps_per_chunk", lambda spec, batch: 1)
+    monkeypatch.setattr(engine, "steps_per_chunk", lambda spec, batch: 1)
     quick.checkpoint_every = 1
-    real = train.engine.compile_stage
+    real = engine.compile_stage
 
     def run(value):
         def compile_stage(*arguments):
@@ -210,7 +210,7 @@ def diverging(quick, tmp_path, monkeypatch):
 
             return program.__class__(program.spec, 1, step, program.place)
 
-        monkeypatch.setattr(train.engine, "compile_stage", compile_stage)
+        monkeypatch.setattr(engine, "compile_stage", compile_stage)
         return run_factory.call(
             "train",
             "--config",
@@ -250,7 +250,7 @@ def test_real_divergence_is_found(quick, tmp_path):
 
 def test_parameters_that_are_not_finite_are_never_saved(quick, tmp_path, monkeypatch):
     # a gradient can be NaN where the loss before that step was not
-    real = train.engine.compile_stage
+    real = engine.compile_stage
 
     def compile_stage(*arguments):
         program = real(*arguments)
@@ -262,7 +262,7 @@ def test_parameters_that_are_not_finite_are_never_saved(quick, tmp_path, monkeyp
 
         return program.__class__(program.spec, program.steps, step, program.place)
 
-    monkeypatch.setattr(train.engine, "compile_stage", compile_stage)
+    monkeypatch.setattr(engine, "compile_stage", compile_stage)
     with pytest.raises(errors.DpaError, match="not finite after step 6"):
         dpa_jax.train(quick, tmp_path / "run", visible=False)
     assert checkpoint.latest(tmp_path / "run") is None
@@ -292,5 +292,5 @@ def test_progress_without_a_terminal_is_plain_lines(quick, tmp_path):
     ]
 
 
-def test_train_is_a_module_and_a_function():
-    assert callable(dpa_jax.train) and dpa_jax.train.train is train.train
+def test_train_stays_a_function_when_its_module_is_loaded():
+    assert dpa_jax.train is training.train
