@@ -104,22 +104,19 @@ class Writer:
 
 
 class Stopwatch:
-    """Measures how fast images go by, between one look and the next."""
+    """Measures how fast images go by, on average since it was last started."""
 
     def __init__(self):
-        self._start = time.perf_counter()
-        self._images = 0
+        self.start()
 
-    def add(self, images: int) -> None:
-        """Counts images as done."""
+    def start(self) -> None:
+        """Begins anew, with no image."""
+        self._begun, self._images = time.perf_counter(), 0
+
+    def add(self, images: int) -> float:
+        """Counts images as done and returns how many were per second."""
         self._images += images
-
-    def lap(self) -> float:
-        """Returns the images per second since the last lap and starts a new one."""
-        now = time.perf_counter()
-        rate = self._images / max(now - self._start, 1e-9)
-        self._start, self._images = now, 0
-        return rate
+        return self._images / max(time.perf_counter() - self._begun, 1e-9)
 
 
 def console() -> rich.console.Console:

@@ -188,7 +188,7 @@ class Run:
             f"{self.precision}, images {fed}{cached}; ready in {seconds:.1f} s"
         )
         self.bar.describe(stage.name.replace("_", " px "))
-        self.watch.lap()
+        self.watch.start()
 
     def stage(self, checkpoints, program, train_state, targets, parameters, done):
         """Trains one stage from step `done` of the run; returns all parameters."""
@@ -271,8 +271,7 @@ class Run:
                 f"the loss of step {pending.first + int(bad[0]) + 1} "
                 f"({pending.stage.name}) is {losses[bad[0]]:g}"
             )
-        self.watch.add(steps * self.config.batch_size)
-        rate = self.watch.lap()
+        rate = self.watch.add(steps * self.config.batch_size)
         for offset, loss in enumerate(losses):
             self.window.append(float(loss))
             number = pending.first + offset + 1

@@ -77,6 +77,11 @@ def _evaluate(options) -> None:
         f"average precision {result['average_precision']:.4f}; "
         f"{result['normal']} normal, {result['abnormal']} abnormal"
     )
+    if "group_roc_auc" in result:
+        print(
+            f"by group (slide or patient), of each the highest score: ROC AUC "
+            f"{result['group_roc_auc']:.4f} over {result['groups']} groups"
+        )
     print("\n".join(audit.describe(result)))
     if result["random_weights"]:
         print(f"VGG19's weights are random ({scorer.config.perceptual.weights})")

@@ -33,7 +33,13 @@ _FREE = {
     "data.data_dir",
 }
 # what a run writes before its first step: of no use to a run of another configuration
-_PREPARED = ("data.json", "skipped.csv", "statistics.npz", "weights.json")
+_PREPARED = (
+    "data.json",
+    "skipped.csv",
+    "stain_target.npz",
+    "statistics.npz",
+    "weights.json",
+)
 # what it writes while it trains
 _TRAINED = ("checkpoints", "metrics.jsonl", "samples")
 _PACKAGES = ("dpa_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
