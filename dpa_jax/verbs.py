@@ -48,8 +48,9 @@ def _train(options) -> None:
     from dpa_jax import cache, parallel
     from dpa_jax.training import train
 
-    if options.distributed or options.coordinator:
-        parallel.initialize(options.coordinator, options.processes, options.process)
+    given = (options.coordinator, options.processes, options.process)
+    if options.distributed or any(value is not None for value in given):
+        parallel.initialize(*given)
     cache.enable(training=True)
     train(config, options.workdir)
 
