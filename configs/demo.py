@@ -2,7 +2,7 @@
 
     dpa-jax demo
 
-Two to three minutes on two CPU cores. Random weights: it shows that everything works,
+About a minute on two CPU cores, compiling included. Random weights: it shows that everything works,
 not how well the method does.
 """
 
