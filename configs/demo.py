@@ -2,8 +2,8 @@
 
     dpa-jax demo
 
-About a minute on two CPU cores, compiling included. Random weights: it shows that everything works,
-not how well the method does.
+About a minute on two CPU cores, compiling included. Random weights: it shows that
+everything works, not how well the method does.
 """
 
 from dpa_jax import config as config_lib

@@ -115,21 +115,23 @@ def per_image(
       x: float `[B, R, R, C]` in [-1, 1].
       y: likewise.
     """
-    real = jax.lax.stop_gradient(real)
-    total = jnp.zeros(len(x), jnp.float32)
-    if loss.relative_perceptual:
-        total += loss.relative_perceptual * _weighted(
-            loss, statistics, real, fake, _relative_l1
-        )
-    if loss.perceptual:
-        total += loss.perceptual * _weighted(
-            loss, statistics if loss.normalize else {}, real, fake, _squared
-        )
-    if loss.l1:
-        total += loss.l1 * jnp.abs(x - y).mean(axis=(1, 2, 3))
-    if loss.l2:
-        total += loss.l2 * jnp.square(x - y).mean(axis=(1, 2, 3))
-    return total
+    axes = (1, 2, 3)
+
+    def relative_l1(difference, magnitude):
+        return jnp.abs(difference).mean(axes) / magnitude.mean(axes)
+
+    def squared(difference, _):
+        return jnp.square(difference).mean(axes)
+
+    return _total(
+        loss,
+        statistics,
+        (jax.lax.stop_gradient(real), fake),
+        x - y,
+        relative_l1,
+        squared,
+        axes,
+    )
 
 
 def stage_per_image(
@@ -186,7 +188,7 @@ def anomaly_map(
     """Returns where an image differs: the loss before its mean over positions.
 
     Each layer's term is averaged over channels only and brought to the image's size by
-    bilinear interpolation; the mean of a map is about the image's score.
+    bilinear interpolation; the mean of a map is the image's score, but for rounding.
 
     Returns:
       float32 `[B, R, R]`, not negative.
@@ -202,20 +204,25 @@ def anomaly_map(
     def squared(difference, _):
         return enlarge(jnp.square(difference).mean(axis=3))
 
-    total = jnp.zeros(x.shape[:3], jnp.float32)
+    return _total(loss, statistics, (real, fake), x - y, relative_l1, squared, 3)
+
+
+def _total(loss, statistics, features, difference, relative_l1, squared, axes):
+    """Adds up the terms of a loss, pixels averaged over `axes`."""
+    real, fake = features
+    terms = []
     if loss.relative_perceptual:
-        total += loss.relative_perceptual * _weighted(
-            loss, statistics, real, fake, relative_l1
-        )
+        value = _weighted(loss, statistics, real, fake, relative_l1)
+        terms.append(loss.relative_perceptual * value)
     if loss.perceptual:
-        total += loss.perceptual * _weighted(
-            loss, statistics if loss.normalize else {}, real, fake, squared
-        )
+        used = statistics if loss.normalize else {}
+        value = _weighted(loss, used, real, fake, squared)
+        terms.append(loss.perceptual * value)
     if loss.l1:
-        total += loss.l1 * jnp.abs(x - y).mean(axis=3)
+        terms.append(loss.l1 * jnp.abs(difference).mean(axes))
     if loss.l2:
-        total += loss.l2 * jnp.square(x - y).mean(axis=3)
-    return total
+        terms.append(loss.l2 * jnp.square(difference).mean(axes))
+    return sum(terms, jnp.zeros(()))
 
 
 def _weighted(loss, statistics, real, fake, distance):
@@ -232,12 +239,3 @@ def _weighted(loss, statistics, real, fake, distance):
         # g(x) - g(y) = (f(x) - f(y)) / std, so that only |g(x)| needs the mean
         total += weight * distance((a - b) / std, jnp.abs(a - mean) / std)
     return total / sum(weight for _, weight in layers)
-
-
-def _relative_l1(difference, magnitude):
-    axes = (1, 2, 3)
-    return jnp.abs(difference).mean(axes) / magnitude.mean(axes)
-
-
-def _squared(difference, _):
-    return jnp.square(difference).mean(axis=(1, 2, 3))
