@@ -87,6 +87,10 @@ def make(
         steps = config.stages[name]
         config.stages[name] = steps and max(1, round(steps * steps_scale))
     config_lib.validate(config)
+    if config.loss.adversarial:
+        raise errors.UsageError(
+            f"{location} trains a critic, which no baseline here has; take another"
+        )
     if images < config.batch_size:
         raise errors.UsageError(
             f"--images={images} is less than a batch of {config.batch_size}"

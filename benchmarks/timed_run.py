@@ -7,9 +7,9 @@ from typing import Any
 import jax
 
 from benchmarks import problem
-from dpa_jax import checkpoint, data, engine, frozen
+from dpa_jax import checkpoint, data, engine, errors, frozen
 from dpa_jax import stages as stages_lib
-from dpa_jax.run import Run
+from dpa_jax.run import Member, Run
 
 # of a stage, in seconds; `wait_s` is the part of `compile_s` that training waits for
 PARTS = ("train_s", "targets_s", "wait_s", "compile_s", "checkpoint_s", "samples_s")
@@ -31,10 +31,10 @@ class TimedRun(Run):
         """Adds the seconds since `begun` to a part of a stage."""
         self.spent[stage or self._current][part] += time.perf_counter() - begun
 
-    def compile(self, stage, parameters) -> engine.Program:
+    def compile(self, stage) -> engine.Program:
         """Notes how long the compiler worked, in the background or not."""
         begun = time.perf_counter()
-        program = super().compile(stage, parameters)
+        program = super().compile(stage)
         self.add("compile_s", begun, stage.name)
         return program
 
@@ -52,33 +52,25 @@ class TimedRun(Run):
         spent = self.spent[stage.name]
         spent["wait_s"] = seconds - spent["targets_s"]
 
-    def stage(self, checkpoints, program, train_state, targets, parameters, done):
+    def stage(self, program, train_state, targets, done) -> None:
         """Notes how long the steps took, less what was written in between."""
         begun = time.perf_counter()
-        timed = _TimedCheckpoints(checkpoints, self)
-        result = super().stage(timed, program, train_state, targets, parameters, done)
+        super().stage(program, train_state, targets, done)
         self.add("train_s", begun)
         spent = self.spent[self._current]
         spent["train_s"] -= spent["checkpoint_s"] + spent["samples_s"]
-        return result
-
-    def samples(self, parameters, stage, number: int) -> None:
-        """Notes how long drawing took."""
-        begun = time.perf_counter()
-        super().samples(parameters, stage, number)
-        self.add("samples_s", begun)
-
-
-class _TimedCheckpoints:
-    """Checkpoints whose saving is noted; Orbax writes them in the background."""
-
-    def __init__(self, checkpoints: checkpoint.Checkpoints, run: TimedRun):
-        self._checkpoints, self._run = checkpoints, run
 
     def save(self, *args) -> None:
+        """Notes how long handing over a checkpoint took; Orbax writes it later."""
         begun = time.perf_counter()
-        self._checkpoints.save(*args)
-        self._run.add("checkpoint_s", begun)
+        super().save(*args)
+        self.add("checkpoint_s", begun)
+
+    def samples(self, *args) -> None:
+        """Notes how long drawing took."""
+        begun = time.perf_counter()
+        super().samples(*args)
+        self.add("samples_s", begun)
 
 
 def whole_run(given: problem.Problem, folder: pathlib.Path) -> dict[str, Any]:
@@ -109,10 +101,13 @@ def whole_run(given: problem.Problem, folder: pathlib.Path) -> dict[str, Any]:
     )
     ends = [stage.end for stage in given.plan]
     with checkpoint.Checkpoints(workdir, keep=ends) as checkpoints:
-        run = TimedRun(config, workdir, given.plan, images, weights, statistics, False)
+        member = Member(config, workdir, checkpoints)
+        run = TimedRun([member], given.plan, images, weights, statistics, visible=False)
         jax.block_until_ready(run.resident)
         ready = time.perf_counter()
-        run.go(checkpoints, 0)
+        run.go(0)
+        if member.failure is not None:
+            raise errors.DpaError(member.failure)
         closing = time.perf_counter()
     ended = time.perf_counter()
     rows = [stage_row(stage, config.batch_size, run) for stage in given.plan]

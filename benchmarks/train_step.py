@@ -245,6 +245,7 @@ def freeze(given: problem.Problem, spec: step.StepSpec) -> step.Frozen:
             vgg=frozen.cast(given.weights, spec.dtype),
             statistics=frozen.cast(given.statistics, jnp.float32),
             key=jax.random.fold_in(jax.random.key(given.config.seed), 1),
+            learning_rate=jnp.float32(given.config.optimizer.learning_rate),
         )
     )
 
@@ -280,9 +281,7 @@ def ours(
             targets = jax.block_until_ready(engine.compute_targets(spec, fixed, source))
             fill = time.perf_counter() - begun - compiling.seconds
         data["targets"] = parallel.replicate(targets)
-    train_state = state.begin(
-        given.parameters, spec.architecture, spec.stage, spec.learning_rate
-    )
+    train_state = state.begin(given.parameters, spec.architecture, spec.stage)
     train_state = parallel.replicate(train_state.replace(step=jnp.int32(first)))
     begun = time.perf_counter()
     program = engine.compile_stage(spec, train_state, fixed, data, batch)

@@ -34,15 +34,17 @@ class Checkpoints:
 
     Args:
       workdir: that of the run.
-      keep: steps whose checkpoint stays, such as the ends of stages; of the others
-        the last two do.
+      keep: steps whose checkpoint stays, such as the ends of stages.
+      last: of the others, how many of the last stay.
     """
 
-    def __init__(self, workdir: str | os.PathLike, keep: Collection[int] = ()):
+    def __init__(
+        self, workdir: str | os.PathLike, keep: Collection[int] = (), last: int = 2
+    ):
         self._workdir = pathlib.Path(workdir).resolve()
         self._folder = self._workdir / FOLDER
         policies = [
-            checkpoint_managers.LatestN(2),
+            checkpoint_managers.LatestN(last),
             checkpoint_managers.CustomSteps(list(keep)),
         ]
         options = ocp.CheckpointManagerOptions(
@@ -78,6 +80,18 @@ class Checkpoints:
     def restore(self, step: int) -> Any:
         """Reads a checkpoint back; see `restore`."""
         return restore(self._workdir, step)
+
+    def forget(self, after: int) -> None:
+        """Deletes the checkpoints beyond a step that a run goes on from."""
+        with _named(self._folder, _WRITING):
+            for step in self._manager.all_steps():
+                if step > after:
+                    self._manager.delete(step)
+
+    def wait(self) -> None:
+        """Waits until everything is written."""
+        with _named(self._folder, _WRITING):
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits until everything is written."""

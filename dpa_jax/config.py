@@ -33,6 +33,12 @@ def default_config() -> ml_collections.ConfigDict:
                 "test_normal": "",  # normal and
                 "test_abnormal": "",  # abnormal ones apart: the default of evaluate
                 "data_dir": "",  # of TFDS; empty for its own default
+                # COLUMN=VALUE of the images that are normal, the others being
+                # abnormal, such as class=cat; empty: as they are labelled
+                "normal": "",
+                "folds": 0,  # parts that the normal images fall into, by group; 0: none
+                "fold": 0,  # the part that is held out of training, from 0
+                "seed": -1,  # of order and augmentation; -1: the run's own
                 "channels": 1,  # 1 grey, 3 RGB
                 "resolution": 64,  # of the last stage, in pixels: a power of two
                 "resize": 0,  # first resize the whole image to this; 0: do not
@@ -73,9 +79,17 @@ def default_config() -> ml_collections.ConfigDict:
                 "perceptual": 0.0,
                 "l1": 0.0,
                 "l2": 0.0,
+                "adversarial": 0.0,  # WGAN-GP; never part of the score
                 "smooth_transition": True,  # mix in the loss at half the resolution
             },
+            "adversarial": {"discriminator_steps": 2},  # before each of the autoencoder
             "optimizer": {"learning_rate": 1e-3},
+            "early_stopping": {  # in the last stage, on the loss of the held-out fold
+                "every": 0,  # steps between looks at it; 0: never
+                "patience": 3,  # looks without improvement that are borne
+                "min_delta": 1e-3,  # that counts as an improvement
+            },
+            "population": {"seeds": 1},  # runs of this seed, the next, ... at once
             "batch_size": 128,
             "precision": "auto",  # bfloat16 on GPU and TPU, float32 on CPU
             "seed": 0,
@@ -204,7 +218,7 @@ def updated(
 
 
 def with_flags(
-    config: ml_collections.ConfigDict, flags: Sequence[str]
+    config: ml_collections.ConfigDict, flags: Sequence[str], prefix: str = "config"
 ) -> ml_collections.ConfigDict:
     """Returns the configuration with some fields set from the command line.
 
@@ -212,6 +226,7 @@ def with_flags(
       config: what to start from.
       flags: such as `--config.data.channels=3`; values are read as ml_collections'
         config_flags reads them.
+      prefix: what stands before a field's name.
 
     Raises:
       UsageError: a flag names no field, or its value cannot be read.
@@ -221,7 +236,7 @@ def with_flags(
 
     known = flat(config)
     for flag in flags:
-        name = flag.removeprefix("--config.").partition("=")[0]
+        name = flag.removeprefix(f"--{prefix}.").partition("=")[0]
         if name not in known:
             raise errors.UsageError(f"{flag}: {unknown_key(name, known)}")
         if "=" not in flag:
@@ -231,12 +246,12 @@ def with_flags(
     argv = ["dpa-jax", *flags]  # or it would look for them in sys.argv
     try:
         config_flags.DEFINE_config_dict(
-            "config", result, flag_values=values, sys_argv=argv
+            prefix, result, flag_values=values, sys_argv=argv
         )
         values(argv)
     except (absl_flags.Error, ValueError, TypeError) as error:
         culprit = next((f for f in flags if f in str(error)), " ".join(flags))
-        name = culprit.removeprefix("--config.").partition("=")[0]
+        name = culprit.removeprefix(f"--{prefix}.").partition("=")[0]
         default = known.get(name)
         raise errors.UsageError(
             f"{culprit}: {name} takes {type(default).__name__}, such as {default!r}"
@@ -302,6 +317,11 @@ def stored_size(config: ml_collections.ConfigDict) -> int:
     return config.data.size or config.data.resolution
 
 
+def data_seed(config: ml_collections.ConfigDict) -> int:
+    """Returns the seed of the order of images and of their augmentation."""
+    return config.seed if config.data.seed < 0 else config.data.seed
+
+
 def validate(config: ml_collections.ConfigDict) -> None:
     """Checks all that can be checked without images or weights.
 
@@ -320,6 +340,14 @@ def validate(config: ml_collections.ConfigDict) -> None:
         ("data.crop", 0),
         ("data.size", 0),
         ("data.workers", 0),
+        ("data.folds", 0),
+        ("data.fold", 0),
+        ("data.seed", -1),
+        ("adversarial.discriminator_steps", 1),
+        ("early_stopping.every", 0),
+        ("early_stopping.patience", 0),
+        ("early_stopping.min_delta", 0),
+        ("population.seeds", 1),
         ("model.latent_channels", 1),
         ("stages.final_steps", 1),
         ("batch_size", 1),
@@ -413,7 +441,19 @@ def validate(config: ml_collections.ConfigDict) -> None:
     }
     for name, weight in weights.items():
         check(weight >= 0, f"loss.{name} is {weight}; weights are not negative")
-    check(any(weights.values()), "every weight under loss is 0: nothing to train")
+    check(
+        any(weight for name, weight in weights.items() if name != "adversarial"),
+        "every weight under loss that scores images is 0: nothing to train",
+    )
+    check(
+        data.folds != 1 and data.fold < max(1, data.folds),
+        f"data.fold is {data.fold} of data.folds {data.folds}; there are none with 0, "
+        "and else at least 2, counted from 0",
+    )
+    check(
+        data.folds or not config.early_stopping.every,
+        "early_stopping.every needs held-out images: set data.folds, such as to 3",
+    )
     check(config.perceptual.image_weight >= 0, "perceptual.image_weight is negative")
     _validate_layers(config, check)
 

@@ -75,7 +75,8 @@ def flops(spec: step.StepSpec, batch_size: int, cached: bool = False) -> float:
 
     The real images forward, unless their features are cached, the reconstructions
     forward, and the gradient with respect to these; at half the resolution as well in a
-    transition with the smooth loss. The autoencoder's own are a few percent more.
+    transition with the smooth loss. The real ones' are shared by the members of a
+    population. The autoencoder's own are a few percent more.
     """
     total = 0
     for loss, resolution in (
@@ -85,20 +86,29 @@ def flops(spec: step.StepSpec, batch_size: int, cached: bool = False) -> float:
         if loss is not None and loss.layers:
             layer = vgg.deepest([name for name, _ in loss.layers])
             total += vgg.multiply_adds(layer, resolution)
-    return 2.0 * total * (2 if cached else 3) * batch_size
+    passes = 2 * spec.members + (0 if cached else 1)
+    return 2.0 * total * passes * batch_size
 
 
-def steps_per_chunk(spec: step.StepSpec, batch_size: int, seconds: float = 1.0) -> int:
+def steps_per_chunk(
+    spec: step.StepSpec, batch_size: int, span: int = 0, seconds: float = 1.0
+) -> int:
     """Chooses how many steps make about `seconds` on this class of device.
 
-    A stage is divided evenly, so that its last chunk is hardly shorter.
+    Args:
+      spec: of a step.
+      batch_size: of all devices together.
+      span: steps after which a chunk has to end; 0 for those of the stage. It is
+        divided evenly, so that its last chunk is hardly shorter.
+      seconds: to aim at.
     """
+    span = min(span or spec.stage.steps, spec.stage.steps)
     platform = jax.default_backend()
     rates = _RATES.get(platform, _RATES["gpu"])
     arithmetic = flops(spec, batch_size) / jax.device_count() / rates[spec.precision]
     each = arithmetic + _OVERHEAD.get(platform, _OVERHEAD["gpu"])
     most = max(1, round(seconds / each))
-    return math.ceil(spec.stage.steps / math.ceil(spec.stage.steps / most))
+    return math.ceil(span / math.ceil(span / most))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,9 +118,11 @@ class Program:
     Attributes:
       spec: what it computes.
       steps: per chunk.
-      run: `(state, frozen, data, indices) -> (state, {"loss": [steps]})`; does not wait
-        for the devices. The state is donated; `indices` come from `place`.
-      place: puts int32 `[steps, local part of a batch]` on the devices.
+      run: `(state, frozen, data, indices) -> (state, scalars)`, such as `loss` of each
+        step; does not wait for the devices. The state is donated; `indices` come from
+        `place`.
+      place: puts int32 `[steps, local part of a batch]`, with a critic `[steps, batches
+        of a step, local part]`, on the devices.
     """
 
     spec: step.StepSpec
@@ -120,7 +132,12 @@ class Program:
 
 
 def compile_stage(
-    spec: step.StepSpec, state: Any, frozen: Any, data: Any, batch_size: int
+    spec: step.StepSpec,
+    state: Any,
+    frozen: Any,
+    data: Any,
+    batch_size: int,
+    steps: int = 0,
 ) -> Program:
     """Compiles the one executable of a stage.
 
@@ -130,23 +147,25 @@ def compile_stage(
       frozen: see `step.Frozen`.
       data: see `step.single`.
       batch_size: of all devices together.
+      steps: of a chunk; 0 lets `steps_per_chunk` choose.
     """
-    steps = steps_per_chunk(spec, batch_size)
+    steps = steps or steps_per_chunk(spec, batch_size)
     part = batch_size // jax.process_count()
     looped = jax.default_backend() == "cpu"
     make = step.single if looped else step.chunk
-    rows = np.zeros((steps, part), np.int32)
+    shape = (spec.batches, part) if spec.adversarial else (part,)
+    rows = np.zeros((steps, *shape), np.int32)
 
     if looped:
 
         def place(indices):
-            return [parallel.distribute(row) for row in indices]
+            return [parallel.distribute(row, axis=-1) for row in indices]
 
         index = place(rows[:1])[0]
     else:
 
         def place(indices):
-            return parallel.distribute(_padded(indices, steps), axis=1)
+            return parallel.distribute(_padded(indices, steps), axis=-1)
 
         index = place(rows)
 

@@ -1,8 +1,11 @@
 """A run in progress: the stages one after the other, chunk after chunk of steps."""
 
+import collections
 import concurrent.futures
 import dataclasses
+import pathlib
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +16,6 @@ import numpy as np
 from dpa_jax import (
     checkpoint,
     engine,
-    errors,
     frozen,
     metrics,
     models,
@@ -22,10 +24,44 @@ from dpa_jax import (
     stages,
     state,
     step,
+    stopping,
 )
+from dpa_jax import config as config_lib
 from dpa_jax.data import feeding
+from dpa_jax.score import Scorer
 
 LIMIT = 1e6  # a loss above it has diverged (method, section 3)
+
+AfterStage = Callable[[int, stages.Stage, Scorer], bool]
+
+
+@dataclasses.dataclass
+class Member:
+    """One of the runs that are trained at once; most often there is but one.
+
+    Attributes:
+      config: validated; members differ in seed and learning rate alone.
+      folder: the workdir.
+      checkpoints: in it.
+      parameters: all blocks as they were last saved, on the host.
+      writer: of its metrics.
+      window: scalars that are not written yet, by name.
+      looks: at the held-out loss.
+      active: whether it still trains.
+      failure: why it was given up, if it failed.
+    """
+
+    config: ml_collections.ConfigDict
+    folder: pathlib.Path
+    checkpoints: checkpoint.Checkpoints
+    parameters: Any = None
+    writer: metrics.Writer | None = None
+    window: dict[str, list[float]] = dataclasses.field(
+        default_factory=lambda: collections.defaultdict(list)
+    )
+    looks: list[stopping.Look] = dataclasses.field(default_factory=list)
+    active: bool = True
+    failure: str | None = None
 
 
 @dataclasses.dataclass
@@ -34,130 +70,195 @@ class _Pending:
 
     stage: stages.Stage
     first: int  # step of the whole run
+    steps: int
     scalars: Any
 
 
 class Run:
-    """One training run in progress.
+    """Training in progress, of one run or of several on the same batches.
 
     Args:
-      config: validated.
-      folder: the workdir.
+      members: at least one.
       plan: the stages.
       images: uint8 `[N, S, S, C]`.
       weights: of VGG19, up to the deepest layer in use.
       statistics: of the layers in use.
+      held_out: uint8 `[M, S, S, C]`, those that early stopping looks at, if any.
+      after_stage: see `training.train_together`.
       visible: whether to show progress.
     """
 
-    def __init__(self, config, folder, plan, images, weights, statistics, visible):
-        self.config, self.folder, self.plan = config, folder, plan
-        self.images, self.visible = images, visible
+    def __init__(
+        self,
+        members: Sequence[Member],
+        plan: Sequence[stages.Stage],
+        images: np.ndarray,
+        weights: Any,
+        statistics: Any,
+        *,
+        held_out: np.ndarray | None = None,
+        after_stage: AfterStage | None = None,
+        visible: bool = True,
+    ):
+        self.members, self.plan, self.images = members, plan, images
+        self.weights, self.statistics = weights, statistics
+        self.held_out, self.after_stage, self.visible = held_out, after_stage, visible
+        self.config = config = members[0].config
+        self.seed = config_lib.data_seed(config)
         self.precision = engine.precision(config.precision)
         self.architecture = models.Architecture.from_config(config)
-        dtype = step.compute_dtype(self.precision)
+        self.critic = bool(config.loss.adversarial)
+        rates = [member.config.optimizer.learning_rate for member in members]
         self.frozen = parallel.replicate(
             step.Frozen(
-                vgg=frozen.cast(weights, dtype),
+                vgg=frozen.cast(weights, step.compute_dtype(self.precision)),
                 statistics=frozen.cast(statistics, jnp.float32),
-                key=jax.random.fold_in(jax.random.key(config.seed), 1),
+                key=jax.random.fold_in(jax.random.key(self.seed), 1),
+                learning_rate=jnp.float32(rates if len(members) > 1 else rates[0]),
             )
         )
         self.main = parallel.is_main_process()
         self.streamed = _streams(config, images)
         self.resident = None if self.streamed else parallel.replicate(images)
-        self.window: list[float] = []
         self.watch = metrics.Stopwatch()
+        self.judge: Scorer | None = None
 
     def spec(self, stage: stages.Stage) -> step.StepSpec:
         """Returns what a step of the stage computes."""
-        return step.StepSpec.from_config(self.config, stage, self.precision)
+        return step.StepSpec.from_config(
+            self.config, stage, self.precision, len(self.members)
+        )
 
-    def go(self, checkpoints: checkpoint.Checkpoints, done: int) -> None:
+    @property
+    def active(self) -> list[Member]:
+        """Returns the members that still train."""
+        return [member for member in self.members if member.active]
+
+    def go(self, done: int) -> None:
         """Trains from step `done` to the end."""
-        parameters, optimizer = self.restore(checkpoints, done)
-        total = self.plan[-1].end
-        self.writer = metrics.Writer(self.folder, done) if self.main else None
+        moments = self.restore(done)
         background = concurrent.futures.ThreadPoolExecutor(1)
         try:
-            with metrics.TrainingBar(total, done, self.visible) as self.bar:
+            with metrics.TrainingBar(self.plan[-1].end, done, self.visible) as self.bar:
                 coming = None
                 for number, stage in enumerate(self.plan):
-                    if stage.end <= done:
+                    if stage.end <= done or not self.active:
                         continue
                     begun = time.perf_counter()
-                    train_state = state.begin(
-                        parameters,
-                        self.architecture,
-                        stage,
-                        self.config.optimizer.learning_rate,
-                    )
-                    if optimizer is not None:
-                        train_state = train_state.replace(
-                            step=jnp.int32(done - stage.start), optimizer=optimizer
-                        )
-                        optimizer = None
-                    train_state = parallel.replicate(train_state)
+                    train_state = self.begin(stage, done, moments)
+                    moments = None
                     targets = self.targets(stage)
                     self.bar.describe(f"compiling {stage.name}")
-                    if coming is None:
-                        program = self.compile(stage, parameters)
-                    else:
-                        program = coming.result()
+                    program = self.compile(stage) if coming is None else coming.result()
                     coming = None
                     if number + 1 < len(self.plan) and _compiles_ahead():
-                        coming = background.submit(
-                            self.compile, self.plan[number + 1], parameters
-                        )
+                        coming = background.submit(self.compile, self.plan[number + 1])
                     self.say(stage, program, targets, time.perf_counter() - begun)
-                    parameters = self.stage(
-                        checkpoints, program, train_state, targets, parameters, done
-                    )
+                    self.stage(program, train_state, targets, done)
                     done = stage.end
-            self.samples(parameters, self.plan[-1], total)
+                    if stage is not self.plan[-1]:
+                        self.ask(stage)
+            for member in self.active:
+                self.finish(member, self.plan[-1].end)
         finally:
             background.shutdown(wait=False, cancel_futures=True)
-            if self.writer is not None:
-                self.writer.close()
+            for member in self.members:
+                if member.writer is not None:
+                    member.writer.close()
 
-    def restore(self, checkpoints, done):
-        """Returns all parameters and, within a stage, its Adam's state."""
-        if not done:
-            key = jax.random.fold_in(jax.random.key(self.config.seed), 0)
-            parameters = state.initialize(key, self.architecture, self.plan)
-            return jax.device_get(parameters), None
-        saved = checkpoints.restore(done)
-        if any(stage.start == done for stage in self.plan):
-            return saved["parameters"], None
-        moments = saved["optimizer"]
-        template = state.optimizer(1.0).init({"": moments["mu"]})
-        leaves = [moments["count"], moments["mu"], moments["nu"]]
-        optimizer = jax.tree.unflatten(jax.tree.structure(template), leaves)
-        return saved["parameters"], optimizer
+    # --- what a run goes on from ---
 
-    def compile(self, stage, parameters) -> engine.Program:
+    def restore(self, done: int) -> Any:
+        """Gives each member its parameters and metrics; returns Adam within a stage."""
+        last = self.plan[-1]
+        moments = []
+        for member in self.members:
+            if done:
+                saved = member.checkpoints.restore(done)
+                member.parameters = saved["parameters"]
+                moments.append(saved)
+            else:
+                key = jax.random.fold_in(jax.random.key(member.config.seed), 0)
+                drawn = state.initialize(key, self.architecture, self.plan, self.critic)
+                member.parameters = jax.device_get(drawn)
+            if self.main:
+                member.writer = metrics.Writer(member.folder, done)
+            member.looks = stopping.read_looks(member.folder, last.start, done)
+            if self.stops(member):
+                self.finish(member, done)
+        if not done or any(stage.start == done for stage in self.plan):
+            return None
+        return moments
+
+    def begin(self, stage: stages.Stage, done: int, moments: Any) -> state.TrainState:
+        """Returns the state that a stage begins with, or goes on from, on the devices.
+
+        Args:
+          stage: to begin.
+          done: step of the whole run.
+          moments: the members' checkpoints if they were taken within this stage.
+        """
+        begun = self.stacked([member.parameters for member in self.members], stage)
+        if moments is not None:
+            found = [_adam(saved["optimizer"]) for saved in moments]
+            begun = begun.replace(
+                step=jnp.int32(done - stage.start), optimizer=_stack(found)
+            )
+            if self.critic:
+                found = [_adam(saved["critic_optimizer"]) for saved in moments]
+                begun = begun.replace(critic_optimizer=_stack(found))
+        return parallel.replicate(begun)
+
+    def stacked(self, parameters: Sequence[Any], stage: stages.Stage):
+        """Returns a stage's first state: of several members with a leading axis."""
+        each = [
+            state.begin(one, self.architecture, stage, self.critic)
+            for one in parameters
+        ]
+        together = _stack([one.replace(step=None) for one in each])
+        return together.replace(step=each[0].step)
+
+    def compile(self, stage: stages.Stage) -> engine.Program:
         """Compiles a stage from shapes alone, so that it can happen ahead of time."""
         spec = self.spec(stage)
         abstract = jax.eval_shape(
-            lambda p: state.begin(p, self.architecture, stage, spec.learning_rate),
-            parameters,
+            lambda parameters: self.stacked(parameters, stage),
+            [member.parameters for member in self.members],
         )
         images = jax.ShapeDtypeStruct(self.block_shape(stage), np.uint8)
         shapes = {"images": images}
         if self.caches(stage):
             shapes["targets"] = engine.target_shapes(spec, self.images)
         return engine.compile_stage(
-            spec, abstract, self.frozen, shapes, self.config.batch_size
+            spec,
+            abstract,
+            self.frozen,
+            shapes,
+            self.config.batch_size,
+            self.chunk(stage),
         )
 
-    def block_shape(self, stage) -> tuple[int, ...]:
+    # --- how a stage is fed ---
+
+    def span(self, stage: stages.Stage) -> int:
+        """Returns after how many steps of a stage the held-out loss is looked at."""
+        every = self.config.early_stopping.every
+        return every if every and stage == self.plan[-1] else stage.steps
+
+    def chunk(self, stage: stages.Stage) -> int:
+        """Returns how many steps a stage takes at once."""
+        return engine.steps_per_chunk(
+            self.spec(stage), self.config.batch_size, self.span(stage)
+        )
+
+    def block_shape(self, stage: stages.Stage) -> tuple[int, ...]:
         """Returns the shape of the images that a program takes."""
         if not self.streamed:
             return self.images.shape
-        steps = engine.steps_per_chunk(self.spec(stage), self.config.batch_size)
-        return (steps * self.config.batch_size, *self.images.shape[1:])
+        batches = self.chunk(stage) * self.spec(stage).batches
+        return (batches * self.config.batch_size, *self.images.shape[1:])
 
-    def caches(self, stage) -> bool:
+    def caches(self, stage: stages.Stage) -> bool:
         """Says whether a stage keeps its targets."""
         return not self.streamed and engine.caches_targets(
             self.spec(stage),
@@ -167,7 +268,7 @@ class Run:
             self.config.perceptual.cache_targets,
         )
 
-    def targets(self, stage):
+    def targets(self, stage: stages.Stage):
         """Computes a stage's targets, if it keeps them."""
         if not self.caches(stage):
             return None
@@ -179,10 +280,36 @@ class Run:
             engine.compute_targets(self.spec(stage), self.frozen, images)
         )
 
+    def feed(self, program: engine.Program, chunks, targets):
+        """Yields what each chunk of steps reads: images on the devices, and indices."""
+        size, batches = self.config.batch_size, program.spec.batches
+        if not self.streamed:
+            block = {"images": self.resident}
+            if targets is not None:
+                block["targets"] = targets
+            count = len(self.images)
+            for first, steps in chunks:
+                rows = feeding.local_indices(
+                    self.seed, count, size, first, steps, batches
+                )
+                yield block, rows
+            return
+        blocks = feeding.stream(self.images, self.seed, size, chunks, batches)
+        for (_, steps), images in zip(chunks, blocks, strict=True):
+            rows = np.arange(len(images), dtype=np.int32)
+            rows = rows.reshape(steps, *([batches] if batches > 1 else []), -1)
+            short = len(images) // steps * (program.steps - steps)
+            filled = np.concatenate([images, images[:1].repeat(short, axis=0)])
+            yield {"images": parallel.replicate(filled)}, rows
+
+    # --- training ---
+
     def say(self, stage, program, targets, seconds) -> None:
         """Tells how a stage is run."""
         cached = "" if targets is None else ", targets cached"
         fed = "streamed" if self.streamed else "resident"
+        several = len(self.members) > 1
+        cached += f", {len(self.members)} runs at once" if several else ""
         self.bar.say(
             f"{stage.name}: {stage.steps:,} steps, {program.steps:,} a chunk, "
             f"{self.precision}, images {fed}{cached}; ready in {seconds:.1f} s"
@@ -190,13 +317,16 @@ class Run:
         self.bar.describe(stage.name.replace("_", " px "))
         self.watch.start()
 
-    def stage(self, checkpoints, program, train_state, targets, parameters, done):
-        """Trains one stage from step `done` of the run; returns all parameters."""
+    def stage(self, program: engine.Program, train_state, targets, done: int) -> None:
+        """Trains one stage from step `done` of the run."""
         stage, config = program.spec.stage, self.config
+        span = self.span(stage)
+        looking = config.early_stopping.every and stage == self.plan[-1]
         first, pending = max(done, stage.start), None
         chunks = []
         while first < stage.end:
-            steps = min(program.steps, stage.end - first)
+            left = span - (first - stage.start) % span
+            steps = min(program.steps, left, stage.end - first)
             chunks.append((first, steps))
             first += steps
         for (first, steps), (block, indices) in zip(
@@ -207,102 +337,180 @@ class Run:
             )
             # the devices are busy with this chunk while the host looks at the last
             self.record(pending)
-            pending = _Pending(stage, first, (scalars, steps))
+            if not self.active:
+                return
+            pending = _Pending(stage, first, steps, scalars)
             end = first + steps
-            if end == stage.end or _crosses(first, end, config.checkpoint_every):
+            look = looking and ((end - stage.start) % span == 0 or end == stage.end)
+            if (
+                look
+                or end == stage.end
+                or _crosses(first, end, config.checkpoint_every)
+            ):
                 self.record(pending)
                 pending = None
-                trained = jax.device_get(train_state)
-                _check_finite(trained.parameters, end, stage)
-                parameters = state.merge(parameters, trained.parameters)
-                adam = trained.optimizer[0]
-                checkpoints.save(
-                    end,
-                    {
-                        "parameters": parameters,
-                        "optimizer": {
-                            "count": adam.count,
-                            "mu": adam.mu,
-                            "nu": adam.nu,
-                        },
-                    },
-                )
+                self.save(train_state, stage, end, look)
+                if not self.active:
+                    return
             if end < stage.end and _crosses(first, end, config.sample_every):
                 self.record(pending)
                 pending = None
-                trained = jax.device_get(train_state.parameters)
-                self.samples(state.merge(parameters, trained), stage, end)
-        return parameters
+                for member, one in self.each(train_state):
+                    self.samples(member, state.trained(one), stage, end)
 
-    def feed(self, program, chunks, targets):
-        """Yields what each chunk of steps reads: images on the devices, and indices."""
-        config, count = self.config, len(self.images)
-        if not self.streamed:
-            block = {"images": self.resident}
-            if targets is not None:
-                block["targets"] = targets
-            for first, steps in chunks:
+    def each(self, train_state):
+        """Yields each member that still trains and its part of a state, on the host."""
+        found = jax.device_get(train_state).replace(step=None)
+        for number, member in enumerate(self.members):
+            if member.active:
                 yield (
-                    block,
-                    feeding.local_indices(
-                        config.seed, count, config.batch_size, first, steps
-                    ),
+                    member,
+                    found
+                    if len(self.members) == 1
+                    else jax.tree.map(lambda leaf, i=number: leaf[i], found),
                 )
+
+    def save(self, train_state, stage: stages.Stage, end: int, look: bool) -> None:
+        """Saves every member's checkpoint, after a look at its held-out loss if due."""
+        for member, one in self.each(train_state):
+            if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(one)):
+                self.give_up(
+                    member,
+                    f"parameters are not finite after step {end} ({stage.name})",
+                )
+                continue
+            member.parameters = state.merge(member.parameters, state.trained(one))
+            if look:
+                # noted before the checkpoint: one that exists has all looks behind it
+                self.look(member, stage, end)
+            tree = {
+                "parameters": member.parameters,
+                "optimizer": _moments(one.optimizer),
+            }
+            if self.critic:
+                tree["critic_optimizer"] = _moments(one.critic_optimizer)
+            member.checkpoints.save(end, tree)
+            if self.stops(member):
+                self.finish(member, end)
+
+    def look(self, member: Member, stage: stages.Stage, end: int) -> None:
+        """Computes a member's loss on the held-out images and writes it."""
+        assert self.held_out is not None  # validated: it goes with a fold
+        if self.judge is None:
+            self.judge = self.scorer(member, stage, self.precision)
+        scores = self.judge.with_parameters(member.parameters, end)(self.held_out)
+        loss = float(np.mean(scores, dtype=np.float64))
+        member.looks.append(stopping.Look(end - stage.start, loss))
+        if member.writer is not None:
+            member.writer.write(end, {"stage": stage.name, "held_out_loss": loss})
+
+    def stops(self, member: Member) -> bool:
+        """Says whether early stopping has had enough of a member."""
+        options = self.config.early_stopping
+        return stopping.ended(member.looks, options.patience, options.min_delta)
+
+    def ask(self, stage: stages.Stage) -> None:
+        """Lets the caller give up members after a stage."""
+        if self.after_stage is None:
             return
-        for images in feeding.stream(
-            self.images, config.seed, config.batch_size, chunks
-        ):
-            steps, part = images.shape[:2]
-            flat = images.reshape(steps * part, *images.shape[2:])
-            short = (program.steps - steps) * part
-            flat = np.concatenate([flat, flat[:1].repeat(short, axis=0)])
-            rows = np.arange(steps * part, dtype=np.int32).reshape(steps, part)
-            yield {"images": parallel.replicate(flat)}, rows
+        for number, member in enumerate(self.members):
+            if member.active:
+                scorer = self.scorer(member, stage, self.precision)
+                member.active = self.after_stage(number, stage, scorer)
+
+    def scorer(self, member: Member, stage: stages.Stage, precision: str) -> Scorer:
+        """Returns a member, as it stands at the end of a stage, as a scorer."""
+        return Scorer(
+            member.config,
+            stage,
+            stage.end,
+            member.parameters,
+            self.weights,
+            self.statistics,
+            batch_size=64,
+            precision=precision,
+        )
+
+    def finish(self, member: Member, end: int) -> None:
+        """Notes that a member is done, and draws what it makes of some images."""
+        member.active = False
+        self.samples(member, member.parameters, self.plan[-1], end)
+        if member.looks and self.main:
+            member.checkpoints.wait()
+            start = self.plan[-1].start
+            stopping.write(member.folder, member.config, member.looks, start)
+
+    def give_up(self, member: Member, what: str) -> None:
+        """Notes that a member has failed; ends the run if it was the last one."""
+        member.active = False
+        member.failure = (
+            f"{what}: training diverged. The last checkpoint before it is kept; a "
+            "lower --config.optimizer.learning_rate in a new workdir may help"
+        )
 
     def record(self, pending: _Pending | None) -> None:
         """Waits for a chunk's losses, checks them and writes what is due."""
         if pending is None:
             return
-        scalars, steps = pending.scalars
-        losses = np.asarray(jax.device_get(scalars["loss"]), np.float64)[:steps]
-        bad = np.flatnonzero(~(losses <= LIMIT))
-        if bad.size:
-            raise _diverged(
-                f"the loss of step {pending.first + int(bad[0]) + 1} "
-                f"({pending.stage.name}) is {losses[bad[0]]:g}"
-            )
+        stage, first, steps = pending.stage, pending.first, pending.steps
+        found = {
+            # [steps, members]
+            name: np.asarray(values, np.float64)[:steps].reshape(steps, -1)
+            for name, values in jax.device_get(pending.scalars).items()
+        }
+        for number, member in enumerate(self.members):
+            losses = found["loss"][:, number]
+            bad = np.flatnonzero(~(losses <= LIMIT))
+            if member.active and bad.size:
+                self.give_up(
+                    member,
+                    f"the loss of step {first + int(bad[0]) + 1} "
+                    f"({stage.name}) is {losses[bad[0]]:g}",
+                )
         rate = self.watch.add(steps * self.config.batch_size)
-        for offset, loss in enumerate(losses):
-            self.window.append(float(loss))
-            number = pending.first + offset + 1
-            if number % self.config.log_every == 0 or number == pending.stage.end:
-                alpha = float(pending.stage.alpha(number - 1 - pending.stage.start))
-                if self.writer is not None:
-                    self.writer.write(
-                        number,
-                        {
-                            "stage": pending.stage.name,
-                            "alpha": alpha,
-                            "loss": float(np.mean(self.window)),
-                            "images_per_second": rate,
-                        },
-                    )
-                self.window.clear()
-        last = pending.first + steps
+        active = [i for i, member in enumerate(self.members) if member.active]
+        if not active:
+            return
+        for i in active:
+            mine = {name: values[:, i] for name, values in found.items()}
+            self.log(self.members[i], stage, first, mine, rate)
+        last = first + steps
         self.bar.update(
-            pending.stage,
+            stage,
             last,
-            float(pending.stage.alpha(last - 1 - pending.stage.start)),
-            float(losses[-1]),
+            float(stage.alpha(last - 1 - stage.start)),
+            float(found["loss"][-1, active].mean()),
             rate,
         )
 
-    def samples(self, parameters, stage, number: int) -> None:
-        """Draws a grid of training images and their reconstructions."""
+    def log(self, member: Member, stage, first: int, scalars, rate: float) -> None:
+        """Writes the means of a member's scalars at the steps where they are due."""
+        for offset in range(len(scalars["loss"])):
+            for name, values in scalars.items():
+                member.window[name].append(float(values[offset]))
+            number = first + offset + 1
+            if number % self.config.log_every and number != stage.end:
+                continue
+            if member.writer is not None:
+                means = {k: float(np.mean(v)) for k, v in member.window.items()}
+                alpha = float(stage.alpha(number - 1 - stage.start))
+                member.writer.write(
+                    number,
+                    {
+                        "stage": stage.name,
+                        "alpha": alpha,
+                        **means,
+                        "images_per_second": rate,
+                    },
+                )
+            member.window.clear()
+
+    def samples(self, member: Member, parameters, stage, number: int) -> None:
+        """Draws a grid of training images and a member's reconstructions."""
         if self.main:
             alpha = float(stage.alpha(number - 1 - stage.start))
             samples.write(
-                self.folder / "samples" / f"{number:08d}_{stage.name}.png",
+                member.folder / "samples" / f"{number:08d}_{stage.name}.png",
                 self.spec(stage),
                 parameters,
                 self.images[:8],
@@ -310,17 +518,24 @@ class Run:
             )
 
 
-def _check_finite(parameters, number: int, stage: stages.Stage) -> None:
-    """Refuses parameters that the loss of the step before could not tell of yet."""
-    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(parameters)):
-        raise _diverged(f"parameters are not finite after step {number} ({stage.name})")
+def _stack(trees: Sequence[Any]) -> Any:
+    """Joins members' trees along a leading axis; a single one stays as it is."""
+    if len(trees) == 1:
+        return trees[0]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
-def _diverged(what: str) -> errors.DpaError:
-    return errors.DpaError(
-        f"{what}: training diverged. The last checkpoint before it is kept; a lower "
-        "--config.optimizer.learning_rate in a new workdir may help"
-    )
+def _moments(optimizer: Any) -> dict[str, Any]:
+    """Returns Adam's state as a checkpoint holds it."""
+    adam = optimizer[0]
+    return {"count": adam.count, "mu": adam.mu, "nu": adam.nu}
+
+
+def _adam(moments: Any) -> Any:
+    """Returns Adam's state from a checkpoint's part."""
+    template = state.optimizer(0.0).init({"": moments["mu"]})
+    leaves = [moments["count"], moments["mu"], moments["nu"]]
+    return jax.tree.unflatten(jax.tree.structure(template), leaves)
 
 
 def _crosses(first: int, end: int, every: int) -> bool:

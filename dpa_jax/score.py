@@ -1,5 +1,6 @@
 """Anomaly scores and maps from a trained run (section 3.3 of the paper; method 1)."""
 
+import copy
 import functools
 import os
 import pathlib
@@ -10,7 +11,17 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from dpa_jax import checkpoint, engine, errors, frozen, models, stages, state, step
+from dpa_jax import (
+    checkpoint,
+    engine,
+    errors,
+    frozen,
+    models,
+    stages,
+    state,
+    step,
+    stopping,
+)
 from dpa_jax import images as images_lib
 from dpa_jax import losses as losses_lib
 from dpa_jax import workdir as workdir_lib
@@ -48,15 +59,26 @@ class Scorer:
         self._precision = precision
         self._alpha = float(stage.alpha(trained - 1 - stage.start))
         dtype = step.compute_dtype(precision)
-        names = state.block_names(self._architecture, stage)
+        self._names = state.block_names(self._architecture, stage)
         self._arguments = jax.device_put(
             (
-                state.select(parameters, names),
+                state.select(parameters, self._names),
                 frozen.cast(weights, dtype),
                 frozen.cast(statistics, jnp.float32),
             )
         )
         self._run = functools.cache(self._program)
+
+    def with_parameters(self, parameters: state.Parameters, trained: int) -> "Scorer":
+        """Returns the same with the parameters of another step of a stabilization.
+
+        It shares the compiled programs.
+        """
+        other = copy.copy(self)
+        other.trained = trained
+        chosen = jax.device_put(state.select(parameters, self._names))
+        other._arguments = (chosen, *self._arguments[1:])
+        return other
 
     @property
     def resolution(self) -> int:
@@ -185,6 +207,8 @@ def load(
 ) -> Scorer:
     """Loads a trained run, or the last checkpoint of one that is still training.
 
+    Of a run that early stopping ended this is the best step, not the last.
+
     Args:
       workdir: as `train` leaves it.
       batch_size: images at a time.
@@ -196,7 +220,13 @@ def load(
     """
     folder = pathlib.Path(workdir)
     config = workdir_lib.read_config(folder)
-    trained = checkpoint.latest(folder)
+    if config.population.seeds > 1:
+        raise errors.DpaError(
+            f"{folder} holds {config.population.seeds} runs; give one of them, such as "
+            f"{folder / workdir_lib.MEMBERS / '0'}"
+        )
+    stopped = stopping.result(folder)
+    trained = stopped.trained if stopped else checkpoint.latest(folder)
     if trained is None:
         raise errors.DpaError(f"{folder} has no checkpoint yet; train it first")
     parameters = checkpoint.restore(folder, trained)["parameters"]

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dpa_jax import adversarial
 from dpa_jax.models import Architecture, Decoder, Encoder
 from dpa_jax.stages import Stage
 
-# {"encoder": {"block_64": {...}, ...}, "decoder": {...}}
+# {"encoder": {"block_64": {...}, ...}, "decoder": {...}}, and "critic" if there is one
 Parameters = Mapping[str, Mapping[str, Any]]
 
 
@@ -19,17 +20,21 @@ class TrainState(flax.struct.PyTreeNode):
     """What changes from step to step.
 
     Attributes:
-      step: int32, within the stage.
-      parameters: float32, those of the stage alone.
+      step: int32, within the stage; None where a single update is spoken of.
+      parameters: float32, those of the stage's autoencoder alone.
       optimizer: Adam's moments over them.
+      critic: float32, the stage's blocks of the critic; None if there is none.
+      critic_optimizer: Adam's moments over them.
     """
 
-    step: jax.Array
+    step: jax.Array | None
     parameters: Parameters
     optimizer: optax.OptState
+    critic: Mapping[str, Any] | None = None
+    critic_optimizer: optax.OptState | None = None
 
 
-def optimizer(learning_rate: float) -> optax.GradientTransformation:
+def optimizer(learning_rate: float | jax.Array) -> optax.GradientTransformation:
     """Returns Adam as published: 0.9, 0.999, 1e-8, no schedule.
 
     Over one flat vector, since an update of each of the 60 to 90 tensors by itself is
@@ -38,7 +43,9 @@ def optimizer(learning_rate: float) -> optax.GradientTransformation:
     return optax.flatten(optax.adam(learning_rate, b1=0.9, b2=0.999, eps=1e-8))
 
 
-def _init_stage(key: jax.Array, architecture: Architecture, stage: Stage) -> Parameters:
+def _init_stage(
+    key: jax.Array, architecture: Architecture, stage: Stage, critic: bool
+) -> Parameters:
     encoder, decoder = Encoder(architecture, stage), Decoder(architecture, stage)
     encoder_key, decoder_key = jax.random.split(key)
     side, latent = stage.resolution, architecture.latent_resolution
@@ -48,38 +55,51 @@ def _init_stage(key: jax.Array, architecture: Architecture, stage: Stage) -> Par
     )
     # lazily: drawn without running the networks, each of whose operations would have
     # to be compiled
-    encoder_variables = encoder.lazy_init(encoder_key, x)
-    decoder_variables = decoder.lazy_init(decoder_key, z)
-    return {
-        "encoder": encoder_variables["params"],
-        "decoder": decoder_variables["params"],
+    drawn = {
+        "encoder": encoder.lazy_init(encoder_key, x),
+        "decoder": decoder.lazy_init(decoder_key, z),
     }
+    if critic:
+        network = Encoder(adversarial.critic_architecture(architecture), stage)
+        drawn["critic"] = network.lazy_init(jax.random.fold_in(key, 2), x)
+    return {part: variables["params"] for part, variables in drawn.items()}
 
 
 def initialize(
-    key: jax.Array, architecture: Architecture, plan: Iterable[Stage]
+    key: jax.Array,
+    architecture: Architecture,
+    plan: Iterable[Stage],
+    critic: bool = False,
 ) -> Parameters:
     """Draws the initial value of every block that any stage uses.
 
     A block's value depends on `key` and its name alone: stages agree about it. Drawn
     on the CPU, so that a run begins with the same parameters on any accelerator.
+
+    Args:
+      key: of `jax.random`.
+      architecture: of the networks.
+      plan: the stages.
+      critic: whether to draw a critic's too; the others do not depend on it.
     """
-    parameters: Parameters = {"encoder": {}, "decoder": {}}
+    parameters: Parameters = {}
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         # the highest transitions hold most blocks; not jitted, since to compile some
         # sixty random draws takes ten times as long as to make them
         for stage in reversed(tuple(plan)):
-            names = block_names(architecture, stage)
-            if any(set(names[part]) - set(parameters[part]) for part in names):
-                drawn = _init_stage(key, architecture, stage)
+            names = block_names(architecture, stage, critic)
+            if any(set(names[part]) - set(parameters.get(part, ())) for part in names):
+                drawn = _init_stage(key, architecture, stage, critic)
                 parameters = merge(parameters, drawn)
     return parameters
 
 
-def block_names(architecture: Architecture, stage: Stage) -> dict[str, tuple[str, ...]]:
-    """Returns the names of the blocks that a stage uses, of encoder and decoder."""
+def block_names(
+    architecture: Architecture, stage: Stage, critic: bool = False
+) -> dict[str, tuple[str, ...]]:
+    """Returns the names of the blocks that a stage uses, by network."""
     shapes = jax.eval_shape(
-        lambda key: _init_stage(key, architecture, stage), jax.random.key(0)
+        lambda key: _init_stage(key, architecture, stage, critic), jax.random.key(0)
     )
     return {part: tuple(sorted(blocks)) for part, blocks in shapes.items()}
 
@@ -94,7 +114,10 @@ def select(parameters: Parameters, names: Mapping[str, Iterable[str]]) -> Parame
 
 def merge(parameters: Parameters, trained: Parameters) -> Parameters:
     """Returns all parameters, those in `trained` replaced."""
-    return {part: {**parameters[part], **trained[part]} for part in parameters}
+    return {
+        part: {**parameters.get(part, {}), **trained.get(part, {})}
+        for part in {**parameters, **trained}
+    }
 
 
 def count(parameters: Parameters) -> int:
@@ -106,15 +129,26 @@ def begin(
     parameters: Parameters,
     architecture: Architecture,
     stage: Stage,
-    learning_rate: float,
+    critic: bool = False,
 ) -> TrainState:
     """Returns a stage's first state: its blocks and a fresh Adam over them."""
     # copied, because the state is donated and `parameters` must outlive it
     active = jax.tree.map(
-        jnp.copy, select(parameters, block_names(architecture, stage))
+        jnp.copy, select(parameters, block_names(architecture, stage, critic))
     )
+    judge = active.pop("critic", None)
+    adam = optimizer(0.0)  # whose state does not depend on the rate
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         parameters=active,
-        optimizer=optimizer(learning_rate).init(active),
+        optimizer=adam.init(active),
+        critic=judge,
+        critic_optimizer=None if judge is None else adam.init(judge),
     )
+
+
+def trained(state: TrainState) -> Parameters:
+    """Returns the blocks of a state by network, as `merge` takes them."""
+    if state.critic is None:
+        return state.parameters
+    return {**state.parameters, "critic": state.critic}

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
+from dpa_jax import adversarial, losses, models, vgg
 from dpa_jax import images as images_lib
-from dpa_jax import losses, models, vgg
 from dpa_jax import state as state_lib
 from dpa_jax.stages import Stage
 
@@ -28,12 +28,15 @@ class Frozen:
     Attributes:
       vgg: weights up to the deepest layer in use, in the dtype of the computation.
       statistics: of the layers in use, float32.
-      key: of `jax.random`, for the augmentation.
+      key: of `jax.random`, for what is drawn at random in a step.
+      learning_rate: of Adam, float32; of a population one for each member, `[P]`. An
+        argument, so that runs of other rates share a compiled program.
     """
 
     vgg: vgg.Weights
     statistics: Mapping[str, Mapping[str, jax.Array]]
     key: jax.Array
+    learning_rate: jax.Array
 
 
 jax.tree_util.register_dataclass(Frozen)
@@ -47,34 +50,50 @@ class StepSpec:
       stage: of growth.
       architecture: of the networks.
       loss: of the stage.
-      learning_rate: of Adam.
       horizontal_flip: see `images.augment`.
       vertical_flip: likewise.
       precision: `bfloat16`, `tensorfloat32` or `float32`.
+      adversarial: weight of the critic's term; 0 for no critic.
+      discriminator_steps: of the critic before each of the autoencoder.
+      members: autoencoders trained at once on the same batches, each with its own
+        parameters and rate; with more than one, these have a leading axis.
     """
 
     stage: Stage
     architecture: models.Architecture
     loss: losses.StageLoss
-    learning_rate: float
     horizontal_flip: bool = False
     vertical_flip: bool = False
     precision: str = "float32"
+    adversarial: float = 0.0
+    discriminator_steps: int = 2
+    members: int = 1
 
     @classmethod
     def from_config(
-        cls, config: ml_collections.ConfigDict, stage: Stage, precision: str
+        cls,
+        config: ml_collections.ConfigDict,
+        stage: Stage,
+        precision: str,
+        members: int = 1,
     ) -> "StepSpec":
         """Takes what it needs from a validated configuration."""
         return cls(
             stage=stage,
             architecture=models.Architecture.from_config(config),
             loss=losses.StageLoss.from_config(config, stage),
-            learning_rate=config.optimizer.learning_rate,
             horizontal_flip=config.data.horizontal_flip,
             vertical_flip=config.data.vertical_flip,
             precision=precision,
+            adversarial=config.loss.adversarial,
+            discriminator_steps=config.adversarial.discriminator_steps,
+            members=members,
         )
+
+    @property
+    def batches(self) -> int:
+        """How many batches a step takes: the critic's steps have one each."""
+        return 1 + self.discriminator_steps if self.adversarial else 1
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -153,54 +172,143 @@ def train_step(
 ) -> tuple[state_lib.TrainState, dict[str, jax.Array]]:
     """Takes one step of Adam on the mean loss of a batch.
 
+    With a critic this first takes its own steps, each on a batch of its own (method,
+    section 4).
+
     Args:
       spec: static.
       state: see `TrainState`.
       frozen: see `Frozen`.
-      images: uint8 `[B, S, S, C]`, this device's part of the batch.
-      cached: what `targets` gives for these images, if it was computed before.
+      images: uint8 `[B, S, S, C]`, this device's part of the batch; with a critic
+        `[1 + discriminator_steps, B, S, S, C]`, the last the autoencoder's.
+      cached: what `targets` gives for the autoencoder's, if it was computed before.
       axis_name: of the devices to average gradients over.
 
     Returns:
-      The next state, and float32 scalars: `loss` of the whole batch before the step.
+      The next state, and float32 scalars, of a population `[P]` each: `loss`, that of
+      the autoencoder on the whole batch before the step, and what a critic has to say.
     """
-    batch, stage = len(images), spec.stage
-    place = jax.lax.axis_index(axis_name) if axis_name else 0
+    stage = spec.stage
     key = jax.random.fold_in(frozen.key, stage.start + state.step)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(
-        key, place * batch + jnp.arange(batch)
-    )
     alpha = jnp.asarray(stage.alpha(state.step), jnp.float32)
-    x = prepare(spec, images, keys, alpha)
+    *others, last = images if spec.adversarial else images[None]
+    batch = len(last)
+    place, devices = 0, 1
+    if axis_name:
+        place, devices = jax.lax.axis_index(axis_name), jax.lax.axis_size(axis_name)
+
+    def see(images, row):
+        # a key for each image of a step, wherever in the step and on which device
+        number = (row * devices + place) * batch + jnp.arange(batch)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, number)
+        return prepare(spec, images, keys, alpha), keys
+
+    judged = [see(images, row) for row, images in enumerate(others, start=1)]
+    x, _ = see(last, 0)
     real = targets(spec, frozen, x) if cached is None else cached
 
-    def mean_loss(parameters):
-        _, y = models.reconstruct(
-            parameters,
-            x,
-            alpha,
-            architecture=spec.architecture,
-            stage=stage,
-            dtype=spec.dtype,
+    def update(member, learning_rate):
+        adam = state_lib.optimizer(learning_rate)
+        scalars = {}
+        for seen, keys in judged:
+            t = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 3)))(
+                keys
+            )
+            member, scalars = _critic_step(
+                spec, member, adam, seen, t, alpha, axis_name
+            )
+        member, loss = _autoencoder_step(
+            spec, member, adam, frozen, x, real, alpha, axis_name
         )
+        return member, {**loss, **scalars}
+
+    member = state.replace(step=None)
+    if spec.members > 1:
+        update = _over_members(update, spec.members)
+    member, scalars = update(member, frozen.learning_rate)
+    return member.replace(step=state.step + 1), scalars
+
+
+def _over_members(function, members: int):
+    """Maps a function over the leading axis of its arguments.
+
+    By vmap, but on CPU one member after the other: a convolution whose kernels differ
+    from member to member becomes a grouped one, which XLA's CPU backend does two to
+    four times slower than as many plain ones (16 channels, 8 to 32 pixels, two cores,
+    JAX 0.10.2; the same was 20 to 90 times slower in a loop of the program).
+    """
+    if jax.default_backend() != "cpu":
+        return jax.vmap(function)
+
+    def unrolled(*arguments):
+        results = [
+            function(*jax.tree.map(lambda leaf, i=i: leaf[i], arguments))
+            for i in range(members)
+        ]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
+
+    return unrolled
+
+
+def _autoencoder_step(spec, member, adam, frozen, x, real, alpha, axis_name):
+    """Updates the autoencoder once on the images `x`, whose targets are `real`."""
+
+    def mean_loss(parameters):
+        y = _reconstruct(spec, parameters, x, alpha)
         value = losses.stage_per_image(
             spec.loss, frozen.vgg, frozen.statistics, real, x, y, alpha
-        )
-        return value.mean()
+        ).mean()
+        if not spec.adversarial:
+            return value, {"loss": value}
+        term = adversarial.generator_loss(_critic(spec, member.critic, alpha), y)
+        total = value + spec.adversarial * term
+        return total, {"loss": total, "reconstruction_loss": value}
 
-    loss, gradient = jax.value_and_grad(mean_loss)(state.parameters)
+    gradient, scalars = jax.grad(mean_loss, has_aux=True)(member.parameters)
     if axis_name:
-        loss, gradient = jax.lax.pmean((loss, gradient), axis_name)
-    updates, optimizer = state_lib.optimizer(spec.learning_rate).update(
-        gradient, state.optimizer
+        scalars, gradient = jax.lax.pmean((scalars, gradient), axis_name)
+    updates, optimizer = adam.update(gradient, member.optimizer)
+    parameters = optax.apply_updates(member.parameters, updates)
+    return member.replace(parameters=parameters, optimizer=optimizer), scalars
+
+
+def _critic_step(spec, member, adam, x, t, alpha, axis_name):
+    """Updates the critic once on the images `x` and their reconstructions."""
+    y = _reconstruct(spec, member.parameters, x, alpha)
+
+    def loss(critic):
+        rate = _critic(spec, critic, alpha)
+        value, scalars = adversarial.critic_loss(rate, x, y, t)
+        return value, {"critic_loss": value, **scalars}
+
+    gradient, scalars = jax.grad(loss, has_aux=True)(member.critic)
+    if axis_name:
+        scalars, gradient = jax.lax.pmean((scalars, gradient), axis_name)
+    updates, optimizer = adam.update(gradient, member.critic_optimizer)
+    critic = optax.apply_updates(member.critic, updates)
+    return member.replace(critic=critic, critic_optimizer=optimizer), scalars
+
+
+def _reconstruct(spec, parameters, x, alpha):
+    _, y = models.reconstruct(
+        parameters,
+        x,
+        alpha,
+        architecture=spec.architecture,
+        stage=spec.stage,
+        dtype=spec.dtype,
     )
-    return (
-        state.replace(
-            step=state.step + 1,
-            parameters=optax.apply_updates(state.parameters, updates),
-            optimizer=optimizer,
-        ),
-        {"loss": loss},
+    return y
+
+
+def _critic(spec, parameters, alpha):
+    return functools.partial(
+        adversarial.critique,
+        parameters,
+        alpha=alpha,
+        architecture=adversarial.critic_architecture(spec.architecture),
+        stage=spec.stage,
+        dtype=spec.dtype,
     )
 
 
@@ -210,15 +318,16 @@ def single(
     """Returns a step that gathers its own batch: `(state, frozen, data, index)`.
 
     Its `data` are `{"images": uint8 [N, S, S, C]}` and, with cached targets,
-    `{"targets": features of each image, [N, ...]}`; its `index` int32 `[B]`.
+    `{"targets": features of each image, [N, ...]}`; its `index` int32 `[B]`, or with a
+    critic `[1 + discriminator_steps, B]`.
     """
 
     def run(state, frozen, data, index):
         with exact(spec.precision):
-            taken = jax.tree.map(lambda values: values[index], data)
-            return train_step(
-                spec, state, frozen, taken["images"], taken.get("targets"), axis_name
-            )
+            images = data["images"][index]
+            last = index[-1] if spec.adversarial else index
+            cached = jax.tree.map(lambda values: values[last], data.get("targets"))
+            return train_step(spec, state, frozen, images, cached, axis_name)
 
     return run
 
@@ -226,10 +335,10 @@ def single(
 def chunk(
     spec: StepSpec, axis_name: str | None = None
 ) -> Callable[..., tuple[state_lib.TrainState, dict[str, jax.Array]]]:
-    """Returns many steps as one program: `(state, frozen, data, indices [K, B])`.
+    """Returns many steps as one program: `(state, frozen, data, indices [K, ...])`.
 
     Steps beyond the stage's end leave the state alone, so that a stage whose last chunk
-    is shorter needs no second executable. Scalars come back as `[K]`.
+    is shorter needs no second executable. Scalars come back with a leading `[K]`.
     """
     step = single(spec, axis_name)
 

@@ -1,25 +1,34 @@
 """From a configuration and images to a trained workdir."""
 
+import contextlib
+import dataclasses
 import os
 import pathlib
+from collections.abc import Sequence
 
 import jax
 import ml_collections
+import numpy as np
 
 from dpa_jax import (
     checkpoint,
     data,
     errors,
+    folds,
     frozen,
     metrics,
     parallel,
     stages,
+    stopping,
     workdir,
 )
 from dpa_jax import config as config_lib
-from dpa_jax.data import feeding
-from dpa_jax.run import Run
+from dpa_jax.data import feeding, labels
+from dpa_jax.run import AfterStage, Member, Run
 from dpa_jax.slides import provenance
+
+# what runs that are trained at once may differ in
+_OWN = ("seed", "optimizer.learning_rate")
 
 
 def train(
@@ -32,7 +41,9 @@ def train(
 
     Args:
       config: see `config.default_config`.
-      folder: the workdir; made if it does not exist.
+      folder: the workdir; made if it does not exist. With `population.seeds` above 1
+        the runs lie in its `members/0`, `members/1` and so on, each an ordinary
+        workdir.
       visible: whether to show progress on stderr.
 
     Returns:
@@ -44,73 +55,239 @@ def train(
         cannot be written. What was saved before stays.
     """
     config_lib.validate(config)
-    parallel.check_batch(config.batch_size, jax.device_count())
     folder, main = pathlib.Path(folder), parallel.is_main_process()
     visible = visible and main
-    plan = stages.schedule(config)
-
-    # --- the workdir, and how far it has come ---
-    if main:
-        workdir.claim(folder, config)
-    parallel.barrier("workdir")
-    done = checkpoint.latest(folder) or 0
-    if done >= plan[-1].end:
+    configs = members(config)
+    folders = [folder]
+    if len(configs) > 1:
+        folders = [folder / workdir.MEMBERS / str(i) for i in range(len(configs))]
+        for one, place in zip(configs, folders, strict=True):
+            if main:
+                workdir.claim(place, one)
+        if main:
+            workdir.claim(folder, config)
+    end = stages.schedule(config)[-1].end
+    if not any(_remaining(*pair, end) for pair in zip(configs, folders, strict=True)):
         if visible:
-            metrics.say(f"{folder} is finished: {done:,} steps; nothing left to train.")
+            metrics.say(f"{folder} is finished: {end:,} steps; nothing left to train.")
             metrics.say(f"Next: dpa-jax evaluate --workdir={folder}")
         return folder
-    with checkpoint.Checkpoints(folder, keep=[s.end for s in plan]) as checkpoints:
-        # --- images, weights, statistics ---
-        with metrics.counting("reading images", "images", visible) as show:
-            images = data.load(
-                _location(config),
-                data.Preprocessing.from_config(config),
-                skip_corrupt=config.data.skip_corrupt,
-                workers=config.data.workers,
-                progress=show,
-                data_dir=config.data.data_dir or None,
-            )
-        if images.skipped and visible:
-            metrics.say(
-                f"{len(images.skipped)} of {len(images) + len(images.skipped)} images "
-                f"cannot be used and are left out: see {folder}/skipped.csv"
-            )
-        images = _normal(images, visible)
-        # refused before anything is computed, if there are too few images
-        feeding.batch_indices(config.seed, len(images), config.batch_size, 0, 1)
-        layers = frozen.layers_in_use(config, plan)
-        weights = frozen.load_weights(config, layers)
-        if main:
-            workdir.record_images(folder, images)
-            provenance.keep_stains(folder, config)
-            frozen.check_fingerprint(folder, config, weights)
-            frozen.load_or_compute_statistics(
-                config, layers, weights, images.images, folder, visible
-            )
-            workdir.write_json(
-                folder / "environment.json", workdir.environment(config.seed)
-            )
-        parallel.barrier("statistics")
-        statistics = frozen.load_or_compute_statistics(
-            config, layers, weights, images.images, folder, False
-        )
-
-        # --- train ---
-        run = Run(config, folder, plan, images.images, weights, statistics, visible)
-        run.go(checkpoints, done)
+    failures = train_together(configs, folders, visible=visible)
+    for place, failure in zip(folders, failures, strict=True):
+        if failure is not None:
+            where = f"{place}: " if len(folders) > 1 else ""
+            raise errors.DpaError(where + failure)
     if visible:
-        metrics.say(f"{folder} is finished: {plan[-1].end:,} steps.")
+        stopped = [stopping.result(place) for place in folders]
+        steps = [s.trained if s else end for s in stopped]
+        metrics.say(
+            f"{folder} is finished: {', '.join(f'{s:,}' for s in steps)} steps."
+        )
         metrics.say(f"Next: dpa-jax evaluate --workdir={folder}")
     return folder
 
 
-def _location(config: ml_collections.ConfigDict) -> str:
+def members(
+    config: ml_collections.ConfigDict,
+) -> list[ml_collections.ConfigDict]:
+    """Returns the configuration of each run of a population: this one, if it is none.
+
+    Each can be trained alone, with the same result but for rounding.
+    """
+    count = config.population.seeds
+    if count == 1:
+        return [config]
+    return [
+        config_lib.updated(
+            config,
+            {
+                "population.seeds": 1,
+                "seed": config.seed + i,
+                "data.seed": config_lib.data_seed(config),
+            },
+            "population",
+        )
+        for i in range(count)
+    ]
+
+
+def train_together(
+    configs: Sequence[ml_collections.ConfigDict],
+    folders: Sequence[str | os.PathLike],
+    *,
+    images: data.ImageSet | None = None,
+    after_stage: AfterStage | None = None,
+    visible: bool = True,
+) -> list[str | None]:
+    """Trains several runs at once on the same batches, or goes on with them.
+
+    The features of the real images are computed once for all of them. One alone is
+    trained just as well.
+
+    Args:
+      configs: that differ in seed and learning rate alone, their `data.seed` the same.
+      folders: the workdir of each.
+      images: the training images of all folds, if they are loaded already.
+      after_stage: called after each stage but the last with the number of a run, the
+        stage, and the run as it stands; where it returns False, that run is given up.
+        Not called again, on resumption, for stages that were done before.
+      visible: whether to show progress on stderr.
+
+    Returns:
+      For each run why it failed; None if it did not.
+
+    Raises:
+      UsageError: a configuration cannot work, is not that of its workdir, or differs
+        from the others in more than the above.
+      DpaError: images or weights cannot be used, or a workdir cannot be written.
+    """
+    config, main = configs[0], parallel.is_main_process()
+    for one in configs:
+        config_lib.validate(one)
+    _check_alike(configs)
+    parallel.check_batch(config.batch_size, jax.device_count())
+    visible = visible and main
+    plan = stages.schedule(config)
+    places = [pathlib.Path(folder) for folder in folders]
+
+    # --- the workdirs, and how far they have come ---
+    if main:
+        for place, one in zip(places, configs, strict=True):
+            workdir.claim(place, one)
+    parallel.barrier("workdir")
+    todo = [
+        i
+        for i, (one, place) in enumerate(zip(configs, places, strict=True))
+        if _remaining(one, place, plan[-1].end)
+    ]
+    failures: list[str | None] = [None] * len(places)
+    if not todo:
+        return failures
+    done = min(checkpoint.latest(places[i]) or 0 for i in todo)
+    with contextlib.ExitStack() as stack:
+        together = []
+        for i in todo:
+            # with early stopping the best step is among the last ones looked at
+            last = config.early_stopping.patience + 3
+            checkpoints = checkpoint.Checkpoints(
+                places[i],
+                keep=[stage.end for stage in plan],
+                last=last if config.early_stopping.every else 2,
+            )
+            stack.enter_context(checkpoints)
+            checkpoints.forget(done)
+            together.append(Member(configs[i], places[i], checkpoints))
+
+        # --- images, weights, statistics ---
+        if images is None:
+            images = training_images(config, visible=visible)
+        images, held = _divided(images, config)
+        seed = config_lib.data_seed(config)
+        # refused before anything is computed, if there are too few images
+        feeding.batch_indices(seed, len(images), config.batch_size, 0, 1)
+        layers = frozen.layers_in_use(config, plan)
+        weights = frozen.load_weights(config, layers)
+        for i in todo if main else ():
+            workdir.record_images(places[i], images)
+            provenance.keep_stains(places[i], config)
+            frozen.check_fingerprint(places[i], config, weights)
+            frozen.load_or_compute_statistics(
+                config, layers, weights, images.images, places[i], visible
+            )
+            workdir.write_json(
+                places[i] / "environment.json", workdir.environment(configs[i].seed)
+            )
+        parallel.barrier("statistics")
+        statistics = frozen.load_or_compute_statistics(
+            config, layers, weights, images.images, places[todo[0]], False
+        )
+
+        # --- train ---
+        number = {i: todo[i] for i in range(len(todo))}
+        ask = after_stage and (lambda i, *rest: after_stage(number[i], *rest))
+        Run(
+            together,
+            plan,
+            images.images,
+            weights,
+            statistics,
+            held_out=held,
+            after_stage=ask,
+            visible=visible,
+        ).go(done)
+        for i, member in zip(todo, together, strict=True):
+            failures[i] = member.failure
+    return failures
+
+
+def _check_alike(configs: Sequence[ml_collections.ConfigDict]) -> None:
+    """Refuses runs that one program cannot train together."""
+    first = config_lib.flat(configs[0])
+    for other in map(config_lib.flat, configs[1:]):
+        for name, value in first.items():
+            if name not in _OWN and other[name] != value:
+                raise errors.UsageError(
+                    f"runs trained together differ in {name}: {value!r} and "
+                    f"{other[name]!r}; only {' and '.join(_OWN)} may differ"
+                )
+    if len(configs) > 1 and len({config_lib.data_seed(one) for one in configs}) > 1:
+        raise errors.UsageError(
+            "runs trained together see the same batches: give them the same data.seed"
+        )
+
+
+def _remaining(config, folder: pathlib.Path, end: int) -> bool:
+    """Says whether there is something left to train of a run."""
+    if config.early_stopping.every:
+        return stopping.result(folder) is None
+    return (checkpoint.latest(folder) or 0) < end
+
+
+def training_images(
+    config: ml_collections.ConfigDict, *, visible: bool = True
+) -> data.ImageSet:
+    """Loads the normal training images, those of all folds.
+
+    Args:
+      config: validated.
+      visible: whether to show progress on stderr.
+
+    Raises:
+      DpaError: they cannot be used, or none is normal.
+    """
     if not config.data.train:
         raise errors.UsageError(
             "data.train is empty: say where the normal training images are, "
             "such as --config.data.train=DIR"
         )
-    return config.data.train
+    with metrics.counting("reading images", "images", visible) as show:
+        images = data.load(
+            config.data.train,
+            data.Preprocessing.from_config(config),
+            skip_corrupt=config.data.skip_corrupt,
+            workers=config.data.workers,
+            progress=show,
+            data_dir=config.data.data_dir or None,
+        )
+    if images.skipped and visible:
+        metrics.say(
+            f"{len(images.skipped)} of {len(images) + len(images.skipped)} images "
+            "cannot be used and are left out: see skipped.csv in the workdir"
+        )
+    if config.data.normal:
+        found = labels.matches(images, config.data.normal)
+        images = dataclasses.replace(images, labels=np.int8(~found))
+    return _normal(images, visible)
+
+
+def _divided(
+    images: data.ImageSet, config: ml_collections.ConfigDict
+) -> tuple[data.ImageSet, np.ndarray | None]:
+    """Returns the images to train on, and those held out if there are folds."""
+    if not config.data.folds:
+        return images, None
+    held = folds.held_out(images, config.data.folds, config.data.fold)
+    return images.select(~held), images.images[held]
 
 
 def _normal(images: data.ImageSet, visible: bool) -> data.ImageSet:

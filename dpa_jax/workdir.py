@@ -41,7 +41,9 @@ _PREPARED = (
     "weights.json",
 )
 # what it writes while it trains
-_TRAINED = ("checkpoints", "metrics.jsonl", "samples")
+_TRAINED = ("checkpoints", "early_stopping.json", "metrics.jsonl", "samples")
+# the folder of a population's runs, each a workdir
+MEMBERS = "members"
 _PACKAGES = ("dpa_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 

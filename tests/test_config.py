@@ -203,7 +203,7 @@ def changed(config, **values):
         ({"optimizer__learning_rate": 0.0}, "learning_rate is 0.0"),
         ({"optimizer__learning_rate": float("nan")}, "nan; it must be finite"),
         ({"loss__l1": -1.0}, "loss.l1 is -1.0; weights are not negative"),
-        ({"loss__relative_perceptual": 0.0}, "every weight under loss is 0"),
+        ({"loss__relative_perceptual": 0.0}, "that scores images is 0"),
         ({"data__size": 100}, "data.size is 100.*random_crop"),
         ({"data__size": 32, "data__random_crop": True}, "32 is below data.resolution"),
         ({"perceptual__layers": "8:r12"}, "names no layer for 16 pixels"),
@@ -221,6 +221,13 @@ def changed(config, **values):
             "no config key data.chanels; did you mean data.channels",
         ),
         ({"batch_size": "8"}, "batch_size is '8'; it takes int"),
+        ({"loss__relative_perceptual": 0.0, "loss__adversarial": 1.0}, "scores images"),
+        ({"adversarial__discriminator_steps": 0}, "steps is 0; it must be at least 1"),
+        ({"data__folds": 1}, "data.fold is 0 of data.folds 1"),
+        ({"data__folds": 3, "data__fold": 3}, "data.fold is 3 of data.folds 3"),
+        ({"early_stopping__every": 10}, "needs held-out images: set data.folds"),
+        ({"population__seeds": 0}, "population.seeds is 0"),
+        ({"data__seed": -2}, "data.seed is -2"),
     ],
 )
 def test_what_cannot_work_is_refused_by_name(config, values, message):

@@ -61,7 +61,6 @@ def test_streamed_images_are_the_resident_ones():
     images = np.arange(20 * 4, dtype=np.uint8).reshape(20, 2, 2, 1)
     chunks = [(0, 4), (4, 4), (8, 1)]
     blocks = list(feeding.stream(images, 3, 6, chunks))
-    assert [len(block) for block in blocks] == [4, 4, 1]
     for (first, steps), block in zip(chunks, blocks, strict=True):
-        expected = images[feeding.batch_indices(3, 20, 6, first, steps)]
+        expected = images[feeding.batch_indices(3, 20, 6, first, steps).ravel()]
         np.testing.assert_array_equal(block, expected)

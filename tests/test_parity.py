@@ -138,7 +138,10 @@ def test_five_adam_steps(published, arrays, fixture_vgg, fixture_statistics):
         optimizer=state.optimizer(1e-3).init(parameters),
     )
     frozen = step.Frozen(
-        vgg=fixture_vgg, statistics=fixture_statistics, key=jax.random.key(0)
+        vgg=fixture_vgg,
+        statistics=fixture_statistics,
+        key=jax.random.key(0),
+        learning_rate=jnp.float32(1e-3),
     )
     take = jax.jit(step.single(spec))
     data = {"images": jnp.asarray(nhwc(arrays["images"]))}

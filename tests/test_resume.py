@@ -131,7 +131,7 @@ def test_half_written_checkpoint_is_not_taken_and_cleared(growing, whole, tmp_pa
 
 
 def test_other_images_than_it_began_with_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(run.engine, "steps_per_chunk", lambda spec, batch: 2)
+    monkeypatch.setattr(run.engine, "steps_per_chunk", lambda spec, batch, span=0: 2)
     config = run_factory.quick_config()
     config.checkpoint_every = 2
     config.data.train = run_factory.write_npz(tmp_path / "train.npz")

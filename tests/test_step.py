@@ -154,10 +154,8 @@ def test_only_flips_and_crops_make_an_image_look_different():
 
 def test_spec_of_a_config(tiny_config):
     tiny_config.data.horizontal_flip = True
-    tiny_config.optimizer.learning_rate = 0.01
     spec = step.StepSpec.from_config(tiny_config, tiny.GROWING, "bfloat16")
     assert (spec.horizontal_flip, spec.vertical_flip) == (True, False)
-    assert spec.learning_rate == 0.01
     assert spec.dtype == jnp.bfloat16
     assert spec.loss.half.layers == (("r11", 1.0),)
     assert hash(spec) == hash(dataclasses.replace(spec))

@@ -211,14 +211,15 @@ def test_five_steps_of_adam():
     spec = tiny.spec(
         stage,
         architecture=a,
-        learning_rate=1e-3,
         loss=losses.StageLoss(losses.Loss(layers[16]), losses.Loss(layers[8])),
     )
     parameters = tiny.parameters(a, stage)
     images = tiny.images(4, size=32)
 
-    train_state = state.begin(parameters, a, stage, 1e-3)
-    frozen = step.Frozen(VGG, jax.device_put(STATISTICS), jax.random.key(0))
+    train_state = state.begin(parameters, a, stage)
+    frozen = step.Frozen(
+        VGG, jax.device_put(STATISTICS), jax.random.key(0), jnp.float32(1e-3)
+    )
     take = jax.jit(step.single(spec))
     theirs = steps.published(
         steps.StageSpec(16, True, {r: dict(names) for r, names in layers.items()}),

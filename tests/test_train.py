@@ -169,7 +169,7 @@ def test_streamed_images_give_the_same_run(quick, tmp_path):
 
 
 def test_sample_grids_come_as_often_as_asked(quick, tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, "steps_per_chunk", lambda spec, batch: 2)
+    monkeypatch.setattr(engine, "steps_per_chunk", lambda spec, batch, span=0: 2)
     quick.sample_every = 3
     folder = dpa_jax.train(quick, tmp_path / "run", visible=False)
     # of chunks of two steps, at the first end at or after each multiple of three
@@ -180,7 +180,7 @@ def test_sample_grids_come_as_often_as_asked(quick, tmp_path, monkeypatch):
 
 
 def test_checkpoints_come_as_often_as_asked(quick, tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, "steps_per_chunk", lambda spec, batch: 1)
+    monkeypatch.setattr(engine, "steps_per_chunk", lambda spec, batch, span=0: 1)
     quick.checkpoint_every = 2
     folder = dpa_jax.train(quick, tmp_path / "run", visible=False)
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
@@ -195,7 +195,7 @@ def test_checkpoints_come_as_often_as_asked(quick, tmp_path, monkeypatch):
 @pytest.fixture
 def diverging(quick, tmp_path, monkeypatch):
     """Runs with a checkpoint after each step and the loss given for step 4."""
-    monkeypatch.setattr(engine, "steps_per_chunk", lambda spec, batch: 1)
+    monkeypatch.setattr(engine, "steps_per_chunk", lambda spec, batch, span=0: 1)
     quick.checkpoint_every = 1
     real = engine.compile_stage
 

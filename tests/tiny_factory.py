@@ -52,7 +52,6 @@ def spec(stage, **changes):
             "stage": stage,
             "architecture": ARCHITECTURE,
             "loss": loss,
-            "learning_rate": RATE,
             **changes,
         }
     )
@@ -61,7 +60,9 @@ def spec(stage, **changes):
 def frozen(dtype=jnp.float32):
     """VGG19 to c21, statistics, and the key of augmentation."""
     weights = jax.tree.map(lambda w: w.astype(dtype), vgg_weights("c21"))
-    return step.Frozen(weights, jax.device_put(STATISTICS), jax.random.key(5))
+    return step.Frozen(
+        weights, jax.device_put(STATISTICS), jax.random.key(5), jnp.float32(RATE)
+    )
 
 
 def parameters(architecture, *plan):
@@ -80,7 +81,7 @@ def parameters(architecture, *plan):
 
 def begin(stage):
     """The first state of a stage."""
-    return state.begin(parameters(ARCHITECTURE, stage), ARCHITECTURE, stage, RATE)
+    return state.begin(parameters(ARCHITECTURE, stage), ARCHITECTURE, stage)
 
 
 def images(count=20, size=16):

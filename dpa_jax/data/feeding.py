@@ -49,11 +49,24 @@ def batch_indices(
 
 
 def local_indices(
-    seed: int, count: int, batch_size: int, first: int, steps: int
+    seed: int, count: int, batch_size: int, first: int, steps: int, batches: int = 1
 ) -> np.ndarray:
-    """Returns this process's columns of `batch_indices`."""
-    rows = batch_indices(seed, count, batch_size, first, steps)
-    return rows[:, parallel.local_part(batch_size)]
+    """Returns this process's part of what some steps of a run see.
+
+    Args:
+      seed: see `batch_indices`, as for all that is not named here.
+      count: see there.
+      batch_size: see there.
+      first: see there.
+      steps: see there.
+      batches: that each step takes, one after the other.
+
+    Returns:
+      int32 `[steps, part of a batch]`, of several batches `[steps, batches, part]`.
+    """
+    rows = batch_indices(seed, count, batch_size, first * batches, steps * batches)
+    rows = rows[:, parallel.local_part(batch_size)]
+    return rows if batches == 1 else rows.reshape(steps, batches, -1)
 
 
 def stream(
@@ -61,6 +74,7 @@ def stream(
     seed: int,
     batch_size: int,
     chunks: list[tuple[int, int]],
+    batches: int = 1,
 ) -> Iterator[np.ndarray]:
     """Yields the images of chunk after chunk, the next ones gathered meanwhile.
 
@@ -69,15 +83,17 @@ def stream(
       seed: of the run.
       batch_size: of all devices together.
       chunks: the first step of the whole run and the number of steps of each.
+      batches: see `local_indices`.
 
     Yields:
-      uint8 `[K, this process's part of a batch, S, S, C]`.
+      uint8 `[K, S, S, C]`, what `local_indices` names of a chunk, in that order.
     """
     import grain
 
     def gather(chunk: tuple[int, int]) -> np.ndarray:
         first, steps = chunk
-        return images[local_indices(seed, len(images), batch_size, first, steps)]
+        rows = local_indices(seed, len(images), batch_size, first, steps, batches)
+        return images[rows.ravel()]
 
     pipeline = grain.MapDataset.source(chunks).map(gather)
     # two blocks ahead: one being gathered while another travels

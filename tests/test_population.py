@@ -1,0 +1,227 @@
+"""Several runs at once: each as it would be alone."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import run_factory
+import tiny_factory as tiny
+
+import dpa_jax
+from dpa_jax import checkpoint, engine, errors, score, state, step, stopping, training
+from dpa_jax import config as config_lib
+
+TOLERANCE = 1e-5
+
+
+def assert_alike(ours, theirs):
+    step = checkpoint.latest(theirs)
+    assert checkpoint.latest(ours) == step
+    a, b = (checkpoint.restore(w, step)["parameters"] for w in (ours, theirs))
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol=TOLERANCE)
+
+
+def losses(folder):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """Grows, with VGG19, random crops and flips; Adam's steps small (see TINY)."""
+    folder = tmp_path_factory.mktemp("data")
+    config = run_factory.tiny_config()
+    config.data.train = run_factory.write_npz(
+        folder / "train.npz", images=run_factory.images(size=20)
+    )
+    config.data.size = 20
+    config.data.random_crop = config.data.horizontal_flip = True
+    config.optimizer.learning_rate = 1e-4
+    config.seed = 5
+    config.log_every = 1
+    return config
+
+
+@pytest.fixture(scope="module")
+def population(config, tmp_path_factory):
+    config = config.copy_and_resolve_references()
+    config.population.seeds = 3
+    return dpa_jax.train(config, tmp_path_factory.mktemp("three"), visible=False)
+
+
+def test_members_are_ordinary_workdirs(population):
+    names = {path.name for path in (population / "members" / "2").iterdir()}
+    assert names >= {"config.json", "checkpoints", "metrics.jsonl", "statistics.npz"}
+    config = config_lib.load(str(population / "members" / "2" / "config.json"))
+    assert (config.seed, config.data.seed, config.population.seeds) == (7, 5, 1)
+    scorer = score.load(population / "members" / "2")
+    assert np.isfinite(scorer(run_factory.images(2, size=20))).all()
+
+
+def test_a_member_is_what_it_is_alone(config, population, tmp_path):
+    alone = config.copy_and_resolve_references()
+    alone.seed, alone.data.seed = 7, 5
+    folder = dpa_jax.train(alone, tmp_path, visible=False)
+    assert_alike(population / "members" / "2", folder)
+    np.testing.assert_allclose(
+        losses(population / "members" / "2"), losses(folder), rtol=TOLERANCE
+    )
+
+
+def test_the_first_member_is_the_run_without_a_population(config, population, tmp_path):
+    folder = dpa_jax.train(config, tmp_path, visible=False)
+    assert_alike(population / "members" / "0", folder)
+
+
+def test_members_differ(population):
+    found = [losses(population / "members" / str(i))[0] for i in range(3)]
+    assert len({round(loss, 4) for loss in found}) == 3
+
+
+def test_a_population_is_no_run_to_score_with(population):
+    with pytest.raises(errors.DpaError, match="holds 3 runs; give one of them"):
+        score.load(population)
+
+
+def test_a_finished_population_trains_nothing(config, population):
+    config = config.copy_and_resolve_references()
+    config.population.seeds = 3
+    before = run_factory.files(population)
+    dpa_jax.train(config, population, visible=False)
+    assert run_factory.files(population) == before
+
+
+@pytest.fixture
+def quick(tmp_path):
+    config = run_factory.quick_config()
+    config.data.train = run_factory.write_npz(tmp_path / "train.npz")
+    return config
+
+
+def with_rates(config, *rates):
+    return [
+        config_lib.updated(config, {"optimizer.learning_rate": rate}, "test")
+        for rate in rates
+    ]
+
+
+def test_rates_are_the_members_own(quick, tmp_path):
+    configs = with_rates(quick, 1e-3, 1e-2)
+    folders = [tmp_path / "low", tmp_path / "high"]
+    assert training.train_together(configs, folders, visible=False) == [None, None]
+    for one, folder in zip(configs, folders, strict=True):
+        alone = dpa_jax.train(one, tmp_path / f"{folder.name}_alone", visible=False)
+        assert_alike(folder, alone)
+
+
+def test_interrupted_between_two_checkpoints_all_go_on_from_the_earlier(
+    quick, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(engine, "steps_per_chunk", lambda spec, batch, span=0: 1)
+    quick.checkpoint_every = 2
+    configs = with_rates(quick, 1e-3, 2e-3)
+
+    class Stop(Exception):
+        pass
+
+    save = checkpoint.Checkpoints.save
+
+    def once(self, step, tree):
+        save(self, step, tree)
+        if step == 4:
+            raise Stop  # the first member has step 4, the second only step 2
+
+    folders = [tmp_path / "a", tmp_path / "b"]
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.Checkpoints, "save", once)
+        with pytest.raises(Stop):
+            training.train_together(configs, folders, visible=False)
+    assert [checkpoint.latest(folder) for folder in folders] == [4, 2]
+    training.train_together(configs, folders, visible=False)
+    whole = [tmp_path / "c", tmp_path / "d"]
+    training.train_together(configs, whole, visible=False)
+    for folder, other in zip(folders, whole, strict=True):
+        assert_alike(folder, other)
+
+
+def test_one_that_diverges_leaves_the_others_alone(quick, tmp_path):
+    folders = [tmp_path / "good", tmp_path / "bad"]
+    configs = with_rates(quick, 1e-3, 1e6)
+    failures = training.train_together(configs, folders, visible=False)
+    assert failures[0] is None and "training diverged" in failures[1]
+    assert checkpoint.latest(tmp_path / "good") == 6
+    assert checkpoint.latest(tmp_path / "bad") is None
+    alone = dpa_jax.train(configs[0], tmp_path / "alone", visible=False)
+    assert_alike(tmp_path / "good", alone)
+
+
+def test_early_stopping_ends_each_by_itself(quick, tmp_path):
+    quick.data.folds = 3
+    quick.early_stopping.every, quick.early_stopping.patience = 10, 1
+    quick.early_stopping.min_delta = 0.001
+    quick.stages.final_steps = 400
+    configs = with_rates(quick, 1e-9, 3e-3)  # the first cannot improve
+    folders = [tmp_path / "still", tmp_path / "learning"]
+    training.train_together(configs, folders, visible=False)
+    still, learning = map(stopping.result, folders)
+    assert (still.steps, still.stopped) == (10, True)
+    assert checkpoint.latest(tmp_path / "still") == 30
+    assert learning.steps > 30
+
+
+def test_after_a_stage_a_member_may_be_given_up(config, tmp_path):
+    asked = []
+
+    def after(number, stage, scorer):
+        asked.append((number, stage.name, scorer.stage.resolution))
+        return number == 0 or stage.transition is False
+
+    folders = [tmp_path / "a", tmp_path / "b"]
+    configs = with_rates(config, 1e-4, 2e-4)
+    training.train_together(configs, folders, after_stage=after, visible=False)
+    assert asked == [
+        (0, "8_stabilization", 8),
+        (1, "8_stabilization", 8),
+        (0, "16_transition", 16),
+        (1, "16_transition", 16),
+    ]
+    assert [checkpoint.latest(folder) for folder in folders] == [12, 8]
+
+
+def test_what_one_program_cannot_train_is_refused(quick, tmp_path):
+    other = config_lib.updated(quick, {"batch_size": 4}, "test")
+    with pytest.raises(errors.UsageError, match="differ in batch_size: 8 and 4"):
+        training.train_together([quick, other], [tmp_path / "a", tmp_path / "b"])
+    other = config_lib.updated(quick, {"seed": 1}, "test")
+    with pytest.raises(errors.UsageError, match="the same data.seed"):
+        training.train_together([quick, other], [tmp_path / "a", tmp_path / "b"])
+
+
+def test_an_accelerators_program_computes_the_same(monkeypatch):
+    """By vmap, with an accelerator's arrangement of convolutions, run here."""
+    spec = tiny.spec(tiny.GROWING, members=2)
+    each = [
+        state.begin(tree, tiny.ARCHITECTURE, tiny.GROWING)
+        for tree in (
+            state.initialize(jax.random.key(i), tiny.ARCHITECTURE, [tiny.GROWING])
+            for i in range(2)
+        )
+    ]
+    begun = jax.tree.map(
+        lambda *leaves: jnp.stack(leaves), *[s.replace(step=None) for s in each]
+    ).replace(step=jnp.int32(0))
+    frozen = dataclasses.replace(tiny.frozen(), learning_rate=jnp.float32([1e-4, 3e-4]))
+    data, index = {"images": jnp.asarray(tiny.images())}, np.arange(4)
+    here, losses_here = jax.jit(step.single(spec))(begun, frozen, data, index)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    there, losses_there = jax.jit(step.single(spec))(begun, frozen, data, index)
+    np.testing.assert_allclose(losses_here["loss"], losses_there["loss"], rtol=1e-5)
+    for a, b in zip(
+        jax.tree.leaves(here.parameters), jax.tree.leaves(there.parameters), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=0, atol=TOLERANCE)
