@@ -245,7 +245,11 @@ def freeze(given: problem.Problem, spec: step.StepSpec) -> step.Frozen:
             vgg=frozen.cast(given.weights, spec.dtype),
             statistics=frozen.cast(given.statistics, jnp.float32),
             key=jax.random.fold_in(jax.random.key(given.config.seed), 1),
-            learning_rate=jnp.float32(given.config.optimizer.learning_rate),
+            learning_rate=jnp.full(
+                (spec.members,) if spec.members > 1 else (),
+                given.config.optimizer.learning_rate,
+                jnp.float32,
+            ),
         )
     )
 
@@ -282,6 +286,11 @@ def ours(
             fill = time.perf_counter() - begun - compiling.seconds
         data["targets"] = parallel.replicate(targets)
     train_state = state.begin(given.parameters, spec.architecture, spec.stage)
+    if spec.members > 1:
+        several = jax.tree.map(
+            lambda leaf: jnp.stack([leaf] * spec.members), train_state
+        )
+        train_state = several
     train_state = parallel.replicate(train_state.replace(step=jnp.int32(first)))
     begun = time.perf_counter()
     program = engine.compile_stage(spec, train_state, fixed, data, batch)
@@ -297,7 +306,8 @@ def ours(
             train_state, scalars = program.run(train_state, fixed, data, index)
             found.append(scalars["loss"])
         jax.block_until_ready(train_state)
-        return measure.finite(float(found[0][0]), float(found[-1][-1]))
+        ends = found[0][0], found[-1][-1]  # of a population one for each member
+        return measure.finite(*(float(np.mean(loss)) for loss in ends))
 
     loss, beyond = start(take, unit)
     peak = None

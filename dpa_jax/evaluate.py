@@ -104,6 +104,52 @@ def report(scorer: Scorer, images: ImageSet, scores: np.ndarray) -> dict[str, An
     }
 
 
+def describe(result: dict[str, Any]) -> list[str]:
+    """Says in a few lines what `report` found."""
+    low, high = result["roc_auc_interval"]
+    lines = [
+        f"ROC AUC {result['roc_auc']:.4f} (95% {low:.4f} to {high:.4f}), "
+        f"average precision {result['average_precision']:.4f}; "
+        f"{result['normal']} normal, {result['abnormal']} abnormal"
+    ]
+    if "group_roc_auc" in result:
+        lines.append(
+            f"by group (slide or patient), of each the highest score: ROC AUC "
+            f"{result['group_roc_auc']:.4f} over {result['groups']} groups"
+        )
+    return lines
+
+
+def summarize(
+    results: Sequence[dict[str, Any]], images: ImageSet, scores: np.ndarray
+) -> dict[str, Any]:
+    """Returns what the runs of a population reach on average.
+
+    Args:
+      results: `report` of each.
+      images: with labels.
+      scores: float `[K, N]`, of each.
+
+    Returns:
+      `roc_auc_mean` and `roc_auc_sd` over the runs (K - 1 degrees of freedom) and the
+      95% `roc_auc_interval` of the mean, of a bootstrap of the images that is the same
+      for all runs; each run's `roc_auc`; what they have in common.
+    """
+    labels = images.labels
+    assert labels is not None  # report() has refused images without
+    each = [result["roc_auc"] for result in results]
+    shared = ("normal", "abnormal", "skipped", "vgg_weights", "random_weights")
+    return {
+        "runs": len(each),
+        "roc_auc_mean": float(np.mean(each)),
+        "roc_auc_sd": float(np.std(each, ddof=1)),
+        "roc_auc_interval": roc.interval(scores, labels, images.groups),
+        "roc_auc": each,
+        "trained_steps": [result["trained_steps"] for result in results],
+        **{name: results[0][name] for name in shared},
+    }
+
+
 def write(
     folder: pathlib.Path, images: ImageSet, scores: np.ndarray, result: dict[str, Any]
 ) -> None:

@@ -121,6 +121,13 @@ def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
     return config_lib.from_json(path.read_text(encoding="utf-8"), str(path))
 
 
+def members(workdir: str | os.PathLike) -> list[pathlib.Path]:
+    """Returns the workdirs of a population's runs; of a single run its own."""
+    folder = pathlib.Path(workdir)
+    count = read_config(folder).population.seeds
+    return [folder / MEMBERS / str(i) for i in range(count)] if count > 1 else [folder]
+
+
 def write_json(path: pathlib.Path, values: Any) -> None:
     """Writes indented JSON, atomically."""
     with formats.replacing(path) as temporary:

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import end_to_end, measure, report, score, train_step
+from benchmarks import end_to_end, measure, population, report, score, train_step
 from dpa_jax import config as config_lib
 from dpa_jax import errors
 
@@ -160,26 +160,41 @@ def test_a_whole_run_is_timed(config_file, tmp_path, through):
         assert totals["other_s"] >= 0
 
 
+def test_members_of_a_population_are_counted(config_file, tmp_path):
+    out = tmp_path / "result.json"
+    given = [config_file(), "--stages=8_stabilization", f"--out={out}", *QUICK]
+    assert population.main([*given, "--members=2"]) == 0
+    alone, two = json.loads(out.read_text())["rows"]
+    assert (alone["members"], alone["gain"], two["members"]) == (1, 1, 2)
+    assert two["member_images_per_second"] == pytest.approx(8e3 / two["ms_per_step"])
+    rates = [row["member_images_per_second"] for row in (alone, two)]
+    assert two["gain"] == pytest.approx(rates[1] / rates[0])
+
+
+def test_a_critic_is_not_timed(config_file, capsys):
+    assert train_step.main([config_file(**{"loss.adversarial": 0.1}), *QUICK]) == 2
+    assert "trains a critic, which no baseline here has" in capsys.readouterr().err
+
+
 def test_writing_checkpoints_is_not_training(monkeypatch):
     from benchmarks import timed_run
 
     clock = [0.0]
     monkeypatch.setattr(timed_run.time, "perf_counter", lambda: clock[0])
 
-    class Checkpoints:
-        def save(self, step, tree):
-            clock[0] += 3
+    def save(self, *_):
+        clock[0] += 3
 
-    def stage(self, checkpoints, *rest):
+    def stage(self, *_):
         clock[0] += 10
-        checkpoints.save(1, {})
-        return "parameters"
+        self.save()
 
+    monkeypatch.setattr(timed_run.Run, "save", save)
     monkeypatch.setattr(timed_run.Run, "stage", stage)
     run = object.__new__(timed_run.TimedRun)
     run.spent = {"8_stabilization": dict.fromkeys(timed_run.PARTS, 0.0)}
     run._current = "8_stabilization"
-    assert run.stage(Checkpoints(), *[None] * 5) == "parameters"
+    run.stage(*[None] * 4)
     spent = run.spent["8_stabilization"]
     assert (spent["train_s"], spent["checkpoint_s"]) == (10, 3)
 

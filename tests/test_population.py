@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import run_factory
+import sklearn.metrics
 import tiny_factory as tiny
 
 import dpa_jax
@@ -225,3 +226,27 @@ def test_an_accelerators_program_computes_the_same(monkeypatch):
         jax.tree.leaves(here.parameters), jax.tree.leaves(there.parameters), strict=True
     ):
         np.testing.assert_allclose(a, b, rtol=0, atol=TOLERANCE)
+
+
+def test_evaluate_reports_mean_deviation_and_interval(population, tmp_path):
+    labels = np.array([0] * 6 + [1] * 6)
+    images = run_factory.images(12, size=20, seed=4)
+    test = run_factory.write_npz(tmp_path / "t.npz", images=images, labels=labels)
+    out = tmp_path / "out"
+    code, text, err = run_factory.call(
+        "evaluate", "--workdir", population, "--test", test, "--out", out
+    )
+    assert code == 0, err
+    found = json.loads((out / "metrics.json").read_text())
+    each = []
+    for i in range(3):
+        scores = score.load(population / "members" / str(i))(images)
+        each.append(sklearn.metrics.roc_auc_score(labels, scores))
+        alone = json.loads((out / "members" / str(i) / "metrics.json").read_text())
+        assert alone["roc_auc"] == pytest.approx(each[-1])
+    assert found["roc_auc"] == pytest.approx(each)
+    assert found["roc_auc_mean"] == pytest.approx(np.mean(each))
+    assert found["roc_auc_sd"] == pytest.approx(np.std(each, ddof=1))
+    low, high = found["roc_auc_interval"]
+    assert 0 <= low < found["roc_auc_mean"] < high <= 1
+    assert f"3 runs: mean ROC AUC {np.mean(each):.4f}" in text

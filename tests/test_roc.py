@@ -48,3 +48,107 @@ def test_interval_resamples_whole_groups(made, grouped):
 def test_resamples_without_one_of_the_labels_are_drawn_again():
     labels = np.array([0, 1])  # half of the resamples hold one image twice
     assert roc.interval(np.array([0.0, 1.0]), labels) == [1.0, 1.0]
+
+
+# --- of several models and the same anomalies ---
+
+
+def test_wins_of_each_abnormal_image():
+    # against 1, 3, 3: 0 beats none, 3 one and two halves, 4 all
+    assert roc.wins(np.array([3, 1, 3]), np.array([0, 3, 4])).tolist() == [0, 2, 3]
+
+
+def test_wins_give_the_area_under_the_curve(made):
+    scores, labels, _ = made
+    normal, abnormal = scores[labels == 0], scores[labels == 1]
+    assert roc.wins(normal, abnormal).mean() / len(normal) == pytest.approx(
+        sklearn.metrics.roc_auc_score(labels, scores), abs=1e-12
+    )
+
+
+def folds_of(rng, count=3, normal=30, abnormal=8):
+    """Scores with ties of so many models: normal ones of their own, anomalies."""
+    return (
+        [rng.integers(0, 9, normal + k).astype(np.float32) for k in range(count)],
+        [rng.integers(3, 12, abnormal).astype(np.float32) for _ in range(count)],
+    )
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_resamples_of_a_mean_have_anomalies_in_common(rng, grouped):
+    normals, abnormals = folds_of(rng)
+    groups = [rng.integers(0, 12, len(n)).astype(str).tolist() for n in normals]
+    kin = rng.integers(0, 5, 8).astype(str).tolist()
+
+    def members(names, count):
+        if not grouped:
+            return [[i] for i in range(count)]
+        return [np.flatnonzero(np.array(names) == n) for n in sorted(set(names))]
+
+    streams = [np.random.default_rng((7, k)) for k in range(4)]
+
+    def taken(units, stream):
+        drawn = stream.integers(0, len(units), len(units))
+        return np.concatenate([units[i] for i in drawn])
+
+    found = []
+    for _ in range(90):
+        shared = taken(members(kin, 8), streams[0])
+        aucs = []
+        for k, (normal, abnormal) in enumerate(zip(normals, abnormals, strict=True)):
+            own = taken(members(groups[k], len(normal)), streams[k + 1])
+            scores = np.concatenate([normal[own], abnormal[shared]])
+            labels = np.repeat([0, 1], [len(own), len(shared)])
+            aucs.append(sklearn.metrics.roc_auc_score(labels, scores))
+        found.append(np.mean(aucs))
+    resampled = roc.mean_resamples(
+        normals,
+        abnormals,
+        groups if grouped else [None] * 3,
+        kin if grouped else None,
+        resamples=90,
+        seed=7,
+    )
+    assert resampled == pytest.approx(np.array(found), abs=1e-6)
+
+
+def test_chance_in_the_anomalies_does_not_average_out_over_the_folds(rng):
+    # many normal images and few anomalies, which all folds score alike
+    normals = [rng.normal(size=2000).astype(np.float32) for _ in range(4)]
+    one = rng.normal(0.5, 1, 6).astype(np.float32)
+
+    def sd(count):
+        return roc.mean_resamples(
+            normals[:count], [one] * count, [None] * count, resamples=400
+        ).std()
+
+    assert sd(4) == pytest.approx(sd(1), rel=0.1)
+
+
+def test_resamples_of_one_model_spread_as_in_theory(rng):
+    normal, abnormal = rng.normal(size=300), rng.normal(1, 1, 100)
+    found = roc.mean_resamples([normal], [abnormal], [None], resamples=2000)
+    # DeLong, DeLong and Clarke-Pearson, 1988
+    won = abnormal[:, None] > normal
+    variance = won.mean(1).var(ddof=1) / 100 + won.mean(0).var(ddof=1) / 300
+    assert found.std() == pytest.approx(np.sqrt(variance), rel=0.1)
+    assert found.mean() == pytest.approx(won.mean(), abs=0.005)
+
+
+def test_interval_of_several_runs_is_that_of_their_mean_auc():
+    rng = np.random.default_rng(1)
+    labels = np.arange(40) % 2
+    scores = rng.normal(size=(3, 40)) + labels
+    # the same resamples, drawn again by hand
+    again, found = np.random.default_rng(0), []
+    while len(found) < 200:
+        drawn = again.integers(0, 40, 40)
+        if 0 < labels[drawn].sum() < 40:
+            aucs = [
+                sklearn.metrics.roc_auc_score(labels[drawn], run[drawn])
+                for run in scores
+            ]
+            found.append(np.mean(aucs))
+    expected = np.percentile(found, [2.5, 97.5])
+    ours = roc.interval(scores, labels, resamples=200)
+    np.testing.assert_allclose(ours, expected)
