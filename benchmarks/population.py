@@ -89,7 +89,7 @@ def measure_stage(
         for count, made in contestants.items()
     }
     spent = measure.take_turns(turns, repeats)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for count, made in contestants.items():
         # targets are computed once for a stage, whatever the number of members
         each = statistics.median(spent[count]) + made.target_fill_s / stage.steps

@@ -60,16 +60,16 @@ class TimedRun(Run):
         spent = self.spent[self._current]
         spent["train_s"] -= spent["checkpoint_s"] + spent["samples_s"]
 
-    def save(self, *args) -> None:
+    def save(self, train_state, stage, end, look) -> None:
         """Notes how long handing over a checkpoint took; Orbax writes it later."""
         begun = time.perf_counter()
-        super().save(*args)
+        super().save(train_state, stage, end, look)
         self.add("checkpoint_s", begun)
 
-    def samples(self, *args) -> None:
+    def samples(self, member, parameters, stage, number) -> None:
         """Notes how long drawing took."""
         begun = time.perf_counter()
-        super().samples(*args)
+        super().samples(member, parameters, stage, number)
         self.add("samples_s", begun)
 
 

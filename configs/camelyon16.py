@@ -14,7 +14,7 @@ The argument is EXPERIMENT[,seedN]:
                 unsupervised          wo_pg, tuned without anomalies
                 l1_unsupervised       the same with plain L1 in place of VGG features
                 with_l1_W             wo_pg plus W times L1; W is 0.1 or 1
-                with_adversarial_W    wo_pg plus W times the adversarial term
+                with_adversarial_W    wo_pg plus W times the adversarial term (WGAN-GP)
                 with_adversarial_l1_W both, each times W
     seedN       N is 0, 1 or 2: the three seeds of each run; 0 if left out
 
@@ -50,7 +50,7 @@ def get_config(argument: str = "pg"):
       argument: `EXPERIMENT[,seedN]`.
 
     Raises:
-      UsageError: there is no such run, or its loss is not available.
+      UsageError: there is no such run.
     """
     experiment, number = _parse(argument)
     config = default_config()
@@ -99,20 +99,10 @@ def get_config(argument: str = "pg"):
         if kind.endswith("l1"):
             config.loss.l1 = float(weight)
         if "adversarial" in kind:
-            _add_critic(config, float(weight), experiment)
+            config.loss.adversarial = float(weight)
+            config.optimizer.learning_rate = 2e-4  # of the critic too
     config.seed = seeds[number]
     return config
-
-
-def _add_critic(config, weight: float, experiment: str) -> None:
-    if "adversarial" not in config.loss or "adversarial" not in config:
-        raise UsageError(
-            f"{experiment} needs the adversarial loss, which this version of dpa_jax "
-            "does not have; the other experiments do without it"
-        )
-    config.loss.adversarial = weight
-    config.adversarial.discriminator_steps = 2
-    config.optimizer.learning_rate = 2e-4
 
 
 def _parse(argument: str) -> tuple[str, int]:

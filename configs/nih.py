@@ -15,7 +15,7 @@ The argument is PROTOCOL,EXPERIMENT[,seedN]:
                 unsupervised          wo_pg, tuned without anomalies
                 l1_unsupervised       the same with plain L1 in place of VGG features
                 with_l1_W             wo_pg plus W times L1; W is 0.1 or 1
-                with_adversarial_W    wo_pg plus W times the adversarial term
+                with_adversarial_W    wo_pg plus W times the adversarial term (WGAN-GP)
                 with_adversarial_l1_W both, each times W
     seedN       N is 0, 1 or 2: the three seeds of each run; 0 if left out
 
@@ -67,7 +67,7 @@ def get_config(argument: str = "subset,pg"):
       argument: `PROTOCOL,EXPERIMENT[,seedN]`.
 
     Raises:
-      UsageError: there is no such run, or its loss is not available.
+      UsageError: there is no such run.
     """
     protocol, experiment, number = _parse(argument)
     config = default_config()
@@ -120,23 +120,13 @@ def get_config(argument: str = "subset,pg"):
             seeds = SUBSET_SEEDS
         if kind.endswith("l1"):
             config.loss.l1 = float(weight)
-            if protocol == "subset":
-                config.perceptual.layers = "64:r32+r42"
+        if kind == "with_l1" and protocol == "subset":
+            config.perceptual.layers = "64:r32+r42"
         if "adversarial" in kind:
-            _add_critic(config, float(weight), experiment)
+            config.loss.adversarial = float(weight)
+            config.optimizer.learning_rate = 2e-4  # of the critic too
     config.seed = seeds[number]
     return config
-
-
-def _add_critic(config, weight: float, experiment: str) -> None:
-    if "adversarial" not in config.loss or "adversarial" not in config:
-        raise UsageError(
-            f"{experiment} needs the adversarial loss, which this version of dpa_jax "
-            "does not have; the other experiments do without it"
-        )
-    config.loss.adversarial = weight
-    config.adversarial.discriminator_steps = 2
-    config.optimizer.learning_rate = 2e-4
 
 
 def _parse(argument: str) -> tuple[str, str, int]:

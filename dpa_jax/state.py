@@ -20,14 +20,14 @@ class TrainState(flax.struct.PyTreeNode):
     """What changes from step to step.
 
     Attributes:
-      step: int32, within the stage; None where a single update is spoken of.
+      step: int32, within the stage.
       parameters: float32, those of the stage's autoencoder alone.
       optimizer: Adam's moments over them.
       critic: float32, the stage's blocks of the critic; None if there is none.
       critic_optimizer: Adam's moments over them.
     """
 
-    step: jax.Array | None
+    step: jax.Array
     parameters: Parameters
     optimizer: optax.OptState
     critic: Mapping[str, Any] | None = None

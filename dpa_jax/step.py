@@ -222,7 +222,7 @@ def train_step(
         )
         return member, {**loss, **scalars}
 
-    member = state.replace(step=None)
+    member = state.replace(step=None)  # shared by all members, so not mapped over
     if spec.members > 1:
         update = _over_members(update, spec.members)
     member, scalars = update(member, frozen.learning_rate)

@@ -203,8 +203,12 @@ def train_together(
         )
 
         # --- train ---
-        number = {i: todo[i] for i in range(len(todo))}
-        ask = after_stage and (lambda i, *rest: after_stage(number[i], *rest))
+        ask = None
+        if after_stage is not None:
+
+            def ask(number, stage, scorer):
+                return after_stage(todo[number], stage, scorer)
+
         Run(
             together,
             plan,
@@ -276,7 +280,7 @@ def training_images(
         )
     if config.data.normal:
         found = labels.matches(images, config.data.normal)
-        images = dataclasses.replace(images, labels=np.int8(~found))
+        images = dataclasses.replace(images, labels=(~found).astype(np.int8))
     return _normal(images, visible)
 
 

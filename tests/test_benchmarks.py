@@ -187,7 +187,7 @@ def test_writing_checkpoints_is_not_training(monkeypatch):
 
     def stage(self, *_):
         clock[0] += 10
-        self.save()
+        self.save(*[None] * 4)
 
     monkeypatch.setattr(timed_run.Run, "save", save)
     monkeypatch.setattr(timed_run.Run, "stage", stage)

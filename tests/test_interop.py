@@ -178,11 +178,13 @@ def test_a_composed_adversarial_run_on_random_crops_is_mapped():
         "loss.relative_perceptual": 1.0,
         "loss.l1": 0.1,
         "loss.adversarial": 0.5,
+        "adversarial.discriminator_steps": 2,
         "loss.smooth_transition": False,
         "perceptual.layers": "64:r42",
     }
     assert {name: overrides[name] for name in expected} == expected
     assert "stages.transition_steps" not in overrides
+    config_lib.validate(config_lib.updated(config_lib.default_config(), overrides, ""))
     assert "not read by the published code: batch_size=32" in notes
 
 
@@ -258,7 +260,7 @@ def test_what_would_change_the_run_is_refused_by_name(changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"n_dis": 5}, "n_dis is 5; only 2"),
+        ({"n_dis": "2"}, "n_dis is '2', expected int"),
         ({"n_dis": ...}, "n_dis is missing"),
         ({"image_adv_loss/loss_type": "lsgan"}, "image_adv_loss.loss_type is 'lsgan'"),
         (
@@ -266,6 +268,7 @@ def test_what_would_change_the_run_is_refused_by_name(changes, message):
             "image_adv_loss.loss_kwargs.gradient_penalty is 1",
         ),
         ({"ddis/kwargs/inner_dims": [8] * 7}, "ddis.kwargs.inner_dims .* differ"),
+        ({"ddis/kwargs/inner_dims": [4] * 6 + [8]}, "inner_dims .* differ"),
         ({"loss_weights/image_rec_loss": 2}, "loss_weights.image_rec_loss is 2"),
         ({"image_rec_loss/loss_kwargs/loss_2/loss_type": "relative_perceptual_L1"},
          "occurs twice"),

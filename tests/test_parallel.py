@@ -1,5 +1,6 @@
 """Eight virtual devices against one; run as a program, it is the eight."""
 
+import dataclasses
 import os
 import pathlib
 import subprocess
@@ -23,11 +24,14 @@ AUGMENTED = tiny.spec(tiny.GROWING, horizontal_flip=True, vertical_flip=True)
 
 def train(spec, size):
     """Trains a stage; returns its arrays, and what it compiled before and meanwhile."""
-    state, frozen = parallel.replicate((tiny.begin(spec.stage), tiny.frozen()))
+    begun = tiny.begin(spec.stage, bool(spec.adversarial), spec.members)
+    rates = tiny.RATE if spec.members == 1 else [tiny.RATE, 2 * tiny.RATE]
+    state, frozen = parallel.replicate((begun, tiny.frozen(rate=rates)))
     data = parallel.replicate({"images": tiny.images(40, size)})
     with tiny.compilations() as compiling:
         program = engine.compile_stage(spec, state, frozen, data, BATCH)
-    rows = feeding.batch_indices(0, 40, BATCH, spec.stage.start, spec.stage.steps)
+    stage = spec.stage
+    rows = feeding.local_indices(0, 40, BATCH, stage.start, stage.steps, spec.batches)
     chunks = range(0, len(rows), program.steps)
     placed = [program.place(rows[i : i + program.steps]) for i in chunks]
     losses = []
@@ -35,7 +39,8 @@ def train(spec, size):
         for chunk in placed:
             state, scalars = program.run(state, frozen, data, chunk)
             losses.append(scalars["loss"])
-    losses = np.concatenate(jax.device_get(losses), axis=None)[: len(rows)]
+    losses = np.concatenate([np.stack(jax.device_get(one)) for one in losses])
+    losses = losses[: len(rows)]
     leaves = jax.tree.leaves((losses, state))
     return [np.asarray(leaf) for leaf in leaves], [len(compiling), len(running)]
 
@@ -50,6 +55,8 @@ def scan(spec, size):
 
 
 RUNS = {
+    "adversarial": (train, dataclasses.replace(PLAIN, adversarial=0.5), 16),
+    "population": (train, dataclasses.replace(PLAIN, members=2), 16),
     "augmented": (train, AUGMENTED, 20),
     "plain": (train, PLAIN, 16),
     "scanned": (scan, PLAIN, 16),

@@ -1,6 +1,5 @@
 """Several runs at once: each as it would be alone."""
 
-import dataclasses
 import json
 
 import jax
@@ -12,7 +11,7 @@ import sklearn.metrics
 import tiny_factory as tiny
 
 import dpa_jax
-from dpa_jax import checkpoint, engine, errors, score, state, step, stopping, training
+from dpa_jax import checkpoint, engine, errors, score, step, stopping, training
 from dpa_jax import config as config_lib
 
 TOLERANCE = 1e-5
@@ -206,17 +205,7 @@ def test_what_one_program_cannot_train_is_refused(quick, tmp_path):
 def test_an_accelerators_program_computes_the_same(monkeypatch):
     """By vmap, with an accelerator's arrangement of convolutions, run here."""
     spec = tiny.spec(tiny.GROWING, members=2)
-    each = [
-        state.begin(tree, tiny.ARCHITECTURE, tiny.GROWING)
-        for tree in (
-            state.initialize(jax.random.key(i), tiny.ARCHITECTURE, [tiny.GROWING])
-            for i in range(2)
-        )
-    ]
-    begun = jax.tree.map(
-        lambda *leaves: jnp.stack(leaves), *[s.replace(step=None) for s in each]
-    ).replace(step=jnp.int32(0))
-    frozen = dataclasses.replace(tiny.frozen(), learning_rate=jnp.float32([1e-4, 3e-4]))
+    begun, frozen = tiny.begin(tiny.GROWING, members=2), tiny.frozen(rate=[1e-4, 3e-4])
     data, index = {"images": jnp.asarray(tiny.images())}, np.arange(4)
     here, losses_here = jax.jit(step.single(spec))(begun, frozen, data, index)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")

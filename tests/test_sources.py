@@ -305,6 +305,43 @@ def test_manifest(tmp_path):
     assert found.labels.tolist() == [0, 1, 1] and found.labels.dtype == np.int8
     assert found.groups == ["Zoë", "p2", "p2"]
     assert found.paths[0] == str(tmp_path / "scans/a, b.png")
+    assert set(found.columns) == {"age"}
+
+
+def test_further_columns_of_a_manifest(tmp_path):
+    for name in "abc":
+        write(tmp_path, f"{name}.png")
+    text = (
+        "path,label,age,weight,id,findings,view,\n"
+        "a.png,0,40,70.5,007,No Finding,PA,\n"
+        "b.png,1,-1,80,008,Mass|Nodule, AP ,\n"
+        "c.png,1,60,90,010,,,\n"
+    )
+    columns = data.load(manifest(tmp_path, text), GREY).columns
+    assert columns["age"].dtype == np.int64 and list(columns["age"]) == [40, -1, 60]
+    assert list(columns["weight"]) == [70.5, 80, 90]
+    assert columns["id"] == ["007", "008", "010"]
+    assert columns["findings"] == [(), ("Mass", "Nodule"), ()]
+    assert columns["view"] == ["PA", "AP", ""]
+    assert set(columns) == {"age", "weight", "id", "findings", "view"}
+
+
+def test_columns_follow_what_is_left(folder):
+    rows = "".join(f"{n}.png,{i},{n}\n" for i, n in enumerate("abcde"))
+    path = manifest(folder, "path,age,class\n" + rows)
+    columns = data.load(path, GREY, skip_corrupt=True).columns
+    assert list(columns["age"]) == [0, 2, 4] and columns["class"] == ["a", "c", "e"]
+
+
+def test_columns_that_both_sets_have_are_joined(tmp_path):
+    write(tmp_path, "a.png")
+    sets = [
+        data.load(manifest(tmp_path, f"path,age,view,{x}\na.png,{age},PA,1\n"), GREY)
+        for x, age in (("x", 5), ("y", 6))
+    ]
+    columns = data.joined(sets, (0, 1)).columns
+    assert set(columns) == {"age", "view"}
+    assert columns["age"].tolist() == [5, 6] and columns["view"] == ["PA", "PA"]
 
 
 def test_manifest_of_paths_alone(tmp_path):
@@ -330,6 +367,7 @@ def test_manifest_of_paths_alone(tmp_path):
         ("path,lable\na.png,0\n", "lable is not known; if label"),
         ("path,groups\na.png,0\n", "groups is not known; if group"),
         ('path\n"a.png\n', "not a CSV file"),
+        ("path,age,age\na.png,1,2\n", "two columns are called age"),
     ],
 )
 def test_manifest_faults_are_named(tmp_path, text, message):
@@ -395,6 +433,23 @@ def test_what_arrays_say_of_each_image(tmp_path, labels):
     assert found.labels.tolist() == [0, 1, 1] and found.labels.dtype == np.int8
     assert found.groups == ["7", "7", "8"]
     assert found.paths == ["a", "b", "c"]
+
+
+def test_further_arrays_of_an_archive(tmp_path):
+    path = archive(
+        tmp_path,
+        images=RAMP,
+        age=[4, 5, 6],
+        sick=[True, False, True],
+        view=["PA", "AP", "PA"],
+        features=np.zeros([3, 2]),
+        note="of no image",
+    )
+    columns = data.load(path, GREY).columns
+    assert columns["age"].tolist() == [4, 5, 6]
+    assert columns["sick"] == ["True", "False", "True"]
+    assert columns["view"] == ["PA", "AP", "PA"]
+    assert set(columns) == {"age", "sick", "view"}
 
 
 BAD = np.zeros([2, 8, 8], np.float32)

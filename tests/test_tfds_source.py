@@ -7,8 +7,9 @@ import nih_factory
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from PIL import Image
 
-from dpa_jax.data import ImageSet, Preprocessing, load
+from dpa_jax.data import ImageSet, Preprocessing, labels, load
 from dpa_jax.data.tfds_source import load_tfds
 from dpa_jax.datasets import nih_forms, nih_prepare
 from dpa_jax.errors import DpaError, UsageError
@@ -138,7 +139,50 @@ def test_a_data_set_of_others(data_dir):
     np.testing.assert_array_equal(images.images[0], expected)
     assert list(images.paths) == ["plain:train:0", "plain:train:1", "plain:train:2"]
     assert images.labels is None and images.groups is None
-    assert list(images.columns["class"]) == [0, 1, 2]
+    assert images.columns["class"] == ["0", "1", "2"]
+
+
+class Animals(tfds.core.GeneratorBasedBuilder):
+    """Images as CIFAR10 has them: PNG, and classes named by the files."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=tfds.features.FeaturesDict(
+                {
+                    "id": tfds.features.Text(),
+                    "image": tfds.features.Image(shape=(4, 4, 3)),
+                    "label": tfds.features.ClassLabel(num_classes=3),
+                }
+            ),
+        )
+
+    def _split_generators(self, dl_manager):
+        self.info.features["label"].names = ["bird", "cat", "deer"]
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for i in range(6):
+            image = Image.new("RGB", (4, 4), (40 * i, 0, 255))
+            yield i, {"id": f"train_{i}", "image": image, "label": i % 3}
+
+
+def test_classes_have_their_names_and_colour_becomes_grey_as_in_pillow(tmp_path):
+    Animals(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    images = load("tfds:animals:train", Preprocessing(1, 4), data_dir=str(tmp_path))
+    names = ["bird", "cat", "deer"]
+    assert images.labels is None
+    for path, name, image in zip(
+        images.paths, images.columns["class"], images.images, strict=True
+    ):
+        number = int(path.removeprefix("train_"))
+        assert name == names[number % 3]
+        # Pillow's weights of red, green and blue
+        assert image[0, 0, 0] == (40 * number * 19595 + 255 * 7471 + 0x8000) >> 16
+    cats = labels.matches(images, "class=cat")
+    assert sorted(np.array(images.paths)[cats]) == ["train_1", "train_4"]
 
 
 @pytest.mark.parametrize(
@@ -150,6 +194,8 @@ def test_a_data_set_of_others(data_dir):
             "prepare nih .* --protocol subset --lists LISTS",
         ),
         ("camelyon16/x10", "prepare camelyon16 --source SLIDES"),
+        ("cifar10", "prepare cifar10 --data_dir DIR"),
+        ("svhn_cropped", "prepare svhn --data_dir DIR"),
     ],
 )
 def test_says_how_to_prepare_what_is_not(data_dir, name, command):

@@ -294,3 +294,16 @@ def test_progress_without_a_terminal_is_plain_lines(quick, tmp_path):
 
 def test_train_stays_a_function_when_its_module_is_loaded():
     assert dpa_jax.train is training.train
+
+
+def test_data_normal_says_which_images_to_train_on(quick, tmp_path):
+    run_factory.write_npz(tmp_path / "train.npz", kind=np.array(["cat", "dog"] * 12))
+    quick.data.normal = "kind=dog"
+    quick.batch_size = 12
+    folder = dpa_jax.train(quick, tmp_path / "run", visible=False)
+    kept = json.loads((folder / "data.json").read_text())
+    assert kept["images"] == 12
+    only = run_factory.write_npz(tmp_path / "o.npz", images=run_factory.images()[1::2])
+    quick.data.train, quick.data.normal = only, ""
+    other = dpa_jax.train(quick, tmp_path / "other", visible=False)
+    assert json.loads((other / "data.json").read_text())["sha256"] == kept["sha256"]

@@ -57,19 +57,19 @@ def spec(stage, **changes):
     )
 
 
-def frozen(dtype=jnp.float32):
-    """VGG19 to c21, statistics, and the key of augmentation."""
+def frozen(dtype=jnp.float32, rate=RATE):
+    """VGG19 to c21, statistics, the key of augmentation, and the learning rate."""
     weights = jax.tree.map(lambda w: w.astype(dtype), vgg_weights("c21"))
     return step.Frozen(
-        weights, jax.device_put(STATISTICS), jax.random.key(5), jnp.float32(RATE)
+        weights, jax.device_put(STATISTICS), jax.random.key(5), jnp.float32(rate)
     )
 
 
-def parameters(architecture, *plan):
+def parameters(architecture, *plan, critic=False, seed=2):
     """Those of all stages of a plan, drawn by NumPy, which compiles nothing."""
-    rng = np.random.default_rng(2)
+    rng = np.random.default_rng(seed)
     shapes = jax.eval_shape(
-        lambda: state.initialize(jax.random.key(0), architecture, plan)
+        lambda: state.initialize(jax.random.key(0), architecture, plan, critic)
     )
 
     def draw(leaf):
@@ -79,9 +79,21 @@ def parameters(architecture, *plan):
     return jax.tree.map(draw, shapes)
 
 
-def begin(stage):
-    """The first state of a stage."""
-    return state.begin(parameters(ARCHITECTURE, stage), ARCHITECTURE, stage)
+def begin(stage, critic=False, members=1):
+    """The first state of a stage; of several members with a leading axis."""
+    each = [
+        state.begin(
+            parameters(ARCHITECTURE, stage, critic=critic, seed=2 + i),
+            ARCHITECTURE,
+            stage,
+            critic,
+        )
+        for i in range(members)
+    ]
+    if members == 1:
+        return each[0]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+    return stacked.replace(step=jnp.int32(0))
 
 
 def images(count=20, size=16):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image
@@ -18,6 +19,7 @@ class Arrays:
     paths: list[str]
     labels: np.ndarray | None
     groups: list[str] | None
+    columns: Mapping[str, Sequence | np.ndarray]
 
     def image(self, index: int) -> Image.Image:
         """Returns an image as 8-bit grey or RGB."""
@@ -28,13 +30,13 @@ class Arrays:
 
 
 def read(location: str) -> Arrays:
-    """Reads `images` and, where there are any, `labels`, `groups` and `paths`.
+    """Reads `images` and, where there are any, `labels`, `groups`, `paths` and others.
 
     Args:
       location: an .npz without pickled objects. `images` is `[N, H, W]`,
         `[N, H, W, 1]` or `[N, H, W, 3]`, uint8 or float in [0, 1]; `labels` `[N]` holds
         0 and 1, booleans, or normal and abnormal; `groups` and `paths` `[N]` strings or
-        numbers.
+        numbers. Others that are `[N]` become columns, and the rest is ignored.
 
     Raises:
       DpaError: naming the file and the array at fault.
@@ -47,6 +49,8 @@ def read(location: str) -> Arrays:
             known = [name for name in fields if name in archive.files]
             images = archive["images"]
             columns = {name: archive[name] for name in known}
+            rest = set(archive.files) - {"images", *fields}
+            others = {name: archive[name] for name in sorted(rest)}
     except errors.DpaError:
         raise
     except PermissionError as error:
@@ -88,6 +92,13 @@ def read(location: str) -> Arrays:
         strings.get("paths") or [f"{location}[{i}]" for i in range(len(images))],
         labels,
         strings.get("groups"),
+        {
+            name: values
+            if values.dtype.kind in "iuf"
+            else label_names.column(name, _strings(values))
+            for name, values in others.items()
+            if values.shape == images.shape[:1]
+        },
     )
 
 

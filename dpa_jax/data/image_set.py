@@ -64,11 +64,15 @@ class ImageSet:
             groups=None if self.groups is None else [self.groups[i] for i in index],
             columns=None
             if self.columns is None
-            else {
-                name: v[index] if isinstance(v, np.ndarray) else [v[i] for i in index]
-                for name, v in self.columns.items()
-            },
+            else {name: taken(v, index) for name, v in self.columns.items()},
         )
+
+
+def taken(values: Sequence | np.ndarray, index) -> Sequence | np.ndarray:
+    """Returns the values at `index`, whole numbers, as an array if they are one."""
+    if isinstance(values, np.ndarray):
+        return values[index]
+    return [values[i] for i in index]
 
 
 def joined(sets: Sequence[ImageSet], labels: Sequence[int]) -> ImageSet:
@@ -79,9 +83,11 @@ def joined(sets: Sequence[ImageSet], labels: Sequence[int]) -> ImageSet:
       labels: of each set, 0 normal or 1 abnormal.
 
     Returns:
-      One set; with groups only if every set has them.
+      One set; with groups, and with a column, only if every set has it.
     """
     groups = [s.groups for s in sets]
+    columns = [s.columns or {} for s in sets]
+    common = [name for name in columns[0] if all(name in c for c in columns)]
     return ImageSet(
         images=np.concatenate([s.images for s in sets]),
         paths=[path for s in sets for path in s.paths],
@@ -90,4 +96,12 @@ def joined(sets: Sequence[ImageSet], labels: Sequence[int]) -> ImageSet:
         if any(g is None for g in groups)
         else [name for g in groups if g is not None for name in g],
         skipped=[skipped for s in sets for skipped in s.skipped],
+        columns={name: _concatenated([c[name] for c in columns]) for name in common}
+        or None,
     )
+
+
+def _concatenated(parts: Sequence[Sequence | np.ndarray]) -> Sequence | np.ndarray:
+    if all(isinstance(part, np.ndarray) for part in parts):
+        return np.concatenate(parts)
+    return [value for part in parts for value in part]

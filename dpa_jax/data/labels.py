@@ -1,10 +1,15 @@
-"""What manifests and archives say about images: names of fields, labels."""
+"""What sources say about images: names of fields, labels, conditions on columns."""
 
 import difflib
+import re
 from collections.abc import Sequence
 
-from dpa_jax import errors
+import numpy as np
 
+from dpa_jax import errors
+from dpa_jax.data.image_set import ImageSet
+
+_NUMBER = re.compile(r"-?(0|[1-9]\d{0,17})(\.\d+)?")
 _LABELS = {"normal": 0, "0": 0, "abnormal": 1, "1": 1}
 
 
@@ -35,3 +40,81 @@ def check_fields(
             raise errors.DpaError(
                 f"{source}: {close[0]} is not known; if {name} is meant, rename it"
             )
+
+
+def matches(images: ImageSet, condition: str) -> np.ndarray:
+    """Tells which images a condition such as `class=cat` is true of.
+
+    Args:
+      images: with columns.
+      condition: `COLUMN=VALUE`, or `COLUMN=VALUE|VALUE` for any of several. Where a
+        column holds lists, such as findings, a value is the whole list, joined by `+`
+        in any order: `findings=Mass+Nodule`, and `findings=` for an empty one. `group`
+        is a column too where the images have groups.
+
+    Returns:
+      bool `[N]`.
+
+    Raises:
+      UsageError: the condition cannot be read.
+      DpaError: there is no such column, or no image with one of the values.
+    """
+    name, equals, wanted = (part.strip() for part in condition.partition("="))
+    if not name or not equals:
+        raise errors.UsageError(
+            f"{condition!r} is not COLUMN=VALUE or COLUMN=VALUE|VALUE"
+        )
+    columns = dict(images.columns or {})
+    if images.groups is not None:
+        columns.setdefault("group", images.groups)
+    if name not in columns:
+        raise errors.DpaError(
+            f"{condition}: the images have no column {name}; there "
+            f"{'is' if len(columns) == 1 else 'are'} {', '.join(columns) or 'none'}"
+        )
+    found = np.array([_text(value) for value in columns[name]])
+    values = [value.strip() for value in wanted.split("|")]
+    if any(isinstance(value, tuple) for value in columns[name]):
+        values = [_text(split(value)) for value in values]
+    for value in values:
+        if value not in found:
+            near = difflib.get_close_matches(value, list(set(found)), 1)
+            there = near or sorted(set(found))[:10]
+            raise errors.DpaError(
+                f"{condition}: no image has {name}={value}; there "
+                f"{'is' if len(there) == 1 else 'are'} {', '.join(there)}"
+            )
+    return np.isin(found, values)
+
+
+def column(name: str, values: Sequence[str]) -> np.ndarray | list:
+    """Reads what a source says about each image in text.
+
+    Args:
+      name: of the column. `findings` holds lists, see `split`.
+      values: `N` of them.
+
+    Returns:
+      int64 or float64 `[N]` if all are numbers (007 is a name), tuples of names if
+      they are lists, else the values.
+    """
+    if name == "findings":
+        return [split(value) for value in values]
+    if all(_NUMBER.fullmatch(value) for value in values):
+        whole = not any("." in value for value in values)
+        return np.array(values, np.int64 if whole else np.float64)
+    return list(values)
+
+
+def split(value: str) -> tuple[str, ...]:
+    """Reads a list of names joined by + or |, empty if nothing or No Finding."""
+    names = (name.strip() for name in value.replace("|", "+").split("+"))
+    return tuple(name for name in names if name not in ("", "No Finding"))
+
+
+def _text(value) -> str:
+    if isinstance(value, tuple):
+        return "+".join(sorted(map(str, value)))
+    if isinstance(value, float | np.floating):
+        return str(value).removesuffix(".0")  # 57.0 years are written 57
+    return str(value)

@@ -4,7 +4,7 @@ import concurrent.futures
 import dataclasses
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from PIL import Image
@@ -12,7 +12,7 @@ from PIL import Image
 from dpa_jax import errors
 from dpa_jax.data import arrays, manifest
 from dpa_jax.data.decode import ImageError, Preprocessing, decode, prepare
-from dpa_jax.data.image_set import ImageSet, Skipped
+from dpa_jax.data.image_set import ImageSet, Skipped, taken
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".dicom")
 _BLOCK = 16  # images that a thread takes at once, at most
@@ -28,6 +28,7 @@ class _Listing:
     read: Callable[[int], np.ndarray]
     labels: np.ndarray | None = None
     groups: Sequence[str] | None = None
+    columns: Mapping[str, Sequence | np.ndarray] | None = None
 
 
 def load(
@@ -47,10 +48,10 @@ def load(
           ignored;
         an image;
         a manifest, .csv: columns path, relative to the manifest's folder, and if wanted
-          label (normal or 0, abnormal or 1) and group; others are ignored;
+          label (normal or 0, abnormal or 1) and group; any others become `columns`;
         arrays, .npz: `images`, uint8 or float in [0, 1], `[N, H, W]` or `[N, H, W, C]`
           with 1 or 3 channels, and if wanted `labels`, `groups` and `paths`, each
-          `[N]`;
+          `[N]`; any other arrays of that shape become `columns`;
         `tfds:NAME[/CONFIG]:SPLIT`.
       preprocessing: what each image goes through, those of an .npz too.
       skip_corrupt: whether to leave out images whose content cannot be used and list
@@ -81,8 +82,13 @@ def load(
     if os.path.isdir(where):
         listing = _files(list_images(where), preprocessing)
     elif where.lower().endswith(".csv"):
-        paths, labels, groups = manifest.read(where)
-        listing = _files(paths, preprocessing, labels, groups)
+        found = manifest.read(where)
+        listing = dataclasses.replace(
+            _files(found.paths, preprocessing),
+            labels=found.labels,
+            groups=found.groups,
+            columns=found.columns or None,
+        )
     elif where.lower().endswith(".npz"):
         listing = _arrays(where, preprocessing)
     else:
@@ -150,13 +156,8 @@ def list_images(folder: str | os.PathLike) -> list[str]:
     return sorted(found)
 
 
-def _files(
-    paths: Sequence[str],
-    preprocessing: Preprocessing,
-    labels: np.ndarray | None = None,
-    groups: Sequence[str] | None = None,
-) -> _Listing:
-    return _Listing(paths, lambda i: decode(paths[i], preprocessing), labels, groups)
+def _files(paths: Sequence[str], preprocessing: Preprocessing) -> _Listing:
+    return _Listing(paths, lambda i: decode(paths[i], preprocessing))
 
 
 def _arrays(location: str, preprocessing: Preprocessing) -> _Listing:
@@ -166,6 +167,7 @@ def _arrays(location: str, preprocessing: Preprocessing) -> _Listing:
         lambda i: prepare(found.image(i), preprocessing, found.paths[i]),
         found.labels,
         found.groups,
+        found.columns or None,
     )
 
 
@@ -252,10 +254,12 @@ def _leave_out(
     if failed:
         for to, i in enumerate(good):
             images[to] = images[i]
+    columns = listing.columns
     return ImageSet(
         images=images[: len(good)],
         paths=[listing.paths[i] for i in good],
         labels=None if listing.labels is None else listing.labels[good],
         groups=None if listing.groups is None else [listing.groups[i] for i in good],
         skipped=[Skipped(listing.paths[i], failed[i]) for i in sorted(failed)],
+        columns=columns and {name: taken(v, good) for name, v in columns.items()},
     )

@@ -38,8 +38,9 @@ def load_tfds(
     Returns:
       The images in the order in which they are stored. Paths are their ids, groups
       the patients or slides; labels are there if there are two classes, of which the
-      first is taken as normal. The columns hold all other features of one value each,
-      and lists of classes as tuples of names.
+      first is taken as normal, and else in the column `class` as names. The columns
+      hold all other features of one value each, and lists of classes as tuples of
+      names.
 
     Raises:
       UsageError: there is no such data set or split, or it is stored in a form that
@@ -69,7 +70,8 @@ def load_tfds(
     }
     labels = columns.pop("label", None)
     if labels is not None and features["label"].num_classes != 2:
-        columns["class"], labels = labels, None
+        columns["class"] = [features["label"].int2str(int(label)) for label in labels]
+        labels = None
     ids = next((columns.pop(key) for key in _IDS if key in columns), None)
     if ids is None:
         ids = [f"{name}:{split}:{i}" for i in range(len(images))]
@@ -125,6 +127,9 @@ def _how(name: str) -> str:
             "run dpa-jax prepare nih --source FILES --data_dir DIR "
             f"--protocol {form.protocol}{lists}"
         )
+    for verb, ours in (("cifar10", "cifar10"), ("svhn", "svhn_cropped")):
+        if re.split("[/:]", name)[0] == ours:
+            return f"run dpa-jax prepare {verb} --data_dir DIR"
     return "prepare it by TFDS with file_format='array_record'"
 
 

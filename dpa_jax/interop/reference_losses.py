@@ -1,5 +1,6 @@
 """The published losses in terms of ours."""
 
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +10,6 @@ from dpa_jax.interop import reference_keys as keys
 Values = dict[str, Any]
 
 _ADVERSARIAL = {
-    "n_dis": 2,
     "image_adv_loss.loss_type": "wasserstein",
     "image_adv_loss.loss_kwargs.gradient_penalty": 10,
     "image_adv_loss.loss_kwargs.norm_penalty": 0.001,
@@ -72,7 +72,7 @@ def losses(left: Values, resolutions: list[int], channels: tuple[int, ...]) -> V
     return {
         **values,
         **perceptual,
-        **_adversarial(left, channels),
+        **_adversarial(left, channels, resolutions[-1]),
         "loss.smooth_transition": smooth,
     }
 
@@ -121,16 +121,21 @@ def _perceptual(left: Values, prefix: str, resolutions: list[int]) -> Values:
     }
 
 
-def _adversarial(left: Values, channels: tuple[int, ...]) -> Values:
+def _adversarial(left: Values, channels: tuple[int, ...], resolution: int) -> Values:
     if not any(name.startswith(("image_adv_loss", "ddis")) for name in left):
         keys.expect(left, {"n_dis": 0, "loss_weights.image_rec_loss": 1})
         return {}
-    keys.require("n_dis" in left, "n_dis is missing")
     keys.expect(left, _ADVERSARIAL)
-    critic = tuple(keys.take(left, "ddis.kwargs.inner_dims", list))[-len(channels) :]
+    # from the highest resolution down to 4 pixels, beyond a spatial latent
+    count = int(math.log2(max(resolution, 4) // 4)) + 1
+    expected = channels + channels[-1:] * (count - len(channels))
+    critic = tuple(keys.take(left, "ddis.kwargs.inner_dims", list))[-count:]
     keys.require(
-        critic == channels,
+        critic == expected,
         f"ddis.kwargs.inner_dims {list(critic)} differ from the encoder's "
-        f"{list(channels)}, which has no counterpart",
+        f"{list(expected)}, which has no counterpart",
     )
-    return {"loss.adversarial": keys.take(left, "loss_weights.image_adv_loss", float)}
+    return {
+        "loss.adversarial": keys.take(left, "loss_weights.image_adv_loss", float),
+        "adversarial.discriminator_steps": keys.take(left, "n_dis", int),
+    }
