@@ -1,6 +1,7 @@
 """Data parallelism: the only file that names pmap, devices and processes."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from dpa_jax import errors
 
 AXIS = "devices"
+_EXCHANGED = 64 << 20  # bytes of an array that a process sends to the others at once
 
 
 def initialize(
@@ -41,6 +43,11 @@ def initialize(
             f"the processes of this run did not find each other: {error}; "
             "give --coordinator=HOST:PORT, --processes and --process to each"
         ) from error
+
+
+def process() -> int:
+    """Returns which of the processes this is, from 0."""
+    return jax.process_index()
 
 
 def is_main_process() -> bool:
@@ -148,6 +155,40 @@ def gather_from_processes(part: np.ndarray) -> np.ndarray:
     padded[: len(part)] = part
     parts = multihost_utils.process_allgather(padded)
     return np.concatenate([p[:c] for p, c in zip(parts, counts, strict=True)])
+
+
+def parts(count: int) -> list[slice]:
+    """Divides `count` things among the processes, in order."""
+    ends = [count * i // jax.process_count() for i in range(jax.process_count() + 1)]
+    return [slice(*pair) for pair in itertools.pairwise(ends)]
+
+
+def fill_from_processes(array: np.ndarray) -> None:
+    """Completes an array of which each process has filled its own of the `parts`."""
+    if jax.process_count() == 1:
+        return
+    places = parts(len(array))
+    mine = places[jax.process_index()]
+    # in blocks, since what is exchanged lies on the devices meanwhile
+    block = max(1, _EXCHANGED // max(1, array[:1].nbytes))
+    for first in range(0, max(p.stop - p.start for p in places), block):
+
+        def within(place, first=first):
+            start = min(place.start + first, place.stop)
+            return slice(start, min(start + block, place.stop))
+
+        pieces = [within(place) for place in places]
+        joined = gather_from_processes(array[within(mine)])
+        ends = np.cumsum([piece.stop - piece.start for piece in pieces])
+        for piece, end in zip(pieces, ends, strict=True):
+            array[piece] = joined[end - (piece.stop - piece.start) : end]
+
+
+def gather_lines(lines: Sequence[str]) -> list[str]:
+    """Joins what every process has to say, one text a line, in order."""
+    said = "".join(line + "\n" for line in lines).encode()
+    joined = gather_from_processes(np.frombuffer(said, np.uint8))
+    return joined.tobytes().decode().splitlines()
 
 
 def barrier(name: str) -> None:

@@ -183,7 +183,9 @@ class Run:
                 member.parameters = jax.device_get(drawn)
             if self.main:
                 member.writer = metrics.Writer(member.folder, done)
-            member.looks = stopping.read_looks(member.folder, last.start, done)
+            if self.config.early_stopping.every:
+                looks = stopping.read_looks(member.folder, last.start, done)
+                member.looks = looks
             if self.stops(member):
                 self.finish(member, done)
         if not done or any(stage.start == done for stage in self.plan):

@@ -55,17 +55,18 @@ def train(
         cannot be written. What was saved before stays.
     """
     config_lib.validate(config)
+    parallel.check_batch(config.batch_size, jax.device_count())
     folder, main = pathlib.Path(folder), parallel.is_main_process()
     visible = visible and main
     configs = members(config)
     folders = [folder]
     if len(configs) > 1:
         folders = [folder / workdir.MEMBERS / str(i) for i in range(len(configs))]
+    if main:
         for one, place in zip(configs, folders, strict=True):
-            if main:
-                workdir.claim(place, one)
-        if main:
-            workdir.claim(folder, config)
+            workdir.claim(place, one)
+        workdir.claim(folder, config)
+    parallel.barrier("workdir")
     end = stages.schedule(config)[-1].end
     if not any(_remaining(*pair, end) for pair in zip(configs, folders, strict=True)):
         if visible:
@@ -154,7 +155,7 @@ def train_together(
     if main:
         for place, one in zip(places, configs, strict=True):
             workdir.claim(place, one)
-    parallel.barrier("workdir")
+    parallel.barrier("workdirs")
     todo = [
         i
         for i, (one, place) in enumerate(zip(configs, places, strict=True))
@@ -181,6 +182,12 @@ def train_together(
         # --- images, weights, statistics ---
         if images is None:
             images = training_images(config, visible=visible)
+        if images.skipped and visible:
+            metrics.say(
+                f"{len(images.skipped)} of {len(images) + len(images.skipped)} images "
+                "cannot be used and are left out: see "
+                f"{places[todo[0]]}/skipped.csv"
+            )
         images, held = _divided(images, config)
         seed = config_lib.data_seed(config)
         # refused before anything is computed, if there are too few images
@@ -272,11 +279,7 @@ def training_images(
             workers=config.data.workers,
             progress=show,
             data_dir=config.data.data_dir or None,
-        )
-    if images.skipped and visible:
-        metrics.say(
-            f"{len(images.skipped)} of {len(images) + len(images.skipped)} images "
-            "cannot be used and are left out: see skipped.csv in the workdir"
+            shared=True,
         )
     if config.data.normal:
         found = labels.matches(images, config.data.normal)

@@ -2,6 +2,8 @@
 
 import concurrent.futures
 import dataclasses
+import functools
+import json
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from dpa_jax import errors
+from dpa_jax import errors, parallel
 from dpa_jax.data import arrays, manifest
 from dpa_jax.data.decode import ImageError, Preprocessing, decode, prepare
 from dpa_jax.data.image_set import ImageSet, Skipped, taken
@@ -39,6 +41,7 @@ def load(
     workers: int = 0,
     progress: Progress | None = None,
     data_dir: str | None = None,
+    shared: bool = False,
 ) -> ImageSet:
     """Loads all images of a source into memory.
 
@@ -60,6 +63,9 @@ def load(
       workers: threads that decode; 0 for one for each core.
       progress: called with the numbers of images done and in all as they come in.
       data_dir: where TFDS keeps its data; None for its own default.
+      shared: whether each process of a run decodes a part and sends it to the others;
+        all of them must call this then. From TFDS, whose images are stored as small
+        arrays, each reads all.
 
     Returns:
       The images, in the order of the source.
@@ -93,7 +99,7 @@ def load(
         listing = _arrays(where, preprocessing)
     else:
         listing = _files([where], preprocessing)
-    return _gather(listing, preprocessing, skip_corrupt, workers, progress)
+    return _gather(listing, preprocessing, skip_corrupt, workers, progress, shared)
 
 
 def load_files(
@@ -177,17 +183,63 @@ def _gather(
     skip_corrupt: bool,
     workers: int,
     progress: Progress | None,
+    shared: bool = False,
 ) -> ImageSet:
-    """Decodes a listing into one array.
+    """Decodes a listing into one array."""
+    if workers < 0:
+        raise errors.UsageError(f"workers must be 0 or more, not {workers}")
+    count, size = len(listing.paths), preprocessing.size
+    images = np.empty((count, size, size, preprocessing.channels), np.uint8)
+    read = functools.partial(
+        _decode, listing, images, skip_corrupt, workers or os.cpu_count() or 1, progress
+    )
+    if shared and len(parallel.parts(count)) > 1:
+        failed, done = _decode_shared(read, images)
+    else:
+        failed, done = read(range(count))
+    if failed and (len(failed) == count or not skip_corrupt):
+        raise _unusable(listing.paths, failed, done)
+    return _leave_out(listing, images, failed)
+
+
+def _decode_shared(read, images: np.ndarray) -> tuple[dict[int, str], int]:
+    """Decodes this process's part of the images and receives the others'."""
+    mine = parallel.parts(len(images))[parallel.process()]
+    said, stopped = {}, ""
+    try:
+        failed, done = read(range(mine.start, mine.stop))
+        said = {"failed": list(failed.items()), "done": done}
+    except errors.DpaError as error:
+        # told to the others, which would wait for this one's images for ever
+        stopped = str(error)
+    heard = [
+        json.loads(line)
+        for line in parallel.gather_lines([json.dumps({"stopped": stopped, **said})])
+    ]
+    for one in heard:
+        if one["stopped"]:
+            raise errors.DpaError(one["stopped"])
+    parallel.fill_from_processes(images)
+    failed = {i: reason for one in heard for i, reason in one["failed"]}
+    return failed, sum(one["done"] for one in heard)
+
+
+def _decode(
+    listing: _Listing,
+    images: np.ndarray,
+    skip_corrupt: bool,
+    workers: int,
+    progress: Progress | None,
+    wanted: range,
+) -> tuple[dict[int, str], int]:
+    """Decodes the `wanted` images of a listing into their places.
 
     Threads, as Pillow lets go of the interpreter while it decodes and resizes, and a
     fork is not safe once JAX has started.
+
+    Returns:
+      Why images cannot be used, by their number, and how many were looked at.
     """
-    if workers < 0:
-        raise errors.UsageError(f"workers must be 0 or more, not {workers}")
-    workers = workers or os.cpu_count() or 1
-    count, size = len(listing.paths), preprocessing.size
-    images = np.empty((count, size, size, preprocessing.channels), np.uint8)
 
     def read(block: range) -> tuple[int, dict[int, str]]:
         failed = {}
@@ -199,15 +251,14 @@ def _gather(
         return len(block), failed
 
     failed: dict[int, str] = {}
-    done = 0
+    done, count = 0, len(wanted)
     with warnings.catch_warnings():
         # Of what Pillow only warns of here, `decode` makes an error.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         pool = concurrent.futures.ThreadPoolExecutor(workers)
-        length = min(_BLOCK, -(-count // workers))
+        length = max(1, min(_BLOCK, -(-count // workers)))
         futures = [
-            pool.submit(read, range(i, min(i + length, count)))
-            for i in range(0, count, length)
+            pool.submit(read, wanted[i : i + length]) for i in range(0, count, length)
         ]
         try:
             for future in concurrent.futures.as_completed(futures):
@@ -225,9 +276,7 @@ def _gather(
                         other.cancel()
         finally:
             pool.shutdown(cancel_futures=True)
-    if failed and (len(failed) == count or not skip_corrupt):
-        raise _unusable(listing.paths, failed, done)
-    return _leave_out(listing, images, failed)
+    return failed, done
 
 
 def _unusable(
