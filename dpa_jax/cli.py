@@ -63,6 +63,18 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a whole number of at least 0"
+        )
+    return int(text)
+
+
+def _counts(text: str) -> list[int]:
+    return [_count(part) for part in text.split(",")]
+
+
 def _workdir(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workdir", required=True, metavar="DIR", help="of the run")
 
@@ -98,6 +110,8 @@ def _add_running(add) -> None:
     train.add_argument("--coordinator", metavar="HOST:PORT", help="process 0's address")
     train.add_argument("--processes", type=int, help="how many there are")
     train.add_argument("--process", type=int, help="which this is, from 0")
+
+    _add_tune(add)
 
     evaluate = add(
         "evaluate",
@@ -169,6 +183,62 @@ def _add_running(add) -> None:
     _batching(slide, "tiles")
 
 
+def _add_tune(add) -> None:
+    tune = add(
+        "tune",
+        "choose hyper-parameters by cross-validation with a few known anomalies",
+        "  dpa-jax tune --config=configs/folder.py --search=configs/search/folder.py "
+        "\\\n    --workdir=study --config.data.train=normal/ "
+        "--anomalies-from=anomalies/\n\n"
+        "  the same command in several processes works on one study; on several\n"
+        "  machines with --storage and a folder that all of them see",
+        doc="Goes\non where it was interrupted; the workdir alone is then enough."
+        f"{_CONFIG_HELP}A search is FILE.py[:ARGUMENT]; its fields are set so too: "
+        "--search.folds=2",
+    )
+    tune.add_argument(
+        "--config",
+        metavar="FILE[:ARGUMENT]",
+        help="what trials start from (default: the study's)",
+    )
+    tune.add_argument(
+        "--search", metavar="FILE[:ARGUMENT]", help="what to try (default: the study's)"
+    )
+    tune.add_argument("--workdir", required=True, metavar="DIR", help="of the study")
+    tune.add_argument(
+        "--storage",
+        default="",
+        metavar="URL",
+        help="database that workers share, such as postgresql://HOST/NAME, where the "
+        "study is called as the workdir (default: study.db in the workdir)",
+    )
+    tune.add_argument(
+        "--trials", type=_positive, help="how many; more than before go on from there"
+    )
+    tune.add_argument("--folds", type=_positive, help="parts of the normal images")
+    tune.add_argument(
+        "--anomalies", type=_count, metavar="N", help="how many to rank by"
+    )
+    tune.add_argument(
+        "--anomalies-from",
+        metavar="LOCATION",
+        help="a folder, manifest, .npz or tfds:NAME:SPLIT of them",
+    )
+    tune.add_argument(
+        "--learning-curve",
+        type=_counts,
+        metavar="N,N,...",
+        help="of a finished study: choose again with so many anomalies, and look at "
+        "the test set",
+    )
+    tune.add_argument(
+        "--draws",
+        type=_positive,
+        default=10,
+        help="of each number of the learning curve (default: %(default)s)",
+    )
+
+
 def _mpp(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mpp",
@@ -228,6 +298,23 @@ def _add_data(add) -> None:
         "Slides may lie in the challenge's folders, GigaDB's or others, on a disk or "
         "at a\nURL. Resumes if interrupted.",
     )
+    for name, title in (("cifar10", "CIFAR10"), ("svhn", "SVHN")):
+        small = add(
+            name,
+            f"download {title} and prepare it",
+            f"  dpa-jax prepare {name} --data_dir=data",
+            which,
+            "Files that are there are not\ndownloaded again. The download itself was "
+            "never run by its authors, who had no\nnetwork.",
+        )
+        small.add_argument(
+            "--data_dir", required=True, metavar="DIR", help="of TFDS: the result"
+        )
+        small.add_argument(
+            "--source",
+            metavar="DIR",
+            help="files downloaded already, under their names",
+        )
     for one in (nih, camelyon16):
         one.add_argument(
             "--source", required=True, metavar="DIR", help="the files as distributed"
@@ -377,14 +464,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = _parser()
     options, left = parser.parse_known_args(arguments)
-    overrides = [a for a in left if a.startswith("--config.")]
-    strange = [a for a in left if a not in overrides]
-    if strange or (overrides and options.verb != "train"):
+    taken = {"train": ("--config.",), "tune": ("--config.", "--search.")}
+    fields = taken.get(options.verb, ())
+    strange = [a for a in left if not a.startswith(fields)]
+    if strange:
         parser.error(
-            f"unrecognized arguments: {' '.join(strange or overrides)} "
+            f"unrecognized arguments: {' '.join(strange)} "
             "(config fields are written --config.NAME=VALUE)"
         )
-    options.overrides = overrides
+    options.overrides = [a for a in left if a.startswith("--config.")]
+    options.search_overrides = [a for a in left if a.startswith("--search.")]
     try:
         from dpa_jax import verbs
 
@@ -401,7 +490,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"dpa-jax: {where}{error.strerror or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        resumes = options.verb in ("demo", "train", "prepare", "score-slide", "weights")
+        resumes = options.verb in (
+            *("demo", "train", "tune", "prepare", "score-slide", "weights"),
+        )
         hint = "; the same command goes on from what was saved" if resumes else ""
         print(f"dpa-jax: stopped{hint}", file=sys.stderr)
         return 130

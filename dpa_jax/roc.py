@@ -1,5 +1,6 @@
 """The area under the ROC curve, and how sure it is."""
 
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 
@@ -30,7 +31,7 @@ def interval(
     """Returns the 95% interval of `auc` by a percentile bootstrap.
 
     Args:
-      scores: numbers `[N]`.
+      scores: numbers `[N]`; of several runs `[K, N]`, whose mean AUC is meant.
       labels: int `[N]`, 0 normal and 1 abnormal, both present.
       groups: `N` names of what images share; groups are resampled if they are given,
         images if not.
@@ -38,15 +39,97 @@ def interval(
       seed: of the drawing.
     """
     scores, labels = np.asarray(scores), np.asarray(labels)
-    units = np.arange(len(scores)) if groups is None else np.asarray(groups, str)
+    runs = np.atleast_2d(scores)
+    units = np.arange(len(labels)) if groups is None else np.asarray(groups, str)
     draws = itertools.islice(
         _draws(units, labels, np.random.default_rng(seed)), resamples
     )
     found = []
     while times := list(itertools.islice(draws, _BLOCK)):
-        found.append(_weighted(scores, labels, np.array(times)))
+        each = [_weighted(run, labels, np.array(times)) for run in runs]
+        found.append(np.mean(each, axis=0))
     low, high = np.percentile(np.concatenate(found), [2.5, 97.5])
     return [float(low), float(high)]
+
+
+def wins(normal: np.ndarray, abnormal: np.ndarray) -> np.ndarray:
+    """Returns how many normal images each abnormal one beats, of two equal ones half.
+
+    Args:
+      normal: scores `[N]`.
+      abnormal: scores `[M]`.
+
+    Returns:
+      float64 `[M]`. The mean over any of the abnormal images, divided by N, is the AUC
+      of these against the normal ones.
+    """
+    ordered = np.sort(normal)
+    below = np.searchsorted(ordered, abnormal, "left")
+    return (below + np.searchsorted(ordered, abnormal, "right")) / 2
+
+
+def mean_resamples(
+    normals: Sequence[np.ndarray],
+    abnormals: Sequence[np.ndarray],
+    normal_groups: Sequence[Sequence[str] | None],
+    abnormal_groups: Sequence[str] | None = None,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> np.ndarray:
+    """Returns the mean AUC of models that score the same anomalies, resampled.
+
+    Each model has normal images of its own (its fold), which are resampled apart; the
+    resampled anomalies are the same for all models, as what they have of chance is
+    common to them. Equal seeds and equal groups draw the same resamples, so that those
+    of several trials can be compared one by one.
+
+    Args:
+      normals: for each of K models the scores of its normal images.
+      abnormals: for each model the scores of the `M` anomalies, in one order.
+      normal_groups: for each model the names of what its normal images share; None
+        resamples images.
+      abnormal_groups: the same of the anomalies.
+      resamples: how many, R.
+      seed: of the drawing.
+
+    Returns:
+      float64 `[R]`, the mean over the models in each resample.
+    """
+    count = len(abnormals[0])
+    names, unit = _units(abnormal_groups, count)
+    drawn = _counts(seed, 0, names, resamples)[:, unit]  # [R, M]
+    total = np.zeros(resamples)
+    for fold, (normal, abnormal) in enumerate(zip(normals, abnormals, strict=True), 1):
+        names, unit = _units(normal_groups[fold - 1], len(normal))
+        order = np.argsort(unit, kind="stable")
+        first = np.searchsorted(unit[order], np.arange(names))
+        column, row = np.asarray(normal)[order, None], np.asarray(abnormal)[None]
+        beaten = (column < row) + np.float32(0.5) * (column == row)  # [N, M]
+        times = _counts(seed, fold, names, resamples)  # [R, groups]
+        above = times @ np.add.reduceat(beaten, first)  # [R, M]
+        pairs = drawn.sum(axis=1) * (times @ np.bincount(unit).astype(np.float32))
+        total += (drawn * above).sum(axis=1, dtype=np.float64) / pairs
+    return total / len(normals)
+
+
+def _units(groups: Sequence[str] | None, count: int) -> tuple[int, np.ndarray]:
+    """Returns how many units are resampled, and that of each image, `[count]`."""
+    if groups is None:
+        return count, np.arange(count)
+    names, unit = np.unique(np.asarray(groups, str), return_inverse=True)
+    return len(names), unit
+
+
+@functools.lru_cache(maxsize=16)  # the trials of a study share folds, hence draws
+def _counts(seed: int, stream: int, units: int, resamples: int) -> np.ndarray:
+    """Returns how many times each unit is in each resample, float32 `[R, units]`."""
+    rng = np.random.default_rng((seed, stream))
+    times = np.empty((resamples, units), np.float32)
+    for row in times:
+        row[:] = np.bincount(rng.integers(0, units, units), minlength=units)
+    times.flags.writeable = False
+    return times
 
 
 def _draws(

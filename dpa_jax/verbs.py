@@ -1,6 +1,7 @@
 """What each verb of the command line does, from its parsed options."""
 
 import argparse
+import dataclasses
 import importlib.util
 import os
 import pathlib
@@ -12,6 +13,7 @@ import numpy as np
 
 from dpa_jax import config as config_lib
 from dpa_jax import data, errors, metrics, workdir
+from dpa_jax.data import labels
 
 
 def run(options: argparse.Namespace) -> None:
@@ -22,11 +24,14 @@ def run(options: argparse.Namespace) -> None:
     {
         "demo": _demo,
         "train": _train,
+        "tune": _tune,
         "evaluate": _evaluate,
         "score": _score,
         "score-slide": _score_slide,
         "prepare nih": _prepare_nih,
         "prepare camelyon16": _prepare_camelyon16,
+        "prepare cifar10": _prepare_cifar10_svhn,
+        "prepare svhn": _prepare_cifar10_svhn,
         "weights fetch": _fetch,
         "weights import": _import,
         "weights stats": _stats,
@@ -55,6 +60,52 @@ def _train(options) -> None:
     train(config, options.workdir)
 
 
+def _tune(options) -> None:
+    from dpa_jax import cache
+    from dpa_jax.tuning import learning_curve, study
+
+    folder = pathlib.Path(options.workdir)
+    if options.learning_curve is not None:
+        study.check_finished(folder)
+        cache.enable()
+        found = learning_curve.learning_curve(
+            folder, options.learning_curve, options.draws
+        )
+        print("\n".join(found.lines))
+        return
+    config, search = _study(options, folder)
+    cache.enable(training=True)
+    found = study.tune(config, search, folder, storage=options.storage)
+    print("\n".join(found.lines))
+
+
+def _study(options, folder: pathlib.Path):
+    """Returns the config and the search of a study: from the options, else its own."""
+    from dpa_jax.tuning import search as search_lib
+
+    given = []
+    for name in ("config", "search"):
+        kept = folder / f"{name}.json"
+        if not getattr(options, name) and not (folder / "search.json").exists():
+            raise errors.UsageError(f"--{name} is missing: {folder} holds no study yet")
+        given.append(getattr(options, name) or str(kept))
+    config = config_lib.with_flags(config_lib.load(given[0]), options.overrides)
+    search = config_lib.with_flags(
+        search_lib.load(given[1]), options.search_overrides, "search"
+    )
+    for name, value in (
+        ("trials", options.trials),
+        ("folds", options.folds),
+        ("anomalies.count", options.anomalies),
+        ("anomalies.source", options.anomalies_from),
+    ):
+        if value is not None:
+            search = config_lib.updated(search, {name: value}, "the search")
+    if options.trials and search.sampler == "grid":
+        raise errors.UsageError("--trials: a grid tries all its combinations; leave it")
+    return config, search
+
+
 def _evaluate(options) -> None:
     from dpa_jax import audit, cache, evaluate, score
 
@@ -64,31 +115,42 @@ def _evaluate(options) -> None:
         raise errors.DpaError(
             f"{out} holds an evaluation already; give another --out, or --overwrite"
         )
-    scorer = score.load(
-        options.workdir, batch_size=options.batch, precision=options.precision
-    )
-    images = _labelled(options, scorer.config)
-    with metrics.counting("scoring", "images") as show:
-        scores = scorer(images.images, show)
-    result = evaluate.report(scorer, images, scores)
-    evaluate.write(out, images, scores, result)
-    low, high = result["roc_auc_interval"]
-    print(
-        f"ROC AUC {result['roc_auc']:.4f} (95% {low:.4f} to {high:.4f}), "
-        f"average precision {result['average_precision']:.4f}; "
-        f"{result['normal']} normal, {result['abnormal']} abnormal"
-    )
-    if "group_roc_auc" in result:
+    runs = workdir.members(options.workdir)
+    scorers = [
+        score.load(run, batch_size=options.batch, precision=options.precision)
+        for run in runs
+    ]
+    images = _labelled(options, scorers[0].config)
+    results, scores = [], []
+    for run, scorer in zip(runs, scorers, strict=True):
+        several = len(runs) > 1
+        with metrics.counting(
+            f"scoring {run}" if several else "scoring", "images"
+        ) as show:
+            scores.append(scorer(images.images, show))
+        results.append(evaluate.report(scorer, images, scores[-1]))
+        place = out / run.relative_to(options.workdir) if several else out
+        evaluate.write(place, images, scores[-1], results[-1])
+        if several:
+            print(run)
+        print("\n".join(evaluate.describe(results[-1])))
+        print("\n".join(audit.describe(results[-1])))
+        for warning in results[-1]["warnings"]:
+            print(f"warning: {warning}", file=sys.stderr)
+    files = "metrics.json, scores.csv, roc.png, histogram.png"
+    if len(runs) > 1:
+        found = evaluate.summarize(results, images, np.stack(scores))
+        workdir.write_json(out / "metrics.json", found)
+        low, high = found["roc_auc_interval"]
         print(
-            f"by group (slide or patient), of each the highest score: ROC AUC "
-            f"{result['group_roc_auc']:.4f} over {result['groups']} groups"
+            f"{len(runs)} runs: mean ROC AUC {found['roc_auc_mean']:.4f} "
+            f"(95% {low:.4f} to {high:.4f}), standard deviation "
+            f"{found['roc_auc_sd']:.4f}"
         )
-    print("\n".join(audit.describe(result)))
-    if result["random_weights"]:
-        print(f"VGG19's weights are random ({scorer.config.perceptual.weights})")
-    print(f"see {out}/metrics.json, scores.csv, roc.png, histogram.png")
-    for warning in result["warnings"]:
-        print(f"warning: {warning}", file=sys.stderr)
+        files = f"metrics.json, and of each run {workdir.MEMBERS}/N/{files}"
+    if results[0]["random_weights"]:
+        print(f"VGG19's weights are random ({scorers[0].config.perceptual.weights})")
+    print(f"see {out}/{files}")
 
 
 def _labelled(options, config) -> data.ImageSet:
@@ -103,10 +165,13 @@ def _labelled(options, config) -> data.ImageSet:
         )
     if test:
         images = _load(test, options, config)
+        if config.data.normal:
+            normal = labels.matches(images, config.data.normal)
+            return dataclasses.replace(images, labels=(~normal).astype(np.int8))
         if images.labels is None:
             raise errors.DpaError(
-                f"{test} has no labels: a manifest needs a label column, "
-                "an .npz an array `labels`"
+                f"{test} has no labels: a manifest needs a label column, an .npz an "
+                "array `labels`, and a run of any other set data.normal"
             )
         return images
     pair = [_load(location, options, config) for location in (normal, abnormal)]
@@ -269,6 +334,13 @@ def _prepare_camelyon16(options) -> None:
     print(found.text())
 
 
+def _prepare_cifar10_svhn(options) -> None:
+    from dpa_jax.datasets import cifar10_svhn
+
+    name = {"svhn": "svhn_cropped"}.get(options.dataset, options.dataset)
+    print(cifar10_svhn.prepare(name, options.data_dir, options.source))
+
+
 def _fetch(options) -> None:
     from dpa_jax.weights import fetch
 
@@ -377,6 +449,7 @@ def _doctor(options) -> None:
         "dicom": "pydicom",
         "wsi": "openslide",
         "beam": "apache_beam",
+        "tune": "optuna",
     }.items():
         found = importlib.util.find_spec(module) is not None
         tell(

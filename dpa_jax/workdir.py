@@ -22,7 +22,7 @@ from dpa_jax.data.image_set import ImageSet
 from dpa_jax.weights import formats
 
 # what may change between a run's start and its resumption
-_FREE = {
+FREE = {
     "log_every",
     "sample_every",
     "checkpoint_every",
@@ -97,7 +97,7 @@ def _check_same(path: pathlib.Path, config: ml_collections.ConfigDict) -> None:
     different = [
         f"{name} was {before.get(name)!r}, is {now[name]!r}"
         for name in now
-        if name not in _FREE and before.get(name) != now[name]
+        if name not in FREE and before.get(name) != now[name]
     ]
     if different:
         raise errors.UsageError(

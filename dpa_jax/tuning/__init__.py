@@ -1,0 +1,1 @@
+"""Choosing hyper-parameters with a few known anomalies (method, section 6)."""
