@@ -12,7 +12,7 @@ import ml_collections
 
 from benchmarks import measure
 from dpa_jax import config as config_lib
-from dpa_jax import errors, workdir
+from dpa_jax import config_files, errors, workdir
 from dpa_jax.weights import formats
 
 PROTOCOLS = ("subset", "pa", "ap")
@@ -60,7 +60,7 @@ class Experiment:
         """Returns the published configuration of a seed, 0 to 2."""
         parts = (self.protocol, self.name, f"seed{seed}")
         argument = ",".join(part for part in parts if part)
-        return config_lib.load(f"configs/{self.dataset}.py:{argument}")
+        return config_files.load(f"configs/{self.dataset}.py:{argument}")
 
     def workdir(self, out: pathlib.Path, seed: int) -> pathlib.Path:
         """Returns where a run lies."""

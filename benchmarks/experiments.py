@@ -22,7 +22,7 @@ import ml_collections
 from benchmarks import experiment_table, measure
 from benchmarks.experiment_table import EXPERIMENTS, PROTOCOLS, Experiment
 from dpa_jax import config as config_lib
-from dpa_jax import errors, metrics, stages
+from dpa_jax import errors, metrics, stages, validation
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -120,7 +120,7 @@ def _configured(
 ) -> ml_collections.ConfigDict:
     config.data.data_dir = data_dir
     config = config_lib.with_flags(config, overrides)
-    config_lib.validate(config)
+    validation.validate(config)
     if config.population.seeds > 1:
         raise errors.UsageError("population.seeds: the seeds are the published ones")
     return config

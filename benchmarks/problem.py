@@ -14,8 +14,8 @@ import ml_collections
 import numpy as np
 
 from dpa_jax import config as config_lib
-from dpa_jax import errors, frozen, models, stages, state, vgg
-from dpa_jax.weights import files
+from dpa_jax import config_files, errors, frozen, models, stages, state, validation, vgg
+from dpa_jax.weights import statistics_files
 
 NOTE = (
     "Images are noise and, unless --weights says otherwise, VGG19's weights are random "
@@ -79,14 +79,14 @@ def make(
       batch: replaces the configuration's batch size.
       steps_scale: what the steps of every stage are multiplied with.
     """
-    config = config_lib.load(location)
+    config = config_files.load(location)
     config.perceptual.weights = weights
     if batch is not None:
         config.batch_size = batch
     for name in ("transition_steps", "stabilization_steps", "final_steps"):
         steps = config.stages[name]
         config.stages[name] = steps and max(1, round(steps * steps_scale))
-    config_lib.validate(config)
+    validation.validate(config)
     if config.loss.adversarial:
         raise errors.UsageError(
             f"{location} trains a critic, which no baseline here has; take another"
@@ -136,7 +136,7 @@ def as_run(problem: Problem, folder: pathlib.Path) -> ml_collections.ConfigDict:
     """
     images, statistics = folder / "images.npz", folder / "statistics.npz"
     np.savez(images, images=problem.images)
-    files.save_statistics(statistics, problem.statistics, {"source": "made up"})
+    statistics_files.save(statistics, problem.statistics, {"source": "made up"})
     changes: dict[str, Any] = {"data.train": str(images)}
     if problem.statistics:
         changes["perceptual.statistics"] = str(statistics)

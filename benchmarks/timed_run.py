@@ -9,7 +9,8 @@ import jax
 from benchmarks import problem
 from dpa_jax import checkpoint, data, engine, errors, frozen
 from dpa_jax import stages as stages_lib
-from dpa_jax.run import Member, Run
+from dpa_jax.member import Member
+from dpa_jax.run import Run
 
 # of a stage, in seconds; `wait_s` is the part of `compile_s` that training waits for
 PARTS = ("train_s", "targets_s", "wait_s", "compile_s", "checkpoint_s", "samples_s")

@@ -242,7 +242,7 @@ def freeze(given: problem.Problem, spec: step.StepSpec) -> step.Frozen:
     """Puts on the devices what a step reads, as training does."""
     return parallel.replicate(
         step.Frozen(
-            vgg=frozen.cast(given.weights, spec.dtype),
+            vgg=frozen.place_weights(given.weights, spec.dtype),
             statistics=frozen.cast(given.statistics, jnp.float32),
             key=jax.random.fold_in(jax.random.key(given.config.seed), 1),
             learning_rate=jnp.full(

@@ -3,8 +3,7 @@
 import os
 import pathlib
 
-from dpa_jax import cache, data, evaluate, metrics, phantoms, score
-from dpa_jax import config as config_lib
+from dpa_jax import cache, config_files, data, evaluate, metrics, phantoms, score
 from dpa_jax.training import train
 
 
@@ -23,7 +22,7 @@ def demo(folder: str | os.PathLike) -> dict:
         "Drawing phantom chest radiographs: 600 normal to train on, 200 to test."
     )
     images = phantoms.make_phantoms(folder / "images")
-    config = config_lib.load("configs/demo.py")
+    config = config_files.load("configs/demo.py")
     config.data.train = str(images / "train" / "normal")
     config.data.test_normal = str(images / "test" / "normal")
     config.data.test_abnormal = str(images / "test" / "abnormal")

@@ -12,7 +12,7 @@ import numpy as np
 from dpa_jax import config as config_lib
 from dpa_jax import errors, metrics, statistics, vgg, workdir
 from dpa_jax.stages import Stage
-from dpa_jax.weights import files, formats
+from dpa_jax.weights import files, formats, statistics_files
 
 STATISTICS = "statistics.npz"
 FINGERPRINT = "weights.json"
@@ -61,7 +61,8 @@ def load_or_compute_statistics(
     """
     path = folder / STATISTICS
     if path.exists():
-        return files.statistics_for(files.load_statistics(str(path)), layers, str(path))
+        found = statistics_files.load(str(path))
+        return statistics_files.select(found, layers, str(path))
     wanted = config.perceptual.statistics
     if not layers:
         return {}
@@ -71,10 +72,10 @@ def load_or_compute_statistics(
                 jax.device_put(weights), images, layers, progress=show
             )
     else:
-        found = files.load_statistics(wanted)
+        found = statistics_files.load(wanted)
     source = "the training images" if wanted == "train" else wanted
-    chosen = files.statistics_for(found, layers, source)
-    files.save_statistics(path, chosen, {"source": source})
+    chosen = statistics_files.select(found, layers, source)
+    statistics_files.save(path, chosen, {"source": source})
     return chosen
 
 
@@ -100,6 +101,11 @@ def check_fingerprint(
             f"{config.perceptual.weights} holds other VGG19 weights than those that "
             f"{folder} was trained with ({before['source']}); scores would mean nothing"
         )
+
+
+def place_weights(weights, dtype) -> vgg.Weights:
+    """Returns VGG19's weights on the default device, arranged for its convolutions."""
+    return vgg.prepare(cast(weights, dtype))
 
 
 def cast(tree, dtype):

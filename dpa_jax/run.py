@@ -1,9 +1,7 @@
 """A run in progress: the stages one after the other, chunk after chunk of steps."""
 
-import collections
 import concurrent.futures
 import dataclasses
-import pathlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,8 +11,8 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from dpa_jax import config as config_lib
 from dpa_jax import (
-    checkpoint,
     engine,
     frozen,
     metrics,
@@ -24,44 +22,12 @@ from dpa_jax import (
     stages,
     state,
     step,
-    stopping,
 )
-from dpa_jax import config as config_lib
 from dpa_jax.data import feeding
+from dpa_jax.member import Member, adam
 from dpa_jax.score import Scorer
 
-LIMIT = 1e6  # a loss above it has diverged (method, section 3)
-
 AfterStage = Callable[[int, stages.Stage, Scorer], bool]
-
-
-@dataclasses.dataclass
-class Member:
-    """One of the runs that are trained at once; most often there is but one.
-
-    Attributes:
-      config: validated; members differ in seed and learning rate alone.
-      folder: the workdir.
-      checkpoints: in it.
-      parameters: all blocks as they were last saved, on the host.
-      writer: of its metrics.
-      window: scalars that are not written yet, by name.
-      looks: at the held-out loss.
-      active: whether it still trains.
-      failure: why it was given up, if it failed.
-    """
-
-    config: ml_collections.ConfigDict
-    folder: pathlib.Path
-    checkpoints: checkpoint.Checkpoints
-    parameters: Any = None
-    writer: metrics.Writer | None = None
-    window: dict[str, list[float]] = dataclasses.field(
-        default_factory=lambda: collections.defaultdict(list)
-    )
-    looks: list[stopping.Look] = dataclasses.field(default_factory=list)
-    active: bool = True
-    failure: str | None = None
 
 
 @dataclasses.dataclass
@@ -111,13 +77,12 @@ class Run:
         rates = [member.config.optimizer.learning_rate for member in members]
         self.frozen = parallel.replicate(
             step.Frozen(
-                vgg=frozen.cast(weights, step.compute_dtype(self.precision)),
+                vgg=frozen.place_weights(weights, step.compute_dtype(self.precision)),
                 statistics=frozen.cast(statistics, jnp.float32),
                 key=jax.random.fold_in(jax.random.key(self.seed), 1),
                 learning_rate=jnp.float32(rates if len(members) > 1 else rates[0]),
             )
         )
-        self.main = parallel.is_main_process()
         self.streamed = _streams(config, images)
         self.resident = None if self.streamed else parallel.replicate(images)
         self.watch = metrics.Stopwatch()
@@ -163,30 +128,24 @@ class Run:
         finally:
             background.shutdown(wait=False, cancel_futures=True)
             for member in self.members:
-                if member.writer is not None:
-                    member.writer.close()
+                member.close()
 
     # --- what a run goes on from ---
 
     def restore(self, done: int) -> Any:
         """Gives each member its parameters and metrics; returns Adam within a stage."""
-        last = self.plan[-1]
         moments = []
         for member in self.members:
             if done:
-                saved = member.checkpoints.restore(done)
-                member.parameters = saved["parameters"]
-                moments.append(saved)
+                moments.append(member.checkpoints.restore(done))
+                parameters = moments[-1]["parameters"]
             else:
                 key = jax.random.fold_in(jax.random.key(member.config.seed), 0)
-                drawn = state.initialize(key, self.architecture, self.plan, self.critic)
-                member.parameters = jax.device_get(drawn)
-            if self.main:
-                member.writer = metrics.Writer(member.folder, done)
-            if self.config.early_stopping.every:
-                looks = stopping.read_looks(member.folder, last.start, done)
-                member.looks = looks
-            if self.stops(member):
+                parameters = jax.device_get(
+                    state.initialize(key, self.architecture, self.plan, self.critic)
+                )
+            member.resume(done, self.plan[-1], parameters)
+            if member.stops:
                 self.finish(member, done)
         if not done or any(stage.start == done for stage in self.plan):
             return None
@@ -202,12 +161,12 @@ class Run:
         """
         begun = self.stacked([member.parameters for member in self.members], stage)
         if moments is not None:
-            found = [_adam(saved["optimizer"]) for saved in moments]
+            found = [adam(saved["optimizer"]) for saved in moments]
             begun = begun.replace(
                 step=jnp.int32(done - stage.start), optimizer=_stack(found)
             )
             if self.critic:
-                found = [_adam(saved["critic_optimizer"]) for saved in moments]
+                found = [adam(saved["critic_optimizer"]) for saved in moments]
                 begun = begun.replace(critic_optimizer=_stack(found))
         return parallel.replicate(begun)
 
@@ -375,41 +334,22 @@ class Run:
     def save(self, train_state, stage: stages.Stage, end: int, look: bool) -> None:
         """Saves every member's checkpoint, after a look at its held-out loss if due."""
         for member, one in self.each(train_state):
-            if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(one)):
-                self.give_up(
-                    member,
-                    f"parameters are not finite after step {end} ({stage.name})",
-                )
+            if not member.take(stage, end, one):
                 continue
-            member.parameters = state.merge(member.parameters, state.trained(one))
             if look:
                 # noted before the checkpoint: one that exists has all looks behind it
-                self.look(member, stage, end)
-            tree = {
-                "parameters": member.parameters,
-                "optimizer": _moments(one.optimizer),
-            }
-            if self.critic:
-                tree["critic_optimizer"] = _moments(one.critic_optimizer)
-            member.checkpoints.save(end, tree)
-            if self.stops(member):
+                member.look(stage, end, self.held_out_loss(member, stage, end))
+            member.save(end, one)
+            if member.stops:
                 self.finish(member, end)
 
-    def look(self, member: Member, stage: stages.Stage, end: int) -> None:
-        """Computes a member's loss on the held-out images and writes it."""
+    def held_out_loss(self, member: Member, stage: stages.Stage, end: int) -> float:
+        """Computes a member's mean loss on the held-out images."""
         assert self.held_out is not None  # validated: it goes with a fold
         if self.judge is None:
-            self.judge = self.scorer(member, stage, self.precision)
+            self.judge = self.scorer(member, stage)
         scores = self.judge.with_parameters(member.parameters, end)(self.held_out)
-        loss = float(np.mean(scores, dtype=np.float64))
-        member.looks.append(stopping.Look(end - stage.start, loss))
-        if member.writer is not None:
-            member.writer.write(end, {"stage": stage.name, "held_out_loss": loss})
-
-    def stops(self, member: Member) -> bool:
-        """Says whether early stopping has had enough of a member."""
-        options = self.config.early_stopping
-        return stopping.ended(member.looks, options.patience, options.min_delta)
+        return float(np.mean(scores, dtype=np.float64))
 
     def ask(self, stage: stages.Stage) -> None:
         """Lets the caller give up members after a stage."""
@@ -417,10 +357,10 @@ class Run:
             return
         for number, member in enumerate(self.members):
             if member.active:
-                scorer = self.scorer(member, stage, self.precision)
+                scorer = self.scorer(member, stage)
                 member.active = self.after_stage(number, stage, scorer)
 
-    def scorer(self, member: Member, stage: stages.Stage, precision: str) -> Scorer:
+    def scorer(self, member: Member, stage: stages.Stage) -> Scorer:
         """Returns a member, as it stands at the end of a stage, as a scorer."""
         return Scorer(
             member.config,
@@ -430,25 +370,13 @@ class Run:
             self.weights,
             self.statistics,
             batch_size=64,
-            precision=precision,
+            precision=self.precision,
         )
 
     def finish(self, member: Member, end: int) -> None:
         """Notes that a member is done, and draws what it makes of some images."""
-        member.active = False
         self.samples(member, member.parameters, self.plan[-1], end)
-        if member.looks and self.main:
-            member.checkpoints.wait()
-            start = self.plan[-1].start
-            stopping.write(member.folder, member.config, member.looks, start)
-
-    def give_up(self, member: Member, what: str) -> None:
-        """Notes that a member has failed; ends the run if it was the last one."""
-        member.active = False
-        member.failure = (
-            f"{what}: training diverged. The last checkpoint before it is kept; a "
-            "lower --config.optimizer.learning_rate in a new workdir may help"
-        )
+        member.finish(self.plan[-1])
 
     def record(self, pending: _Pending | None) -> None:
         """Waits for a chunk's losses, checks them and writes what is due."""
@@ -460,56 +388,26 @@ class Run:
             name: np.asarray(values, np.float64)[:steps].reshape(steps, -1)
             for name, values in jax.device_get(pending.scalars).items()
         }
-        for number, member in enumerate(self.members):
-            losses = found["loss"][:, number]
-            bad = np.flatnonzero(~(losses <= LIMIT))
-            if member.active and bad.size:
-                self.give_up(
-                    member,
-                    f"the loss of step {first + int(bad[0]) + 1} "
-                    f"({stage.name}) is {losses[bad[0]]:g}",
-                )
         rate = self.watch.add(steps * self.config.batch_size)
-        active = [i for i, member in enumerate(self.members) if member.active]
-        if not active:
+        for number, member in enumerate(self.members):
+            if member.active:
+                mine = {name: values[:, number] for name, values in found.items()}
+                member.log(stage, first, mine, rate)
+        going = [member.active for member in self.members]
+        if not any(going):
             return
-        for i in active:
-            mine = {name: values[:, i] for name, values in found.items()}
-            self.log(self.members[i], stage, first, mine, rate)
         last = first + steps
         self.bar.update(
             stage,
             last,
             float(stage.alpha(last - 1 - stage.start)),
-            float(found["loss"][-1, active].mean()),
+            float(found["loss"][-1, going].mean()),
             rate,
         )
 
-    def log(self, member: Member, stage, first: int, scalars, rate: float) -> None:
-        """Writes the means of a member's scalars at the steps where they are due."""
-        for offset in range(len(scalars["loss"])):
-            for name, values in scalars.items():
-                member.window[name].append(float(values[offset]))
-            number = first + offset + 1
-            if number % self.config.log_every and number != stage.end:
-                continue
-            if member.writer is not None:
-                means = {k: float(np.mean(v)) for k, v in member.window.items()}
-                alpha = float(stage.alpha(number - 1 - stage.start))
-                member.writer.write(
-                    number,
-                    {
-                        "stage": stage.name,
-                        "alpha": alpha,
-                        **means,
-                        "images_per_second": rate,
-                    },
-                )
-            member.window.clear()
-
     def samples(self, member: Member, parameters, stage, number: int) -> None:
         """Draws a grid of training images and a member's reconstructions."""
-        if self.main:
+        if parallel.is_main_process():
             alpha = float(stage.alpha(number - 1 - stage.start))
             samples.write(
                 member.folder / "samples" / f"{number:08d}_{stage.name}.png",
@@ -525,19 +423,6 @@ def _stack(trees: Sequence[Any]) -> Any:
     if len(trees) == 1:
         return trees[0]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-
-def _moments(optimizer: Any) -> dict[str, Any]:
-    """Returns Adam's state as a checkpoint holds it."""
-    adam = optimizer[0]
-    return {"count": adam.count, "mu": adam.mu, "nu": adam.nu}
-
-
-def _adam(moments: Any) -> Any:
-    """Returns Adam's state from a checkpoint's part."""
-    template = state.optimizer(0.0).init({"": moments["mu"]})
-    leaves = [moments["count"], moments["mu"], moments["nu"]]
-    return jax.tree.unflatten(jax.tree.structure(template), leaves)
 
 
 def _crosses(first: int, end: int, every: int) -> bool:

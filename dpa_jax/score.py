@@ -25,7 +25,7 @@ from dpa_jax import (
 from dpa_jax import images as images_lib
 from dpa_jax import losses as losses_lib
 from dpa_jax import workdir as workdir_lib
-from dpa_jax.weights import files
+from dpa_jax.weights import statistics_files
 
 Progress = Callable[[int, int], None]
 
@@ -63,7 +63,7 @@ class Scorer:
         self._arguments = jax.device_put(
             (
                 state.select(parameters, self._names),
-                frozen.cast(weights, dtype),
+                frozen.place_weights(weights, dtype),
                 frozen.cast(statistics, jnp.float32),
             )
         )
@@ -238,7 +238,7 @@ def load(
     statistics = {}
     if layers:
         path = str(folder / frozen.STATISTICS)
-        statistics = files.statistics_for(files.load_statistics(path), layers, path)
+        statistics = statistics_files.select(statistics_files.load(path), layers, path)
     return Scorer(
         config,
         stage,

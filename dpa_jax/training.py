@@ -20,11 +20,13 @@ from dpa_jax import (
     parallel,
     stages,
     stopping,
+    validation,
     workdir,
 )
 from dpa_jax import config as config_lib
 from dpa_jax.data import feeding, labels
-from dpa_jax.run import AfterStage, Member, Run
+from dpa_jax.member import Member
+from dpa_jax.run import AfterStage, Run
 from dpa_jax.slides import provenance
 
 # what runs that are trained at once may differ in
@@ -54,7 +56,7 @@ def train(
       DpaError: images or weights cannot be used, the loss diverged, or the workdir
         cannot be written. What was saved before stays.
     """
-    config_lib.validate(config)
+    validation.validate(config)
     parallel.check_batch(config.batch_size, jax.device_count())
     folder, main = pathlib.Path(folder), parallel.is_main_process()
     visible = visible and main
@@ -144,7 +146,7 @@ def train_together(
     """
     config, main = configs[0], parallel.is_main_process()
     for one in configs:
-        config_lib.validate(one)
+        validation.validate(one)
     _check_alike(configs)
     parallel.check_batch(config.batch_size, jax.device_count())
     visible = visible and main

@@ -17,7 +17,7 @@ import ml_collections
 import numpy as np
 
 from dpa_jax import config as config_lib
-from dpa_jax import errors
+from dpa_jax import config_files, errors
 from dpa_jax.data.image_set import ImageSet
 from dpa_jax.weights import formats
 
@@ -68,14 +68,14 @@ def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
                     f"{workdir} holds {', '.join(strange)} but no config.json; "
                     "give an empty or a new folder as --workdir"
                 )
-        elif path.read_text(encoding="utf-8") == config_lib.to_json(config):
+        elif path.read_text(encoding="utf-8") == config_files.to_json(config):
             return
         elif _begun(workdir):
             _check_same(path, config)
         else:
             for name in _PREPARED:
                 (workdir / name).unlink(missing_ok=True)
-        config_lib.save(config, path)
+        config_files.save(config, path)
     except OSError as error:
         raise errors.DpaError(
             f"{error.filename or workdir}: the workdir cannot be written: "
@@ -118,7 +118,7 @@ def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
             f"there is no run in {workdir}: it has no config.json; "
             "`dpa-jax train --workdir=...` or `dpa-jax import-reference` makes one"
         )
-    return config_lib.from_json(path.read_text(encoding="utf-8"), str(path))
+    return config_files.from_json(path.read_text(encoding="utf-8"), str(path))
 
 
 def members(workdir: str | os.PathLike) -> list[pathlib.Path]:

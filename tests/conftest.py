@@ -40,10 +40,10 @@ def fixture_vgg(shared):
 @pytest.fixture(scope="session")
 def fixture_statistics(shared):
     """The published feature statistics."""
-    from dpa_jax.weights import files
+    from dpa_jax.weights import statistics_files
 
     return jax.device_put(
-        files.load_statistics(str(shared / "fixtures" / "vgg19_feature_stats.npz"))
+        statistics_files.load(str(shared / "fixtures" / "vgg19_feature_stats.npz"))
     )
 
 

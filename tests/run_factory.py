@@ -11,7 +11,7 @@ import sys
 import numpy as np
 from PIL import Image
 
-from dpa_jax import cli
+from dpa_jax import cli, config_files
 from dpa_jax import config as config_lib
 
 
@@ -71,7 +71,7 @@ def write_folder(folder, count=4, size=16, seed=0):
 
 def write_config(path, config):
     """Writes a config as the JSON that --config takes; returns its name."""
-    config_lib.save(config, path)
+    config_files.save(config, path)
     return str(path)
 
 

@@ -5,8 +5,7 @@ import pathlib
 import numpy as np
 import run_factory
 
-from dpa_jax import config as config_lib
-from dpa_jax import workdir
+from dpa_jax import config_files, workdir
 from dpa_jax.data import ImageSet
 from dpa_jax.tuning import anomalies, results
 
@@ -47,7 +46,7 @@ def write_trial(
     workdir.write_json(folder / "trial.json", told)
     for k, each in enumerate(folds):
         results.write_fold(folder / f"fold_{k}" / results.SCORES, each)
-        config_lib.save(
+        config_files.save(
             config or run_factory.quick_config(), folder / f"fold_{k}" / "config.json"
         )
     return folder
@@ -68,7 +67,7 @@ def pool(count=3, drawn=(), *, kinds=None, groups=None):
 def write_study(folder, *, space=None, config=None, kept=None, statements=()):
     """Writes what a study begins with; returns its folder."""
     folder = pathlib.Path(folder)
-    config_lib.save(config or run_factory.quick_config(), folder / "config.json")
+    config_files.save(config or run_factory.quick_config(), folder / "config.json")
     workdir.write_json(folder / "search.json", {"space": space or {}})
     if kept is not None:
         anomalies.keep(folder / "anomalies.npz", kept, statements)

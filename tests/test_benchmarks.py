@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import end_to_end, measure, population, report, score, train_step
 from dpa_jax import config as config_lib
-from dpa_jax import errors
+from dpa_jax import config_files, errors
 
 ROW = {
     *("stage", "implementation", "batch", "ms_per_step", "images_per_second"),
@@ -32,7 +32,7 @@ def config_file(tiny_config, tmp_path):
         # the smaller network, which compiles in half the time
         changes = {"model.kind": "residual9", **overrides}
         config = config_lib.updated(tiny_config, changes, "a test")
-        path.write_text(config_lib.to_json(config))
+        path.write_text(config_files.to_json(config))
         return f"--config={path}"
 
     return write

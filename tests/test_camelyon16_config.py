@@ -2,7 +2,7 @@
 
 import pytest
 
-from dpa_jax import config as config_lib
+from dpa_jax import config_files, validation
 from dpa_jax.errors import UsageError
 
 # ruff: noqa: E501
@@ -28,8 +28,8 @@ TABLE = {line.split()[0]: line.split()[1:] for line in RUNS.strip().splitlines()
 @pytest.mark.parametrize("experiment", TABLE)
 @pytest.mark.parametrize("number", range(3))
 def test_run_equals_the_published_table(experiment, number):
-    config = config_lib.load(f"configs/camelyon16.py:{experiment},seed{number}")
-    config_lib.validate(config)
+    config = config_files.load(f"configs/camelyon16.py:{experiment},seed{number}")
+    validation.validate(config)
     row = TABLE[experiment]
     channels = tuple(int(c) for c in row[3].split(","))
     found = (
@@ -76,4 +76,4 @@ def test_run_equals_the_published_table(experiment, number):
 @pytest.mark.parametrize("argument", ["pgg", "pg,seed3", "pg,0", "pg,seed0,x"])
 def test_unknown_argument_is_refused(argument):
     with pytest.raises(UsageError, match="EXPERIMENT"):
-        config_lib.load(f"configs/camelyon16.py:{argument}")
+        config_files.load(f"configs/camelyon16.py:{argument}")

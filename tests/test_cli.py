@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import run_factory
 
-from dpa_jax import cli, verbs
-from dpa_jax import config as config_lib
+from dpa_jax import cli, config_files, verbs
 
 VERBS = [
     [],
@@ -211,7 +210,7 @@ def run(tmp_path_factory):
 
 
 def test_flags_reach_the_run(run):
-    config = config_lib.load(str(run / "run" / "config.json"))
+    config = config_files.load(str(run / "run" / "config.json"))
     assert config.batch_size == 4 and config.log_every == 3
     about = json.loads((run / "run" / "environment.json").read_text())
     assert "command" in about
@@ -266,10 +265,10 @@ def test_evaluate_a_manifest_with_groups(run, copy):
 
 
 def test_evaluate_takes_the_test_set_of_the_config(run, copy):
-    config = config_lib.load(str(copy / "config.json"))
+    config = config_files.load(str(copy / "config.json"))
     config.data.test_normal = str(run / "normal")
     config.data.test_abnormal = str(run / "abnormal")
-    config_lib.save(config, copy / "config.json")
+    config_files.save(config, copy / "config.json")
     assert run_factory.call("evaluate", "--workdir", copy)[0] == 0
 
 

@@ -4,7 +4,7 @@ import pathlib
 import pytest
 
 from dpa_jax import config as config_lib
-from dpa_jax import errors, stages
+from dpa_jax import config_files, errors, stages, validation
 
 FOLDER = pathlib.Path(config_lib.__file__).parents[1] / "configs"
 
@@ -21,25 +21,25 @@ FOLDER = pathlib.Path(config_lib.__file__).parents[1] / "configs"
     ],
 )
 def test_config_loads_and_is_valid(location, resolutions, steps):
-    config = config_lib.load(location)
-    config_lib.validate(config)
+    config = config_files.load(location)
+    validation.validate(config)
     plan = stages.schedule(config)
     assert sorted({stage.resolution for stage in plan}) == resolutions
     assert plan[-1].end == steps
-    assert config_lib.from_json(config_lib.to_json(config), "").to_dict() == (
+    assert config_files.from_json(config_files.to_json(config), "").to_dict() == (
         config.to_dict()
     )
 
 
 def test_demo_says_that_its_weights_are_random():
-    config = config_lib.load("configs/demo.py")
+    config = config_files.load("configs/demo.py")
     assert config.perceptual.weights == "random:0"
     assert "andom" in (FOLDER / "demo.py").read_text().split('"""')[1]
 
 
 def test_folder_refuses_other_resolutions():
     with pytest.raises(errors.UsageError, match="takes 64 or 32, not '16'"):
-        config_lib.load("configs/folder.py:16")
+        config_files.load("configs/folder.py:16")
 
 
 def published_runs(shared):
@@ -72,8 +72,8 @@ PREPROCESSING = {
 
 def in_words(location: str, seed: int) -> dict:
     """Returns what the table says of a run, as our config has it."""
-    config = config_lib.load(f"{location},seed{seed}")
-    config_lib.validate(config)
+    config = config_files.load(f"{location},seed{seed}")
+    validation.validate(config)
     data, model, stages = config.data, config.model, config.stages
     grows = stages.initial_resolution < data.resolution
     perceptual = config.loss.relative_perceptual == 1
@@ -165,8 +165,8 @@ def test_all_sixty_published_runs(shared):
 def test_one_class_against_the_rest(
     location, steps, channels, layers, rate, normal, seed
 ):
-    config = config_lib.load(f"configs/{location}")
-    config_lib.validate(config)
+    config = config_files.load(f"configs/{location}")
+    validation.validate(config)
     (stage,) = stages.schedule(config)
     assert (stage.resolution, stage.steps) == (32, steps)
     assert config.model.encoder_channels == channels
@@ -183,7 +183,7 @@ def test_one_class_against_the_rest(
 @pytest.mark.parametrize("argument", ["class10", "cat", "class1,seed3", "class1,1,2"])
 def test_a_class_that_does_not_exist_is_refused(name, argument):
     with pytest.raises(errors.UsageError, match=f"configs/{name}.py:{argument}: write"):
-        config_lib.load(f"configs/{name}.py:{argument}")
+        config_files.load(f"configs/{name}.py:{argument}")
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,7 @@ import pytest
 import run_factory
 from PIL import Image
 
-from dpa_jax import checkpoint, demo
-from dpa_jax import config as config_lib
+from dpa_jax import checkpoint, config_files, demo
 
 
 def test_demo_makes_images_trains_evaluates_and_says_where_to_look(
@@ -18,7 +17,7 @@ def test_demo_makes_images_trains_evaluates_and_says_where_to_look(
         assert location == "configs/demo.py"
         return run_factory.quick_config()
 
-    monkeypatch.setattr(demo.config_lib, "load", tiny)
+    monkeypatch.setattr(demo.config_files, "load", tiny)
     code, out, err = run_factory.call("demo", "--workdir", tmp_path / "demo")
     assert code == 0, err
     images, run = tmp_path / "demo" / "images", tmp_path / "demo" / "run"
@@ -70,7 +69,7 @@ def test_the_demo_tells_abnormal_phantoms_from_normal_ones(finished):
 
 def test_what_the_demo_saw_and_reconstructed_look_alike(finished):
     folder, _ = finished
-    config = config_lib.load(str(folder / "run" / "config.json"))
+    config = config_files.load(str(folder / "run" / "config.json"))
     assert config.data.resolution == 32
     grids = sorted((folder / "run" / "samples").iterdir())
     grid = np.asarray(Image.open(grids[-1]), float)

@@ -9,8 +9,7 @@ import run_factory
 from PIL import Image
 
 from benchmarks import experiment_table, experiments
-from dpa_jax import config as config_lib
-from dpa_jax import errors, workdir
+from dpa_jax import config_files, errors, validation, workdir
 
 
 @pytest.fixture
@@ -84,7 +83,7 @@ def fake_runs(monkeypatch):
         if config.perceptual.weights.startswith("random"):
             result |= {"random_weights": True, "vgg_weights": config.perceptual.weights}
         (folder / "evaluation").mkdir(parents=True, exist_ok=True)
-        config_lib.save(config, folder / "config.json")
+        config_files.save(config, folder / "config.json")
         workdir.write_json(experiment_table.evaluation(folder), result)
         return auc
 
@@ -201,4 +200,4 @@ def test_there_are_sixty_experiments_and_each_has_its_config():
     ]
     assert len(names) == 60
     for one in names:
-        config_lib.validate(one.config(2))
+        validation.validate(one.config(2))

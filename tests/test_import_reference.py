@@ -7,11 +7,11 @@ import yaml
 from test_interop import GROWING, published_state
 
 import dpa_jax
-from dpa_jax import checkpoint
+from dpa_jax import checkpoint, config_files
 from dpa_jax import config as config_lib
 from dpa_jax.interop import reference_config
 from dpa_jax.stages import Stage
-from dpa_jax.weights import files
+from dpa_jax.weights import files, statistics_files
 
 torch = pytest.importorskip("torch", reason="torch, an extra, is not installed")
 from torch.nn import functional as F  # noqa: E402
@@ -49,7 +49,7 @@ def made(tmp_path_factory):
         }
         for layer, size in layers.items()
     }
-    files.save_statistics(folder / "stats.npz", statistics, {"source": "made up"})
+    statistics_files.save(folder / "stats.npz", statistics, {"source": "made up"})
     return folder, encoder, decoder, statistics
 
 
@@ -156,7 +156,7 @@ def test_imported_run_scores_as_its_networks_do_in_pytorch(made, imported):
 
 
 def test_workdir_has_the_config_and_the_steps_of_the_checkpoint(imported):
-    config = config_lib.load(str(imported / "config.json"))
+    config = config_files.load(str(imported / "config.json"))
     assert config.perceptual.weights == WEIGHTS and config.seed == 11
     # 2 stabilizations of 300, 2 transitions of 200 and 50 at last
     assert checkpoint.latest(imported) == 1050
@@ -188,7 +188,7 @@ def test_a_second_import_leaves_the_first_alone(made, imported):
 
 def test_missing_statistics_are_named(made, tmp_path):
     statistics = {"r12": made[3]["r12"]}
-    files.save_statistics(tmp_path / "few.npz", statistics, {"source": "made up"})
+    statistics_files.save(tmp_path / "few.npz", statistics, {"source": "made up"})
     code, _, err = bring(made[0], tmp_path / "run", f"--stats={tmp_path}/few.npz")
     assert code == 1 and "few.npz has no statistics of r22" in err
     assert not (tmp_path / "run").exists()

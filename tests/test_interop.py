@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from dpa_jax import config as config_lib
-from dpa_jax import errors, models, stages
+from dpa_jax import config_files, errors, models, stages, validation
 from dpa_jax.interop import reference_checkpoint, reference_config
 
 GROWING = """
@@ -184,7 +184,7 @@ def test_a_composed_adversarial_run_on_random_crops_is_mapped():
     }
     assert {name: overrides[name] for name in expected} == expected
     assert "stages.transition_steps" not in overrides
-    config_lib.validate(config_lib.updated(config_lib.default_config(), overrides, ""))
+    validation.validate(config_lib.updated(config_lib.default_config(), overrides, ""))
     assert "not read by the published code: batch_size=32" in notes
 
 
@@ -331,8 +331,8 @@ def test_a_yaml_file_becomes_a_valid_config_and_the_rest_is_logged(tmp_path, cap
     path = tmp_path / "train_eval.yaml"
     path.write_text(GROWING)
     with caplog.at_level(logging.WARNING, "dpa_jax"):
-        config = config_lib.load(str(path))
-    config_lib.validate(config)
+        config = config_files.load(str(path))
+    validation.validate(config)
     assert config.model.encoder_channels == (3, 4, 5, 6)
     assert "set data.train" in caplog.text and "log_iter=10" in caplog.text
 

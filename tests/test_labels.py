@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import run_factory
 
-from dpa_jax import errors, verbs
+from dpa_jax import errors
 from dpa_jax.data import ImageSet, labels
+from dpa_jax.verbs import scoring
 
 IMAGES = ImageSet(
     np.zeros((4, 2, 2, 1), np.uint8),
@@ -101,5 +102,5 @@ def test_labels_to_evaluate_by_follow_from_what_is_normal(tmp_path, given):
         test=path if given == "option" else None,
         skip_corrupt=False,
     )
-    found = verbs._labelled(options, config).labels
+    found = scoring._labelled(options, config).labels
     assert found.dtype == np.int8 and found.tolist() == [0, 1, 1, 0]

@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from dpa_jax import config as config_lib
+from dpa_jax import config_files, validation
 from dpa_jax.errors import UsageError
 
 CONFIG = str(pathlib.Path(__file__).resolve().parents[1] / "configs" / "nih.py")
@@ -49,8 +49,8 @@ def test_every_value_is_the_published_one(argument):
     first, latent, channels, width, rate, batch, steps = map(float, numbers)
     seeds = [int(seed) for seed in RUNS[argument][-3:]]
     protocol = argument.partition(",")[0]
-    config = config_lib.load(f"{CONFIG}:{argument}")
-    config_lib.validate(config)
+    config = config_files.load(f"{CONFIG}:{argument}")
+    validation.validate(config)
     name = f"nih_chest_xray14/{protocol}_64" + "_equalized" * (equal == "yes")
     assert config.data.train == f"tfds:{name}:train"
     assert config.data.test == f"tfds:{name}:test"
@@ -88,14 +88,14 @@ def test_every_value_is_the_published_one(argument):
     assert config.batch_size == batch
     assert config.seed == seeds[0]
     for number, seed in enumerate(seeds):
-        assert config_lib.load(f"{CONFIG}:{argument},seed{number}").seed == seed
+        assert config_files.load(f"{CONFIG}:{argument},seed{number}").seed == seed
 
 
 @pytest.mark.parametrize("argument", ADVERSARIAL)
 def test_adversarial_runs(argument):
     weight, l1, steps, layers, seeds = ADVERSARIAL[argument]
-    config = config_lib.load(f"{CONFIG}:{argument}")
-    config_lib.validate(config)
+    config = config_files.load(f"{CONFIG}:{argument}")
+    validation.validate(config)
     assert config.loss.adversarial == weight
     assert config.adversarial.discriminator_steps == 2
     assert config.loss.l1 == l1
@@ -118,4 +118,4 @@ def test_adversarial_runs(argument):
 )
 def test_a_run_that_does_not_exist_is_named(argument, message):
     with pytest.raises(UsageError, match=message):
-        config_lib.load(f"{CONFIG}:{argument}")
+        config_files.load(f"{CONFIG}:{argument}")

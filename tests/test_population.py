@@ -11,7 +11,16 @@ import sklearn.metrics
 import tiny_factory as tiny
 
 import dpa_jax
-from dpa_jax import checkpoint, engine, errors, score, step, stopping, training
+from dpa_jax import (
+    checkpoint,
+    config_files,
+    engine,
+    errors,
+    score,
+    step,
+    stopping,
+    training,
+)
 from dpa_jax import config as config_lib
 
 TOLERANCE = 1e-5
@@ -57,7 +66,7 @@ def population(config, tmp_path_factory):
 def test_members_are_ordinary_workdirs(population):
     names = {path.name for path in (population / "members" / "2").iterdir()}
     assert names >= {"config.json", "checkpoints", "metrics.jsonl", "statistics.npz"}
-    config = config_lib.load(str(population / "members" / "2" / "config.json"))
+    config = config_files.load(str(population / "members" / "2" / "config.json"))
     assert (config.seed, config.data.seed, config.population.seeds) == (7, 5, 1)
     scorer = score.load(population / "members" / "2")
     assert np.isfinite(scorer(run_factory.images(2, size=20))).all()

@@ -17,8 +17,7 @@ import pytest
 import run_factory
 import tiny_factory
 
-from dpa_jax import checkpoint
-from dpa_jax import config as config_lib
+from dpa_jax import checkpoint, config_files
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LIMIT_S = 300
@@ -77,7 +76,7 @@ def trained(tmp_path_factory):
     config.perceptual.layers = "8:r11 16:r11"
     config.optimizer.learning_rate = tiny_factory.RATE
     config.log_every = 1
-    config_lib.save(config, folder / "config.json")
+    config_files.save(config, folder / "config.json")
     port = free_port()
     processes = [
         start(

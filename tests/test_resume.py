@@ -9,7 +9,7 @@ import pytest
 import run_factory
 
 import dpa_jax
-from dpa_jax import checkpoint, errors, run
+from dpa_jax import checkpoint, config_files, errors, run
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_half_written_checkpoint_is_not_taken_and_cleared(growing, whole, tmp_pa
     torn.mkdir(parents=True)
     (torn / "d").write_bytes(b"half")
     assert checkpoint.latest(tmp_path) is None
-    (tmp_path / "config.json").write_text(dpa_jax.config.to_json(growing))
+    (tmp_path / "config.json").write_text(config_files.to_json(growing))
     dpa_jax.train(growing, tmp_path, visible=False)
     assert_same_end(tmp_path, whole)
     assert not torn.exists()

@@ -7,8 +7,7 @@ import run_factory
 from PIL import Image
 
 import dpa_jax
-from dpa_jax import checkpoint, errors, score, stages
-from dpa_jax import config as config_lib
+from dpa_jax import checkpoint, config_files, errors, score, stages
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +149,7 @@ def test_a_run_in_progress_is_scored_by_its_last_checkpoint(trained, tmp_path):
     grown = dpa_jax.load(workdir)
     assert (grown.trained, grown.stage.name) == (8, "16_transition")
     # at the end of a transition alpha is 1: the same networks as the stage after it
-    config = config_lib.load(str(workdir / "config.json"))
+    config = config_files.load(str(workdir / "config.json"))
     with np.load(workdir / "statistics.npz") as archive:
         statistics = {
             layer: {key: archive[f"{layer}/{key}"] for key in ("mean", "std")}
@@ -181,9 +180,9 @@ def test_an_early_stage_scores_at_its_own_resolution(trained, tmp_path):
 
 def test_other_vgg_weights_than_it_was_trained_with_are_refused(trained, tmp_path):
     workdir = shutil.copytree(trained, tmp_path / "run")
-    config = config_lib.load(str(workdir / "config.json"))
+    config = config_files.load(str(workdir / "config.json"))
     config.perceptual.weights = "random:1"
-    config_lib.save(config, workdir / "config.json")
+    config_files.save(config, workdir / "config.json")
     with pytest.raises(errors.DpaError, match=r"random:1 holds other VGG19.*random:0"):
         dpa_jax.load(workdir)
 
@@ -194,7 +193,7 @@ def test_a_folder_without_a_run_is_named(tmp_path):
 
 
 def test_a_run_without_a_checkpoint_is_told(tmp_path):
-    config_lib.save(run_factory.quick_config(), tmp_path / "config.json")
+    config_files.save(run_factory.quick_config(), tmp_path / "config.json")
     with pytest.raises(errors.DpaError, match="has no checkpoint yet; train it first"):
         dpa_jax.load(tmp_path)
 

@@ -7,8 +7,16 @@ import run_factory
 from PIL import Image
 
 import dpa_jax
-from dpa_jax import checkpoint, engine, errors, models, score, state, training
-from dpa_jax import config as config_lib
+from dpa_jax import (
+    checkpoint,
+    config_files,
+    engine,
+    errors,
+    models,
+    score,
+    state,
+    training,
+)
 
 
 def rows(workdir):
@@ -17,7 +25,7 @@ def rows(workdir):
 
 
 def test_every_file_of_a_finished_run_holds_what_it_should(trained):
-    assert config_lib.load(str(trained / "config.json")).batch_size == 8
+    assert config_files.load(str(trained / "config.json")).batch_size == 8
     about = json.loads((trained / "environment.json").read_text())
     assert about["seed"] == 0 and about["packages"]["jax"] == jax.__version__
     assert about["devices"] == [str(device) for device in jax.devices()]

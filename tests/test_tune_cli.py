@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import run_factory
 
-from dpa_jax import config as config_lib
-from dpa_jax import verbs
+from dpa_jax import config_files
 from dpa_jax.tuning import search as search_lib
+from dpa_jax.verbs import others
 
 SEARCH = """
 from dpa_jax.tuning.search import default_search
@@ -155,7 +155,7 @@ def test_learning_curve_is_drawn_from_the_study_s_folder(monkeypatch, tmp_path):
 
 
 def test_doctor_names_the_extra(capsys, monkeypatch):
-    monkeypatch.setattr(verbs.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(others.importlib.util, "find_spec", lambda name: None)
     code, out, _ = run_factory.call("doctor")
     assert code == 0
     assert "pip install 'dpa_jax[tune]'" in out
@@ -163,6 +163,6 @@ def test_doctor_names_the_extra(capsys, monkeypatch):
 
 def test_search_of_a_study_is_kept_as_it_was_asked_for(files, monkeypatch):
     _, _, (_, search, _, _) = parsed(monkeypatch, files)
-    again = search_lib.from_json(config_lib.to_json(search), "x")
+    again = search_lib.from_json(config_files.to_json(search), "x")
     assert again.to_dict() == search.to_dict()
     assert np.isclose(again.space.rate.high, 1e-2)

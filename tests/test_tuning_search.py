@@ -6,7 +6,7 @@ import pytest
 import run_factory
 
 from dpa_jax import config as config_lib
-from dpa_jax import errors
+from dpa_jax import config_files, errors
 from dpa_jax.tuning import search as search_lib
 from dpa_jax.tuning import space
 
@@ -145,9 +145,9 @@ def test_search_comes_back_from_its_json_and_plans_the_same(config):
     search = make(rate={**RATE, "points": 2}, width=WIDTHS)
     search.sampler = "grid"
     search = search_lib.validate(search, config)
-    text = config_lib.to_json(search)
+    text = config_files.to_json(search)
     again = search_lib.validate(search_lib.from_json(text, "x"), config)
-    assert config_lib.to_json(again) == text
+    assert config_files.to_json(again) == text
     for one in (search, again):
         one.sampler = "random"
     plans = [
@@ -278,7 +278,7 @@ def test_shipped_searches_fit_their_configs(name, sampler):
     search.sampler = sampler
     search.anomalies.source = search.anomalies.source or "anomalies"
     for base in SHIPPED[name]:
-        base = config_lib.load(f"configs/{base}")
+        base = config_files.load(f"configs/{base}")
         found = search_lib.validate(search, base)
         assert search_lib.planned(found, search_lib.parameters(found, base))
 

@@ -10,7 +10,7 @@ import run_factory
 
 import dpa_jax
 from dpa_jax import config as config_lib
-from dpa_jax import data, errors, folds, roc, stages, stopping, training
+from dpa_jax import config_files, data, errors, folds, roc, stages, stopping, training
 from dpa_jax.tuning import results, storage, study, trials, worker
 from dpa_jax.tuning import search as search_lib
 
@@ -76,7 +76,7 @@ def untrained(monkeypatch):
                 done.append((work.number, fold))
                 during(work, fold, judge)
                 folder = work.fold_folder(fold)
-                config_lib.save(work.configs[fold], folder / "config.json")
+                config_files.save(work.configs[fold], folder / "config.json")
                 rng = np.random.default_rng((work.number, fold))
                 scores = rng.normal(size=24)
                 anomalies = rng.normal(1, size=9)
@@ -116,7 +116,7 @@ def test_every_combination_is_trained_on_every_fold(finished, config):
     for number in range(2):
         for fold in range(2):
             run = finished / "trials" / f"{number:04d}" / f"fold_{fold}"
-            made = config_lib.load(str(run / "config.json"))
+            made = config_files.load(str(run / "config.json"))
             assert (made.data.folds, made.data.fold, made.data.seed) == (2, fold, 0)
             assert dpa_jax.load(run).trained == stopping.result(run).trained
 
@@ -151,7 +151,7 @@ def test_best_config_is_the_best_trial_s_with_the_folds_mean_steps(
 ):
     rows = table(finished)
     best = max(rows, key=lambda row: float(row["auc"]))
-    made = config_lib.load(str(finished / "best.json"))
+    made = config_files.load(str(finished / "best.json"))
     expected = config_lib.updated(
         config,
         {
@@ -162,7 +162,7 @@ def test_best_config_is_the_best_trial_s_with_the_folds_mean_steps(
         },
         "",
     )
-    assert config_lib.to_json(made) == config_lib.to_json(expected)
+    assert config_files.to_json(made) == config_files.to_json(expected)
     run = dpa_jax.train(made, tmp_path / "refit", visible=False)
     assert dpa_jax.load(run).trained == made.stages.final_steps
 
@@ -424,7 +424,7 @@ def test_without_anomalies_the_lowest_held_out_loss_is_best(
 
 def start(folder, tmp_path, config, search):
     """Starts a worker as a process of its own."""
-    (tmp_path / "search.json").write_text(config_lib.to_json(search))
+    (tmp_path / "search.json").write_text(config_files.to_json(search))
     return run_factory.start(
         "tune",
         f"--config={run_factory.write_config(tmp_path / 'config.json', config)}",

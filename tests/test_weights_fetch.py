@@ -13,7 +13,15 @@ import safetensors.numpy
 import scipy.signal
 
 from dpa_jax import errors, vgg
-from dpa_jax.weights import download, fetch, files, formats, published_statistics
+from dpa_jax.weights import (
+    download,
+    fetch,
+    files,
+    formats,
+    published_statistics,
+    statistics_files,
+    verify,
+)
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -309,7 +317,7 @@ def test_fetch_converts_once_verifies_and_needs_no_torch(
     ]
     loaded = files.load_vgg19("imagenet")
     assert formats.fingerprint(loaded) == formats.fingerprint(weights)
-    statistics = files.load_statistics("imagenet")
+    statistics = statistics_files.load("imagenet")
     np.testing.assert_array_equal(statistics["r42"]["mean"], np.arange(32))
     np.testing.assert_array_equal(statistics["r42"]["std"], np.full(32, 0.5))
 
@@ -319,7 +327,7 @@ def test_fetch_converts_once_verifies_and_needs_no_torch(
     assert all("already there" in line for line in lines) and len(lines) == 2
 
     lines[:] = []
-    fetch.verify(lines.append)
+    verify.verify(lines.append)
     assert ["intact" in lines[0], "16 layers" in lines[1], "intact" in lines[2]] == [
         True
     ] * 3
@@ -435,7 +443,7 @@ def test_verify_tells_damage(cache, weights, published, tmp_path):
     damaged = {**weights, "c54": {**weights["c54"], "bias": bias}}
     files.save_vgg19(files.cached_vgg19(), damaged, metadata)
     with pytest.raises(errors.DpaError, match="is damaged.*weights fetch"):
-        fetch.verify()
+        verify.verify()
 
 
 def test_verify_tells_wrong_arithmetic(cache, weights, published, tmp_path):
@@ -447,11 +455,11 @@ def test_verify_tells_wrong_arithmetic(cache, weights, published, tmp_path):
         files.cached_vgg19(), weights, {**metadata, "activations": altered}
     )
     with pytest.raises(errors.DpaError, match="r54 of the fixed image has mean"):
-        fetch.verify(lambda line: None)
+        verify.verify(lambda line: None)
 
 
 def test_recorded_activations_are_those_of_a_convolution(weights):
-    image, layer = fetch._probe()[0], weights["c11"]
+    image, layer = verify._probe()[0], weights["c11"]
     sums = []
     for channel in range(4):
         total = sum(
@@ -461,7 +469,8 @@ def test_recorded_activations_are_those_of_a_convolution(weights):
             for c in range(3)
         )
         sums.append(np.maximum(total + layer["bias"][channel], 0).mean())
-    assert fetch._means(weights)["r11"] == pytest.approx(np.mean(sums), rel=1e-5)
+    found = verify.activation_means(weights)["r11"]
+    assert found == pytest.approx(np.mean(sums), rel=1e-5)
 
 
 def test_the_published_statistics_are_stored_as_they_are(shared, cache, monkeypatch):
@@ -470,8 +479,8 @@ def test_the_published_statistics_are_stored_as_they_are(shared, cache, monkeypa
     path = shared / "fixtures" / "vgg19_ILSVRC2012_object_detection_mean_var.pt"
     assert published_statistics.URL.endswith(path.name)
     fetch.import_files(statistics_file=str(path))
-    stored = files.load_statistics("imagenet")
-    expected = files.load_statistics(str(path.parent / "vgg19_feature_stats.npz"))
+    stored = statistics_files.load("imagenet")
+    expected = statistics_files.load(str(path.parent / "vgg19_feature_stats.npz"))
     assert formats.fingerprint(stored) == formats.fingerprint(expected)
     assert (
         pathlib.Path(files.read_metadata(files.cached_statistics())["source"]) == path

@@ -8,7 +8,7 @@ import pytest
 import safetensors.numpy
 
 from dpa_jax import errors
-from dpa_jax.weights import files, formats
+from dpa_jax.weights import files, formats, statistics_files
 
 # torchvision's numbers of VGG19's convolutions, and their channels
 NUMBERS = [0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34]
@@ -199,7 +199,7 @@ def test_the_cache_is_where_the_environment_says(tmp_path, monkeypatch):
     assert files.cache_dir().name == "dpa_jax"
 
 
-@pytest.mark.parametrize("load", [files.load_vgg19, files.load_statistics])
+@pytest.mark.parametrize("load", [files.load_vgg19, statistics_files.load])
 def test_an_empty_cache_says_how_to_fill_it(tmp_path, monkeypatch, load):
     monkeypatch.setenv("DPA_JAX_CACHE", str(tmp_path))
     with pytest.raises(errors.DpaError, match="`dpa-jax weights fetch`.*import"):
@@ -223,7 +223,7 @@ def test_a_failed_write_leaves_the_earlier_file(weights, tmp_path, monkeypatch):
 def test_an_impossible_folder_is_named(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(errors.DpaError, match="cannot write"):
-        files.save_statistics(tmp_path / "file" / "s.npz", statistics(), {})
+        statistics_files.save(tmp_path / "file" / "s.npz", statistics(), {})
 
 
 def statistics(**changes):
@@ -246,8 +246,8 @@ def save_plain(path, tree):
 
 def test_statistics_round_trip(tmp_path):
     path = tmp_path / "s.npz"
-    files.save_statistics(path, statistics(), {"source": "a test"})
-    assert_same(files.load_statistics(str(path)), statistics())
+    statistics_files.save(path, statistics(), {"source": "a test"})
+    assert_same(statistics_files.load(str(path)), statistics())
     assert files.read_metadata(path)["source"] == "a test"
 
 
@@ -257,7 +257,7 @@ def test_statistics_called_var_are_read_as_deviations(tmp_path):
         for layer, pair in statistics().items()
     }
     save_plain(tmp_path / "s.npz", named)
-    assert_same(files.load_statistics(str(tmp_path / "s.npz")), statistics())
+    assert_same(statistics_files.load(str(tmp_path / "s.npz")), statistics())
 
 
 PAIR = {"mean": np.zeros(64), "std": np.ones(64)}
@@ -280,31 +280,31 @@ PAIR = {"mean": np.zeros(64), "std": np.ones(64)}
 def test_bad_statistics_are_refused_by_name(tmp_path, layer, pair, message):
     save_plain(tmp_path / "s.npz", {layer: pair})
     with pytest.raises(errors.DpaError, match=f"s.npz.*{message}"):
-        files.load_statistics(str(tmp_path / "s.npz"))
+        statistics_files.load(str(tmp_path / "s.npz"))
 
 
 def test_an_archive_without_statistics_is_refused(tmp_path):
     np.savez(tmp_path / "s.npz", images=np.zeros(3))
     with pytest.raises(errors.DpaError, match="holds no statistics"):
-        files.load_statistics(str(tmp_path / "s.npz"))
+        statistics_files.load(str(tmp_path / "s.npz"))
 
 
 def test_statistics_in_use_must_be_there_and_have_spread(tmp_path):
     still = {"mean": np.zeros(64, np.float32), "std": np.ones(64, np.float32)}
     still["std"][[5, 9]] = 0
     save_plain(tmp_path / "s.npz", statistics(r11=still))
-    loaded = files.load_statistics(str(tmp_path / "s.npz"))
-    assert list(files.statistics_for(loaded, ["r12"], "s.npz")) == ["r12"]
+    loaded = statistics_files.load(str(tmp_path / "s.npz"))
+    assert list(statistics_files.select(loaded, ["r12"], "s.npz")) == ["r12"]
     with pytest.raises(errors.DpaError, match="s.npz: 2 of 64 channels of r11.* is 5"):
-        files.statistics_for(loaded, ["r12", "r11"], "s.npz")
+        statistics_files.select(loaded, ["r12", "r11"], "s.npz")
     with pytest.raises(errors.DpaError, match="s.npz has no statistics of r42"):
-        files.statistics_for(loaded, ["r42"], "s.npz")
+        statistics_files.select(loaded, ["r42"], "s.npz")
 
 
 def test_the_published_statistics_are_read_without_torch(shared, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     path = shared / "fixtures" / "vgg19_ILSVRC2012_object_detection_mean_var.pt"
-    found = files.load_statistics(str(path))
+    found = statistics_files.load(str(path))
     assert len(found) == 37
     with np.load(shared / "fixtures" / "vgg19_feature_stats.npz") as archive:
         expected = {
@@ -322,7 +322,7 @@ def test_statistics_of_the_published_kind_by_torch(tmp_path):
         for layer, pair in statistics().items()
     }
     torch.save(state, tmp_path / "s.pt")
-    assert_same(files.load_statistics(str(tmp_path / "s.pt")), statistics())
+    assert_same(statistics_files.load(str(tmp_path / "s.pt")), statistics())
     torch.save([1], tmp_path / "other.pt")
     with pytest.raises(errors.DpaError, match="other.pt does not hold"):
-        files.load_statistics(str(tmp_path / "other.pt"))
+        statistics_files.load(str(tmp_path / "other.pt"))

@@ -5,10 +5,19 @@ import pathlib
 
 import jax
 
-from dpa_jax import checkpoint, errors, frozen, models, stages, state, workdir
+from dpa_jax import (
+    checkpoint,
+    errors,
+    frozen,
+    models,
+    stages,
+    state,
+    validation,
+    workdir,
+)
 from dpa_jax import config as config_lib
 from dpa_jax.interop import reference_checkpoint
-from dpa_jax.weights import files
+from dpa_jax.weights import statistics_files
 
 
 def import_checkpoint(
@@ -36,7 +45,7 @@ def import_checkpoint(
     config = config_lib.updated(config_lib.default_config(), overrides, str(path))
     config.perceptual.weights = weights
     config.perceptual.statistics = statistics
-    config_lib.validate(config)
+    validation.validate(config)
     plan = stages.schedule(config)
     last = plan[-1]
     found = f"{info['resolution']}_{info['stage']}"
@@ -53,8 +62,8 @@ def import_checkpoint(
 
     layers = frozen.layers_in_use(config, plan)
     vgg_weights = frozen.load_weights(config, layers)
-    chosen = files.statistics_for(
-        files.load_statistics(statistics) if layers else {}, layers, statistics
+    chosen = statistics_files.select(
+        statistics_files.load(statistics) if layers else {}, layers, statistics
     )
     folder = pathlib.Path(folder)
     if checkpoint.latest(folder) is not None:
@@ -62,7 +71,7 @@ def import_checkpoint(
     workdir.claim(folder, config)
     frozen.check_fingerprint(folder, config, vgg_weights)
     if layers:
-        files.save_statistics(
+        statistics_files.save(
             folder / frozen.STATISTICS, chosen, {"source": statistics}
         )
     workdir.write_json(folder / "environment.json", workdir.environment(config.seed))

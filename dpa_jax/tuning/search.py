@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 
 from dpa_jax import config as config_lib
-from dpa_jax import errors
+from dpa_jax import config_files, errors, validation
 from dpa_jax.tuning import selection
 from dpa_jax.tuning import space as space_lib
 from dpa_jax.tuning.space import Parameter, Range
@@ -80,7 +80,7 @@ def load(location: str) -> ml_collections.ConfigDict:
         return from_json(pathlib.Path(name).read_text(encoding="utf-8"), name)
     if not name.endswith(".py"):
         raise errors.UsageError(f"a search is a .py file or a study's .json: {name}")
-    return config_lib.load(location)
+    return config_files.load(location)
 
 
 def from_json(text: str, source: str) -> ml_collections.ConfigDict:
@@ -174,7 +174,7 @@ def validate(
     for chosen in _outermost(search, found):
         try:
             one = fold_config(config, search, found, chosen, 0)
-            config_lib.validate(one)
+            validation.validate(one)
         except errors.UsageError as error:
             raise errors.UsageError(f"with {describe(chosen)}: {error}") from None
         configs[describe(chosen)] = one

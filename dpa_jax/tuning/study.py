@@ -15,7 +15,7 @@ import ml_collections
 import numpy as np
 
 from dpa_jax import config as config_lib
-from dpa_jax import errors, workdir
+from dpa_jax import config_files, errors, workdir
 from dpa_jax.tuning import report, results
 from dpa_jax.tuning import search as search_lib
 from dpa_jax.tuning import storage as storage_lib
@@ -115,8 +115,8 @@ def claim(
     else:
         for name in ("anomalies.npz", storage_lib.FILE):
             (folder / name).unlink(missing_ok=True)
-    config_lib.save(config, folder / "config.json")
-    config_lib.save(search, kept)
+    config_files.save(config, folder / "config.json")
+    config_files.save(search, kept)
     return search
 
 
@@ -179,7 +179,7 @@ def refresh(
     if found.best is not None:
         parameters = search_lib.parameters(search, config)
         best = best_config(config, parameters, found.best)
-        config_lib.save(best, folder / "best.json")
+        config_files.save(best, folder / "best.json")
     return found
 
 

@@ -1,4 +1,4 @@
-"""The cache of ImageNet weights and statistics: filling it and verifying it."""
+"""Filling the cache of ImageNet weights and statistics."""
 
 import contextlib
 import fcntl
@@ -7,10 +7,15 @@ import json
 import pathlib
 from collections.abc import Callable, Iterator
 
-import numpy as np
-
-from dpa_jax import errors, vgg
-from dpa_jax.weights import download, files, formats, published_statistics
+from dpa_jax import errors
+from dpa_jax.weights import (
+    download,
+    files,
+    formats,
+    published_statistics,
+    statistics_files,
+    verify,
+)
 
 # name -> (URL, SHA-256 or, where only that is published, its beginning)
 SOURCES = {
@@ -103,7 +108,7 @@ def import_files(
 
     Args:
       weights_file: see `files.load_vgg19`.
-      statistics_file: see `files.load_statistics`.
+      statistics_file: see `statistics_files.load`.
       report: called with one line on each thing done.
 
     Raises:
@@ -116,57 +121,6 @@ def import_files(
             files.cached_statistics(), statistics_file, report
         ):
             _store_statistics(statistics_file, statistics_file, report)
-
-
-def verify(report: Report = print) -> None:
-    """Recomputes what was recorded of the cached files when they were stored.
-
-    Their fingerprints; and the mean of each of VGG19's sixteen ReLU layers on a fixed
-    image, which NumPy computed then and `vgg.features` computes now on this machine's
-    device. That tells damage and wrong arithmetic, not whether the weights are
-    ImageNet's: the download's checksum does.
-
-    Raises:
-      DpaError: a file is absent or damaged, or an activation differs.
-    """
-    import jax
-
-    weights = files.load_vgg19("imagenet")
-    recorded = _verify_fingerprint(files.cached_vgg19(), weights, report)
-    with jax.default_matmul_precision("highest"):
-        features = vgg.features(
-            jax.device_put(weights),
-            jax.device_put(_probe()),
-            [name for name in vgg.LAYERS if name[0] == "r"],
-        )
-    for layer, expected in json.loads(recorded["activations"]).items():
-        found = float(np.mean(features[layer]))
-        if not np.isclose(found, expected, rtol=1e-3, atol=1e-6):
-            raise errors.DpaError(
-                f"{layer} of the fixed image has mean {found:.6g} on "
-                f"{jax.default_backend()}, but {expected:.6g} by NumPy when they were "
-                "stored: this device or this version of JAX computes wrongly"
-            )
-    report(
-        f"activations of 16 layers on {jax.default_backend()}: as NumPy's when stored"
-    )
-    _verify_fingerprint(
-        files.cached_statistics(), files.load_statistics("imagenet"), report
-    )
-
-
-def _verify_fingerprint(
-    path: pathlib.Path, values: files.Weights, report: Report
-) -> dict[str, str]:
-    recorded = files.read_metadata(path)
-    found = formats.fingerprint(values)
-    if recorded.get("fingerprint") != found:
-        raise errors.DpaError(
-            f"{path} is damaged: its fingerprint is {found}, recorded was "
-            f"{recorded.get('fingerprint')}; delete it and run `dpa-jax weights fetch`"
-        )
-    report(f"{path}: intact, from {recorded['source']}")
-    return recorded
 
 
 def _present(path: pathlib.Path, instead: str, report: Report) -> bool:
@@ -199,14 +153,15 @@ def _check_origin(path: str, checksums: list[str]) -> None:
 
 def _store_vgg19(path: str | pathlib.Path, source: str, report: Report) -> None:
     weights = files.load_vgg19(str(path))
-    metadata = {**_origin(path, source), "activations": json.dumps(_means(weights))}
+    activations = json.dumps(verify.activation_means(weights))
+    metadata = {**_origin(path, source), "activations": activations}
     files.save_vgg19(files.cached_vgg19(), weights, metadata)
     report(f"{files.cached_vgg19()}: stored, from {source}")
 
 
 def _store_statistics(path: str | pathlib.Path, source: str, report: Report) -> None:
-    statistics = files.load_statistics(str(path))
-    files.save_statistics(files.cached_statistics(), statistics, _origin(path, source))
+    statistics = statistics_files.load(str(path))
+    statistics_files.save(files.cached_statistics(), statistics, _origin(path, source))
     report(f"{files.cached_statistics()}: stored, from {source}")
 
 
@@ -264,29 +219,3 @@ def _alone(report: Report) -> Iterator[None]:
         ) from None
     with lock:
         yield
-
-
-def _probe() -> np.ndarray:
-    # [1, 32, 32, 3]: smooth colours and fine texture, deep enough for r54
-    y, x = np.mgrid[0:32, 0:32].astype(np.float32) / 32
-    image = np.stack([np.sin(6 * x + y), np.cos(5 * y), np.sin(97 * x * y)], -1)
-    return image[None]
-
-
-def _means(weights: files.Weights) -> dict[str, float]:
-    """Computes the mean of each ReLU layer on the fixed image, by NumPy alone."""
-    x, means = _probe()[0], {}
-    for name in vgg.LAYERS:
-        if name[0] == "c":
-            kernel, bias = weights[name]["kernel"], weights[name]["bias"]
-            windows = np.lib.stride_tricks.sliding_window_view(
-                np.pad(x, ((1, 1), (1, 1), (0, 0))), (3, 3), (0, 1)
-            )  # [H, W, I, 3, 3]
-            x = np.tensordot(windows, kernel, ((3, 4, 2), (0, 1, 2))) + bias
-        elif name[0] == "r":
-            x = np.maximum(x, 0)
-            means[name] = float(x.mean(dtype=np.float64))
-        else:
-            h, w, c = x.shape
-            x = x.reshape(h // 2, 2, w // 2, 2, c).max((1, 3))
-    return means

@@ -1,20 +1,17 @@
-"""VGG19 weights and feature statistics: from files and to files."""
+"""VGG19's weights: from files and to files, and where the cache keeps them."""
 
 import json
 import os
 import pathlib
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 
 from dpa_jax import errors, vgg
-from dpa_jax.weights import formats, published_statistics
+from dpa_jax.weights import formats
 
 # {"c11": {"kernel": float32 [3, 3, I, O], "bias": float32 [O]}, ...}
 Weights = dict[str, dict[str, np.ndarray]]
-# {"r42": {"mean": float32 [C], "std": float32 [C]}, ...}
-Statistics = dict[str, dict[str, np.ndarray]]
 
 # torchvision numbers convolutions, ReLUs and poolings through, as `LAYERS` lists them
 _TORCHVISION = {
@@ -64,9 +61,9 @@ def load_vgg19(spec: str) -> Weights:
     if spec.startswith("random:"):
         return _random_vgg19(spec)
     if spec == "imagenet":
-        path = _from_cache(cached_vgg19(), "ImageNet weights", "weights import FILE")
+        path = from_cache(cached_vgg19(), "ImageNet weights", "weights import FILE")
     else:
-        path = _existing(spec, "weights are imagenet, random:SEED or a file")
+        path = existing(spec, "weights are imagenet, random:SEED or a file")
     return _checked_vgg19(_read_tensors(path), path)
 
 
@@ -87,91 +84,10 @@ def save_vgg19(
         for layer, arrays in weights.items()
         for name, array in arrays.items()
     }
-    metadata = _described(weights, metadata)
+    metadata = described(weights, metadata)
     with formats.replacing(pathlib.Path(path)) as temporary:
         # its save_file would leave the file unreadable to others who share the cache
         temporary.write_bytes(safetensors.numpy.save(tensors, metadata))
-
-
-def load_statistics(spec: str) -> Statistics:
-    """Loads the mean and standard deviation of each channel of VGG19's layers.
-
-    Args:
-      spec: `imagenet` (the cache), an .npz with `LAYER/mean` and `LAYER/std`, or the
-        published .pt. What is called `var`, as in the published code, holds standard
-        deviations and is read as such.
-
-    Returns:
-      `{layer: {"mean": float32 [C], "std": float32 [C]}}` for the file's layers;
-      `std` may be 0 where a channel never varied (see `statistics_for`).
-
-    Raises:
-      DpaError: the file is absent or unreadable, names a layer that VGG19 lacks, or
-        has an array that is missing, of the wrong shape, negative or not finite.
-    """
-    if spec == "imagenet":
-        path = _from_cache(
-            cached_statistics(), "ImageNet statistics", "weights import --stats FILE"
-        )
-    else:
-        path = _existing(spec, "statistics are imagenet, train or a file")
-    if path.suffix == ".npz":
-        found = formats.read_npz(path, lambda name: "/" in name)
-    elif path.suffix in (".pt", ".pth"):
-        found = _read_statistics_pt(path)
-    else:
-        raise errors.DpaError(f"{path}: statistics are an .npz or a .pt file")
-    return _checked_statistics(found, path)
-
-
-def save_statistics(
-    path: str | os.PathLike, statistics: Statistics, metadata: Mapping[str, str]
-) -> None:
-    """Writes feature statistics as an .npz file, atomically.
-
-    Args:
-      path: the file; an existing one is replaced.
-      statistics: as `load_statistics` returns.
-      metadata: where they come from; stored beside them with a fingerprint.
-    """
-    metadata = _described(statistics, metadata)
-    arrays: dict[str, Any] = {
-        f"{layer}/{name}": np.asarray(array, np.float32)
-        for layer, pair in statistics.items()
-        for name, array in pair.items()
-    }
-    with formats.replacing(pathlib.Path(path)) as temporary:
-        with open(temporary, "wb") as file:
-            np.savez(file, metadata=np.array(json.dumps(metadata)), **arrays)
-
-
-def statistics_for(
-    statistics: Statistics, layers: Collection[str], source: str
-) -> Statistics:
-    """Selects the statistics of the layers in use, which must divide safely.
-
-    Args:
-      statistics: as `load_statistics` returns.
-      layers: names of VGG19's layers.
-      source: named in errors.
-
-    Raises:
-      DpaError: a layer is missing, or a channel of it has no spread.
-    """
-    for layer in layers:
-        if layer not in statistics:
-            raise errors.DpaError(
-                f"{source} has no statistics of {layer}; it has {', '.join(statistics)}"
-            )
-        still = np.flatnonzero(~(statistics[layer]["std"] > 0))
-        if still.size:
-            raise errors.DpaError(
-                f"{source}: {still.size} of {len(statistics[layer]['std'])} channels "
-                f"of {layer} have standard deviation 0 (the first is {still[0]}), so "
-                "its features cannot be normalised; compute the statistics over more "
-                "images or choose another layer"
-            )
-    return {layer: statistics[layer] for layer in layers}
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, str]:
@@ -195,9 +111,10 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
     return metadata if metadata.get("format") == _FORMAT else {}
 
 
-def _described(
+def described(
     tree: Mapping[str, Mapping[str, np.ndarray]], metadata: Mapping[str, str]
 ) -> dict[str, str]:
+    """Returns what `read_metadata` shall find in a file of ours that holds these."""
     return {
         "format": _FORMAT,
         "fingerprint": formats.fingerprint(tree),
@@ -235,52 +152,13 @@ def _checked_vgg19(tensors: Mapping[str, np.ndarray], path: pathlib.Path) -> Wei
         else:
             stem = _TORCHVISION[layer]
             names, shape = (f"{stem}.weight", f"{stem}.bias"), (width, fan, 3, 3)
-        kernel = _checked(tensors, names[0], shape, f"{path} is not VGG19: ")
-        bias = _checked(tensors, names[1], (width,), f"{path} is not VGG19: ")
+        kernel = formats.checked(tensors, names[0], shape, f"{path} is not VGG19: ")
+        bias = formats.checked(tensors, names[1], (width,), f"{path} is not VGG19: ")
         if not ours:
             kernel = kernel.transpose(2, 3, 1, 0)  # [O, I, 3, 3] -> [3, 3, I, O]
         weights[layer] = {"kernel": np.ascontiguousarray(kernel), "bias": bias}
         fan = width
     return weights
-
-
-def _checked_statistics(
-    found: Mapping[str, np.ndarray], path: pathlib.Path
-) -> Statistics:
-    statistics: Statistics = {}
-    for layer in dict.fromkeys(name.partition("/")[0] for name in found):
-        if layer not in vgg.LAYERS:
-            raise errors.DpaError(f"{path}: VGG19 has no layer {layer!r}")
-        shape, spread = (vgg.LAYERS[layer],), f"{layer}/std"
-        if spread not in found and f"{layer}/var" in found:
-            spread = f"{layer}/var"  # the published name of a standard deviation
-        mean = _checked(found, f"{layer}/mean", shape, f"{path}: ")
-        std = _checked(found, spread, shape, f"{path}: ")
-        if (std < 0).any():
-            raise errors.DpaError(f"{path}: {spread} has negative values")
-        statistics[layer] = {"mean": mean, "std": std}
-    if not statistics:
-        raise errors.DpaError(f"{path} holds no statistics (LAYER/mean, LAYER/std)")
-    return statistics
-
-
-def _checked(
-    tensors: Mapping[str, Any], name: str, shape: tuple[int, ...], prefix: str
-) -> np.ndarray:
-    if name not in tensors:
-        has = ", ".join(list(tensors)[:3]) or "nothing of the kind"
-        raise errors.DpaError(f"{prefix}{name} is missing (it has {has} ...)")
-    array = np.asarray(tensors[name])
-    if array.shape != shape:
-        raise errors.DpaError(
-            f"{prefix}{name} has shape {list(array.shape)}, expected {list(shape)}"
-        )
-    if array.dtype.kind in "iubOSU":
-        raise errors.DpaError(f"{prefix}{name} is {array.dtype}, expected float32")
-    array = array.astype(np.float32)
-    if not np.isfinite(array).all():
-        raise errors.DpaError(f"{prefix}{name} has values that are not finite")
-    return array
 
 
 def _read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -308,25 +186,12 @@ def _read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     raise errors.DpaError(f"{path}: weights are a .safetensors, .npz or .pth file")
 
 
-def _read_statistics_pt(path: pathlib.Path) -> dict[str, np.ndarray]:
-    if formats.file_sha256(path) == published_statistics.SHA256:
-        return published_statistics.read(path)  # known bytes: no torch needed
-    loaded = formats.load_torch(path)
-    if not isinstance(loaded, Mapping) or not all(
-        isinstance(pair, (tuple, list))
-        and len(pair) == 2
-        and all(hasattr(value, "detach") for value in pair)
-        for pair in loaded.values()
-    ):
-        raise errors.DpaError(f"{path} does not hold {{layer: (mean, deviation)}}")
-    return {
-        f"{layer}/{name}": value.detach().cpu().float().numpy().reshape(-1)
-        for layer, pair in loaded.items()
-        for name, value in zip(("mean", "std"), pair, strict=True)
-    }
+def from_cache(path: pathlib.Path, what: str, command: str) -> pathlib.Path:
+    """Returns a file of the cache.
 
-
-def _from_cache(path: pathlib.Path, what: str, command: str) -> pathlib.Path:
+    Raises:
+      DpaError: it is not there; the message says how to get it.
+    """
     if not path.is_file():
         raise errors.DpaError(
             f"the {what} are not in the cache ({path}); get them with "
@@ -336,7 +201,12 @@ def _from_cache(path: pathlib.Path, what: str, command: str) -> pathlib.Path:
     return path
 
 
-def _existing(spec: str, kinds: str) -> pathlib.Path:
+def existing(spec: str, kinds: str) -> pathlib.Path:
+    """Returns the file that a user named.
+
+    Raises:
+      DpaError: there is none; the message says what kinds of names there are.
+    """
     path = pathlib.Path(spec).expanduser()
     if not path.is_file():
         raise errors.DpaError(f"there is no file {spec}; {kinds}")

@@ -74,6 +74,36 @@ def read_npz(
             return {name: archive[name] for name in archive.files if wanted(name)}
 
 
+def checked(
+    tensors: Mapping[str, Any], name: str, shape: tuple[int, ...], prefix: str
+) -> np.ndarray:
+    """Returns an array as finite float32 of the shape that it must have.
+
+    Args:
+      tensors: arrays by name.
+      name: of the array.
+      shape: expected.
+      prefix: of the message of an error.
+
+    Raises:
+      DpaError: the array is missing, of the wrong shape or type, or not finite.
+    """
+    if name not in tensors:
+        has = ", ".join(list(tensors)[:3]) or "nothing of the kind"
+        raise errors.DpaError(f"{prefix}{name} is missing (it has {has} ...)")
+    array = np.asarray(tensors[name])
+    if array.shape != shape:
+        raise errors.DpaError(
+            f"{prefix}{name} has shape {list(array.shape)}, expected {list(shape)}"
+        )
+    if array.dtype.kind in "iubOSU":
+        raise errors.DpaError(f"{prefix}{name} is {array.dtype}, expected float32")
+    array = array.astype(np.float32)
+    if not np.isfinite(array).all():
+        raise errors.DpaError(f"{prefix}{name} has values that are not finite")
+    return array
+
+
 @contextlib.contextmanager
 def reading(path: pathlib.Path) -> Iterator[None]:
     """Turns what a damaged file raises in the body into one error that names it."""

@@ -1,0 +1,1 @@
+"""The arguments of the verbs: parsing alone, so nothing slow is imported here."""

@@ -1,0 +1,114 @@
+"""The arguments of evaluate, score and score-slide."""
+
+import argparse
+
+from dpa_jax.arguments import shared
+
+
+def add_verbs(add: shared.Add) -> None:
+    """Adds evaluate, score and score-slide."""
+    _add_evaluate(add)
+    _add_score(add)
+    _add_score_slide(add)
+
+
+def _add_evaluate(add: shared.Add) -> None:
+    evaluate = add(
+        "evaluate",
+        "measure how well a run tells abnormal from normal",
+        "  dpa-jax evaluate --workdir=run --normal=test/normal --abnormal=test/abnormal"
+        "\n  dpa-jax evaluate --workdir=run --test=test.csv",
+        doc="Writes metrics.json, scores.csv, roc.png and histogram.png.",
+    )
+    shared.workdir(evaluate)
+    evaluate.add_argument("--normal", metavar="DIR", help="normal images")
+    evaluate.add_argument("--abnormal", metavar="DIR", help="abnormal images")
+    evaluate.add_argument(
+        "--test",
+        metavar="LOCATION",
+        help="labelled images instead: a manifest, .npz or tfds:NAME:SPLIT "
+        "(default: data.test of the run's config)",
+    )
+    evaluate.add_argument(
+        "--out", metavar="DIR", help="for the results (default: WORKDIR/evaluation)"
+    )
+    _scoring(evaluate)
+
+
+def _add_score(add: shared.Add) -> None:
+    score = add(
+        "score",
+        "score images: the higher, the more abnormal",
+        "  dpa-jax score --workdir=run image.png folder/ --out=scores.csv --maps=maps",
+        doc="Writes path and score, in the order given (folders sorted).",
+    )
+    score.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER")
+    shared.workdir(score)
+    score.add_argument(
+        "--out", default="scores.csv", metavar="FILE", help="default: %(default)s"
+    )
+    score.add_argument(
+        "--maps", metavar="DIR", help="write anomaly maps: NAME.png and NAME.npy"
+    )
+    _scoring(score)
+
+
+def _add_score_slide(add: shared.Add) -> None:
+    slide = add(
+        "score-slide",
+        "score a whole slide tile by tile",
+        "  dpa-jax score-slide slide.tif --workdir=run --out=slide_scores",
+        doc="Writes a heat map over the thumbnail, a pyramidal TIFF of scores, GeoJSON "
+        "for QuPath and a CSV. Resumes if interrupted.",
+    )
+    slide.add_argument("slide", metavar="SLIDE")
+    shared.workdir(slide)
+    slide.add_argument(
+        "--out", metavar="DIR", help="default: the slide's name with _scores"
+    )
+    shared.mpp(slide)
+    slide.add_argument(
+        "--magnification",
+        type=int,
+        choices=(10, 20, 40),
+        help="of the tiles (default: that of the run's patches, or 10)",
+    )
+    slide.add_argument(
+        "--stain-target",
+        metavar="FILE.npz",
+        help="what stains are normalised to: a saved stain_target.npz, or none "
+        "(default: what the run's patches were)",
+    )
+    slide.add_argument(
+        "--threshold",
+        type=float,
+        help="scores above it become regions (default: the slide's 95th percentile)",
+    )
+    _batching(slide, "tiles")
+
+
+def _batching(parser: argparse.ArgumentParser, unit: str) -> None:
+    parser.add_argument(
+        "--batch",
+        type=shared.positive,
+        default=64,
+        help=f"{unit} at a time (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "tensorfloat32", "bfloat16"),
+        default="float32",
+        help="default: %(default)s",
+    )
+
+
+def _scoring(parser: argparse.ArgumentParser) -> None:
+    _batching(parser, "images")
+    parser.add_argument(
+        "--skip-corrupt",
+        action="store_true",
+        help="leave out images that cannot be read, and list them",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace results of an earlier call"
+    )

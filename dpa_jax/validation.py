@@ -1,0 +1,195 @@
+"""What a configuration must satisfy before a run starts."""
+
+import difflib
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from dpa_jax import config as config_lib
+from dpa_jax import errors
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+    """Checks all that can be checked without images or weights.
+
+    Raises:
+      UsageError: naming the field, its value and what is possible.
+    """
+
+    def check(condition: bool, message: str):
+        if not condition:
+            raise errors.UsageError(message)
+
+    _check_fields(config_lib.flat(config), config_lib.flat(config_lib.default_config()))
+    data, model, stages = config.data, config.model, config.stages
+    for name, least in (
+        ("data.resize", 0),
+        ("data.crop", 0),
+        ("data.size", 0),
+        ("data.workers", 0),
+        ("data.folds", 0),
+        ("data.fold", 0),
+        ("data.seed", -1),
+        ("adversarial.discriminator_steps", 1),
+        ("early_stopping.every", 0),
+        ("early_stopping.patience", 0),
+        ("early_stopping.min_delta", 0),
+        ("population.seeds", 1),
+        ("model.latent_channels", 1),
+        ("stages.final_steps", 1),
+        ("batch_size", 1),
+        ("seed", 0),
+        ("log_every", 1),
+        ("checkpoint_every", 1),
+        ("sample_every", 1),
+    ):
+        value = config_lib.flat(config)[name]
+        check(value >= least, f"{name} is {value}; it must be at least {least}")
+    check(
+        data.channels in (1, 3), f"data.channels is {data.channels}; it may be 1 or 3"
+    )
+    choices = {
+        "model.kind": config_lib.KINDS,
+        "precision": config_lib.PRECISIONS,
+        "data.residency": ("auto", "device", "stream"),
+        "perceptual.cache_targets": ("auto", "always", "never"),
+    }
+    for name, options in choices.items():
+        value = config_lib.flat(config)[name]
+        near = difflib.get_close_matches(str(value), options, 1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        check(
+            value in options,
+            f"{name} is {value!r}; it may be {', '.join(options)}{hint}",
+        )
+    final, first, latent = (
+        data.resolution,
+        stages.initial_resolution,
+        model.latent_resolution,
+    )
+    for name, value in (
+        ("data.resolution", final),
+        ("stages.initial_resolution", first),
+        ("model.latent_resolution", latent),
+    ):
+        check(
+            value >= 1 and value & (value - 1) == 0,
+            f"{name} is {value}; it must be a power of two",
+        )
+    base = config_lib.lowest_resolution(latent)
+    check(
+        first <= final,
+        f"stages.initial_resolution is {first}, above data.resolution {final}",
+    )
+    check(
+        first > base,
+        f"stages.initial_resolution is {first}; with model.latent_resolution "
+        f"{latent} it must be at least {2 * base}",
+    )
+    if first < final:
+        for name in ("transition_steps", "stabilization_steps"):
+            check(
+                stages[name] >= 1,
+                f"stages.{name} is {stages[name]}; growing needs at least 1",
+            )
+    size = config_lib.stored_size(config)
+    check(
+        data.random_crop or size == final,
+        f"data.size is {size} but data.resolution {final}: "
+        "that needs data.random_crop (evaluation then takes the centre)",
+    )
+    check(size >= final, f"data.size {size} is below data.resolution {final}")
+    needed = int(math.log2(final // base)) + 1
+    for name in ("encoder_channels", "decoder_channels"):
+        count = len(model[name])
+        check(
+            count == needed and all(c >= 1 for c in model[name]),
+            f"model.{name} has {count} entries; from {final} down to {base} pixels "
+            f"it needs {needed}, each at least 1",
+        )
+    if latent > 1:
+        for name, channels in (
+            ("decoder_channels[0]", model.decoder_channels[0]),
+            # the encoder's last block may change the channels; the decoder's may not
+        ):
+            check(
+                channels == model.latent_channels,
+                f"model.{name} is {channels}; with a spatial latent it must equal "
+                f"model.latent_channels ({model.latent_channels})",
+            )
+    check(
+        0 < config.optimizer.learning_rate,
+        f"optimizer.learning_rate is {config.optimizer.learning_rate}",
+    )
+    weights = {
+        name: value
+        for name, value in config.loss.items()
+        if name != "smooth_transition"
+    }
+    for name, weight in weights.items():
+        check(weight >= 0, f"loss.{name} is {weight}; weights are not negative")
+    check(
+        any(weight for name, weight in weights.items() if name != "adversarial"),
+        "every weight under loss that scores images is 0: nothing to train",
+    )
+    check(
+        data.folds != 1 and data.fold < max(1, data.folds),
+        f"data.fold is {data.fold} of data.folds {data.folds}; there are none with 0, "
+        "and else at least 2, counted from 0",
+    )
+    check(
+        data.folds or not config.early_stopping.every,
+        "early_stopping.every needs held-out images: set data.folds, such as to 3",
+    )
+    check(config.perceptual.image_weight >= 0, "perceptual.image_weight is negative")
+    _validate_layers(config, check)
+
+
+def _check_fields(values: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    for name in values:
+        if name not in known:
+            raise errors.UsageError(config_lib.unknown_key(name, known))
+    for name, default in known.items():
+        if name not in values:
+            raise errors.UsageError(f"the config lacks {name}")
+        value = values[name]
+        if type(value) is not type(default):
+            raise errors.UsageError(
+                f"{name} is {value!r}; it takes {type(default).__name__}, "
+                f"such as {default!r}"
+            )
+        if isinstance(value, float) and not math.isfinite(value):
+            raise errors.UsageError(f"{name} is {value}; it must be finite")
+        if isinstance(value, tuple) and not all(type(v) is int for v in value):
+            raise errors.UsageError(f"{name} is {value!r}; it takes whole numbers")
+
+
+def _validate_layers(config, check) -> None:
+    from dpa_jax import vgg
+
+    if not config_lib.uses_vgg(config):
+        return
+    layers = config_lib.perceptual_layers(config.perceptual.layers)
+    resolution = config.stages.initial_resolution
+    while resolution <= config.data.resolution:
+        check(
+            resolution in layers,
+            f"perceptual.layers names no layer for {resolution} pixels: "
+            f"{config.perceptual.layers!r}",
+        )
+        for layer, weight in layers[resolution]:
+            near = difflib.get_close_matches(layer, vgg.LAYERS, 1)
+            check(
+                layer in vgg.LAYERS,
+                f"perceptual.layers: there is no VGG19 layer {layer!r}"
+                + (f"; did you mean {near[0]}?" if near else ""),
+            )
+            check(weight > 0, f"perceptual.layers: {layer} has weight {weight}")
+            check(
+                resolution >= vgg.stride(layer),
+                f"perceptual.layers: {layer} has no pixel left of a {resolution} "
+                f"pixel image; it needs {vgg.stride(layer)}",
+            )
+        resolution *= 2

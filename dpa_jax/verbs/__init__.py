@@ -1,0 +1,30 @@
+"""What each verb of the command line does, from its parsed options."""
+
+import argparse
+
+from dpa_jax.verbs import others, preparing, scoring, training, weights
+
+
+def run(options: argparse.Namespace) -> None:
+    """Does what was asked for."""
+    name = options.verb
+    for level in ("dataset", "action"):
+        name = f"{name} {getattr(options, level)}" if hasattr(options, level) else name
+    {
+        "demo": training.demo,
+        "train": training.train,
+        "tune": training.tune,
+        "evaluate": scoring.evaluate,
+        "score": scoring.score,
+        "score-slide": scoring.score_slide,
+        "prepare nih": preparing.nih,
+        "prepare camelyon16": preparing.camelyon16,
+        "prepare cifar10": preparing.cifar10_svhn,
+        "prepare svhn": preparing.cifar10_svhn,
+        "weights fetch": weights.fetch,
+        "weights import": weights.import_files,
+        "weights stats": weights.stats,
+        "weights verify": weights.verify,
+        "import-reference": others.import_reference,
+        "doctor": others.doctor,
+    }[name](options)

@@ -1,0 +1,55 @@
+"""What the verbs under prepare do."""
+
+import argparse
+import pathlib
+
+from dpa_jax import metrics
+
+
+def nih(options: argparse.Namespace) -> None:
+    """Prepares NIH ChestX-ray14."""
+    from dpa_jax.datasets import nih_prepare
+
+    with metrics.counting("preparing", "images") as show:
+        found = nih_prepare.prepare(
+            pathlib.Path(options.source),
+            pathlib.Path(options.data_dir),
+            options.protocol,
+            pathlib.Path(options.lists) if options.lists else None,
+            options.jobs,
+            options.allow_missing,
+            show,
+        )
+    print(nih_prepare.describe(found))
+
+
+def camelyon16(options: argparse.Namespace) -> None:
+    """Cuts Camelyon16's slides into patches."""
+    from dpa_jax.datasets import camelyon16_prepare
+
+    stain_target = options.stain_target or camelyon16_prepare.STAIN_TARGET
+    with metrics.counting("preparing", "slides") as show:
+        found = camelyon16_prepare.prepare(
+            options.source,
+            options.data_dir,
+            lists=options.lists,
+            magnification=options.magnification,
+            stain_target=stain_target,
+            runner=options.runner,
+            beam_options=options.beam,
+            mpp=options.mpp,
+            jobs=options.jobs,
+            seed=options.seed,
+            parts=options.parts,
+            allow_missing=options.allow_missing,
+            progress=lambda done, total, _: show(done, total),
+        )
+    print(found.text())
+
+
+def cifar10_svhn(options: argparse.Namespace) -> None:
+    """Prepares CIFAR10 or SVHN, whichever was named."""
+    from dpa_jax.datasets import cifar10_svhn
+
+    name = {"svhn": "svhn_cropped"}.get(options.dataset, options.dataset)
+    print(cifar10_svhn.prepare(name, options.data_dir, options.source))

@@ -1,0 +1,206 @@
+"""What evaluate, score and score-slide do."""
+
+import argparse
+import dataclasses
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+
+from dpa_jax import config as config_lib
+from dpa_jax import data, errors, metrics, workdir
+from dpa_jax.data import labels
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """Measures how well one run or several tell abnormal from normal."""
+    from dpa_jax import audit, cache, evaluate, score
+
+    cache.enable()
+    out = pathlib.Path(options.out or pathlib.Path(options.workdir) / "evaluation")
+    if (out / "metrics.json").exists() and not options.overwrite:
+        raise errors.DpaError(
+            f"{out} holds an evaluation already; give another --out, or --overwrite"
+        )
+    runs = workdir.members(options.workdir)
+    scorers = [
+        score.load(run, batch_size=options.batch, precision=options.precision)
+        for run in runs
+    ]
+    images = _labelled(options, scorers[0].config)
+    results, scores = [], []
+    for run, scorer in zip(runs, scorers, strict=True):
+        several = len(runs) > 1
+        with metrics.counting(
+            f"scoring {run}" if several else "scoring", "images"
+        ) as show:
+            scores.append(scorer(images.images, show))
+        results.append(evaluate.report(scorer, images, scores[-1]))
+        place = out / run.relative_to(options.workdir) if several else out
+        evaluate.write(place, images, scores[-1], results[-1])
+        if several:
+            print(run)
+        print("\n".join(evaluate.describe(results[-1])))
+        print("\n".join(audit.describe(results[-1])))
+        for warning in results[-1]["warnings"]:
+            print(f"warning: {warning}", file=sys.stderr)
+    files = "metrics.json, scores.csv, roc.png, histogram.png"
+    if len(runs) > 1:
+        found = evaluate.summarize(results, images, np.stack(scores))
+        workdir.write_json(out / "metrics.json", found)
+        low, high = found["roc_auc_interval"]
+        print(
+            f"{len(runs)} runs: mean ROC AUC {found['roc_auc_mean']:.4f} "
+            f"(95% {low:.4f} to {high:.4f}), standard deviation "
+            f"{found['roc_auc_sd']:.4f}"
+        )
+        files = f"metrics.json, and of each run {workdir.MEMBERS}/N/{files}"
+    if results[0]["random_weights"]:
+        print(f"VGG19's weights are random ({scorers[0].config.perceptual.weights})")
+    print(f"see {out}/{files}")
+
+
+def _labelled(options, config) -> data.ImageSet:
+    """Loads the images to evaluate on: from the options, else from the config."""
+    normal, abnormal, test = options.normal, options.abnormal, options.test
+    if not (normal or abnormal or test):
+        normal, abnormal = config.data.test_normal, config.data.test_abnormal
+        test = config.data.test
+    if bool(normal) != bool(abnormal) or bool(normal) == bool(test):
+        raise errors.UsageError(
+            "say what to evaluate on: --normal=DIR with --abnormal=DIR, or --test=..."
+        )
+    if test:
+        images = _load(test, options, config)
+        if config.data.normal:
+            normal = labels.matches(images, config.data.normal)
+            return dataclasses.replace(images, labels=(~normal).astype(np.int8))
+        if images.labels is None:
+            raise errors.DpaError(
+                f"{test} has no labels: a manifest needs a label column, an .npz an "
+                "array `labels`, and a run of any other set data.normal"
+            )
+        return images
+    pair = [_load(location, options, config) for location in (normal, abnormal)]
+    return data.joined(pair, labels=(0, 1))
+
+
+def _load(location: str, options, config) -> data.ImageSet:
+    with metrics.counting("reading images", "images") as show:
+        images = data.load(
+            location,
+            data.Preprocessing.from_config(config),
+            skip_corrupt=options.skip_corrupt,
+            progress=show,
+            data_dir=config.data.data_dir or None,
+        )
+    _tell_skipped(images)
+    return images
+
+
+def _tell_skipped(images: data.ImageSet) -> None:
+    for skipped in images.skipped:
+        print(f"left out {skipped.path}: {skipped.reason}", file=sys.stderr)
+
+
+def score(options: argparse.Namespace) -> None:
+    """Scores images, and writes their anomaly maps if asked to."""
+    from dpa_jax import cache, maps, score
+
+    cache.enable()
+    out = pathlib.Path(options.out)
+    if out.exists() and not options.overwrite:
+        raise errors.DpaError(
+            f"{out} is already there; give another --out, or --overwrite"
+        )
+    scorer = score.load(
+        options.workdir, batch_size=options.batch, precision=options.precision
+    )
+    paths = [
+        path
+        for given in options.images
+        for path in (data.list_images(given) if os.path.isdir(given) else [given])
+    ]
+    with metrics.counting("reading images", "images") as show:
+        images = data.load_files(
+            paths,
+            data.Preprocessing.from_config(scorer.config),
+            skip_corrupt=options.skip_corrupt,
+            progress=show,
+        )
+    _tell_skipped(images)
+    pictures = []
+    if options.maps:
+        pictures = maps.files(
+            pathlib.Path(options.maps), _names(images.paths), options.overwrite
+        )
+    with metrics.counting("scoring", "images") as show:
+        scores = scorer(images.images, show)
+    rows = list(zip(images.paths, map(workdir.number, scores), strict=True))
+    workdir.write_csv(out, ("path", "score"), rows)
+    print(f"{len(scores)} scores in {out}")
+    if options.maps:
+        with metrics.counting("mapping", "images") as show:
+            found = scorer.maps(images.images, show)
+        maps.write_maps(pictures, images.images, found)
+        print(f"{len(pictures)} maps in {options.maps}")
+
+
+def _names(paths: Sequence[str]) -> list[str]:
+    """Names files by their stem, or by their folder too if that is not enough."""
+    named = [pathlib.Path(path) for path in paths]
+    stems = [path.stem for path in named]
+    if len(set(stems)) == len(stems):
+        return stems
+    return [f"{path.parent.name}_{path.stem}".lstrip("_") for path in named]
+
+
+def score_slide(options: argparse.Namespace) -> None:
+    """Scores a whole slide tile by tile."""
+    from dpa_jax import cache, score
+    from dpa_jax.slides import provenance, stain
+    from dpa_jax.slides import score as slide_score
+
+    cache.enable()
+    folder = pathlib.Path(options.workdir)
+    scorer = score.load(folder, batch_size=options.batch, precision=options.precision)
+    magnification = options.magnification or provenance.magnification(scorer.config)
+    target = None
+    if options.stain_target is None:
+        target = provenance.stains(folder)
+    elif options.stain_target != "none":
+        target = stain.load(options.stain_target)
+    stains = f"normalised to {target.source}" if target else "left as they are"
+    metrics.say(f"tiles at x{magnification}, stains {stains}")
+    out = options.out or f"{pathlib.Path(options.slide).stem}_scores"
+    with metrics.counting("scoring tiles", "tiles") as show:
+        found = slide_score.score_slide(
+            options.slide,
+            scorer,
+            out,
+            mpp=options.mpp,
+            batch=options.batch,
+            stain_target=target,
+            threshold=options.threshold,
+            magnification=magnification,
+            tile=provenance.tile(folder, scorer.config),
+            model=provenance.model(folder, scorer.config, scorer.trained)
+            + f", {options.precision}",
+            progress=show,
+        )
+    plural = "s" * (found["regions"] != 1)
+    print(
+        f"{found['tiles']:,} tiles, {found['regions']:,} region{plural} above "
+        f"{found['threshold']:.4g}: see heatmap.png, scores.tif, regions.geojson and "
+        f"tiles.csv in {out}"
+    )
+    if found["tiles_without_score"]:
+        print(
+            f"{found['tiles_without_score']:,} tiles have no score: "
+            "their stains cannot be estimated"
+        )
+    weights = scorer.config.perceptual.weights
+    if config_lib.uses_vgg(scorer.config) and weights.startswith("random:"):
+        print(f"VGG19's weights are random ({weights})")

@@ -1,0 +1,73 @@
+"""What the verbs under weights do."""
+
+import argparse
+import pathlib
+
+from dpa_jax import data, errors, metrics
+
+
+def fetch(options: argparse.Namespace) -> None:
+    """Fills the cache by download, or from files that are brought."""
+    from dpa_jax.weights import fetch
+
+    with metrics.counting("downloading", "bytes") as show:
+        fetch.fetch(
+            source=options.source,
+            weights_file=options.file,
+            statistics_file=options.stats,
+            mirror=options.mirror,
+            offline=options.offline,
+            keep=options.keep,
+            progress=show,
+        )
+
+
+def import_files(options: argparse.Namespace) -> None:
+    """Takes files as what `imagenet` means."""
+    from dpa_jax.weights import fetch
+
+    if not options.file and not options.stats:
+        raise errors.UsageError("say what to import: FILE, --stats FILE or both")
+    fetch.import_files(weights_file=options.file, statistics_file=options.stats)
+
+
+def stats(options: argparse.Namespace) -> None:
+    """Computes feature statistics over a folder of images."""
+    import jax
+
+    from dpa_jax import cache, statistics, vgg
+    from dpa_jax.weights import files, statistics_files
+
+    cache.enable()
+    layers = options.layers.split(",")
+    for layer in layers:
+        if layer not in vgg.LAYERS or options.resolution < vgg.stride(layer):
+            raise errors.UsageError(
+                f"--layers: VGG19 has no {layer} at {options.resolution} pixels"
+            )
+    if pathlib.Path(options.out).exists():
+        raise errors.DpaError(f"{options.out} is already there; give another --out")
+    weights = files.load_vgg19(options.weights)
+    with metrics.counting("reading images", "images") as show:
+        images = data.load(
+            options.images,
+            data.Preprocessing(options.channels, options.resolution),
+            progress=show,
+        )
+    with metrics.counting("feature statistics", "images") as show:
+        found = statistics.feature_statistics(
+            jax.device_put(weights),
+            images.images,
+            dict.fromkeys(layers, options.resolution),
+            progress=show,
+        )
+    source = f"{len(images)} images of {options.images}, weights {options.weights}"
+    statistics_files.save(options.out, found, {"source": source})
+    print(f"statistics of {', '.join(layers)} over {len(images)} images: {options.out}")
+
+
+def verify(options: argparse.Namespace) -> None:
+    """Recomputes what was recorded of the cache."""
+    from dpa_jax.weights import verify
+
+    verify.verify()
