@@ -74,10 +74,15 @@ def shortcuts(images: ImageSet) -> dict[str, float]:
     labels = _labels(images)
     columns = images.columns or {}
     tried = {name: np.asarray(columns[name]) for name in _COLUMNS if name in columns}
-    if "original_width" in tried and "original_height" in tried:
+    sides = [tried.get(f"original_{side}") for side in ("width", "height")]
+    if all(side is not None and side.dtype.kind in "iuf" for side in sides):
         tried["original_aspect"] = tried["original_width"] / tried["original_height"]
     tried["mean_intensity"] = images.images.mean(axis=(1, 2, 3))
-    found = {name: _alone(values, labels) for name, values in tried.items()}
+    found = {}
+    for name, values in tried.items():
+        known = values == values  # a number that is not known is NaN
+        if len(np.unique(labels[known])) == 2:
+            found[name] = _alone(values[known], labels[known])
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 

@@ -77,6 +77,16 @@ def test_a_shortcut_is_taken_with_its_better_sign(images):
     assert found["view"] == 0.75
 
 
+def test_images_of_which_a_number_is_not_known_are_left_out(images):
+    ages = np.array([40, np.nan, 50, 60, 45, np.nan, 70, 80])
+    more = dataclasses.replace(images, columns={**images.columns, "age": ages})
+    # of the 3 x 3 pairs known, 45 beats 40 alone and the other two beat all
+    assert audit.shortcuts(more)["age"] == pytest.approx(7 / 9)
+    unknown = np.full(8, np.nan)
+    none = dataclasses.replace(images, columns={**images.columns, "age": unknown})
+    assert "age" not in audit.shortcuts(none)
+
+
 def test_names_are_ordered_by_the_share_of_abnormal_images(images):
     images.columns["view"][:] = ["b", "b", "a", "c", "a", "a", "c", "b"]
     share = {"a": 2 / 3, "b": 1 / 3, "c": 1 / 2}

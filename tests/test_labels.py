@@ -79,7 +79,14 @@ def test_numbers_become_an_array(values, dtype):
     assert found.dtype == dtype and found.tolist() == [float(v) for v in values]
 
 
-@pytest.mark.parametrize("value", ["007", "1e5", "nan", "", "1.", "9" * 30, "x"])
+def test_numbers_with_gaps_stay_numbers():
+    found = labels.column("age", ["40", "", "7"])
+    assert found.dtype == np.float64
+    np.testing.assert_array_equal(found, [40, np.nan, 7])
+    assert labels.column("age", ["", ""]) == ["", ""]
+
+
+@pytest.mark.parametrize("value", ["007", "1e5", "nan", "1.", "9" * 30, "x"])
 def test_what_only_looks_like_a_number_stays_text(value):
     assert labels.column("id", ["1", value]) == ["1", value]
 

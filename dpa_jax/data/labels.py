@@ -95,14 +95,16 @@ def column(name: str, values: Sequence[str]) -> np.ndarray | list:
       values: `N` of them.
 
     Returns:
-      int64 or float64 `[N]` if all are numbers (007 is a name), tuples of names if
-      they are lists, else the values.
+      int64 or float64 `[N]` if all are numbers (007 is a name), NaN where nothing
+      stands; tuples of names if they are lists; else the values.
     """
     if name == "findings":
         return [split(value) for value in values]
-    if all(_NUMBER.fullmatch(value) for value in values):
-        whole = not any("." in value for value in values)
-        return np.array(values, np.int64 if whole else np.float64)
+    known = [value for value in values if value]
+    if known and all(_NUMBER.fullmatch(value) for value in known):
+        whole = len(known) == len(values) and not any("." in v for v in known)
+        kind = np.int64 if whole else np.float64
+        return np.array([value or "nan" for value in values]).astype(kind)
     return list(values)
 
 
