@@ -120,6 +120,20 @@ def test_wrong_usage_is_told_before_anything_is_written(files, more, message, tm
     assert not (tmp_path / "study").exists()
 
 
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--learning-curve=5", "--trials=9"], "as it stands, so without --trials"),
+        (["--learning-curve=5", "--config.data.test=x"], "without --config.data.test"),
+        (["--draws=3"], "--draws is of --learning-curve"),
+    ],
+)
+def test_options_that_would_not_be_used_are_refused(tmp_path, flags, message):
+    code, _, err = run_factory.call("tune", f"--workdir={tmp_path}", *flags)
+    assert code == 2
+    assert message in err
+
+
 @pytest.mark.parametrize("name", ["config", "search"])
 def test_new_study_needs_both_files(files, name):
     del files[name]

@@ -106,6 +106,5 @@ def _add_tune(add: shared.Add) -> None:
     tune.add_argument(
         "--draws",
         type=shared.positive,
-        default=10,
-        help="of each number of the learning curve (default: %(default)s)",
+        help="of each number of the learning curve (default: 10)",
     )

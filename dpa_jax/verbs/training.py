@@ -35,17 +35,33 @@ def tune(options: argparse.Namespace) -> None:
 
     folder = pathlib.Path(options.workdir)
     if options.learning_curve is not None:
+        _alone(options)
         study.check_finished(folder)
         cache.enable()
         found = learning_curve.learning_curve(
-            folder, options.learning_curve, options.draws
+            folder, options.learning_curve, options.draws or 10
         )
         print("\n".join(found.lines))
         return
+    if options.draws is not None:
+        raise errors.UsageError("--draws is of --learning-curve, which is missing")
     config, search = _study(options, folder)
     cache.enable(training=True)
     found = study.tune(config, search, folder, storage=options.storage)
     print("\n".join(found.lines))
+
+
+def _alone(options) -> None:
+    """Refuses what a learning curve takes from its study and not from options."""
+    names = ("config", "search", "storage", "trials", "folds", "anomalies")
+    given = [f"--{name}" for name in names if getattr(options, name)]
+    given += ["--anomalies-from"] * bool(options.anomalies_from)
+    given += [*options.overrides, *options.search_overrides]
+    if given:
+        raise errors.UsageError(
+            f"--learning-curve is of a study as it stands, so without {given[0]}; "
+            "dpa-jax tune without --learning-curve can still name its test images"
+        )
 
 
 def _study(options, folder: pathlib.Path):
