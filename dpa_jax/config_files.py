@@ -5,6 +5,7 @@ import inspect
 import json
 import os
 import pathlib
+from typing import Any
 
 import ml_collections
 
@@ -81,15 +82,21 @@ def _find(name: str) -> pathlib.Path:
 
 def from_json(text: str, source: str) -> ml_collections.ConfigDict:
     """Returns the configuration that `to_json` wrote; `source` names it in errors."""
+    values = read_object(text, source, "a configuration")
+    return config_lib.updated(
+        config_lib.default_config(), dict(config_lib.flattened(values)), source
+    )
+
+
+def read_object(text: str, source: str, what: str) -> dict[str, Any]:
+    """Returns a JSON object; `source` names in errors what should hold `what`."""
     try:
         values = json.loads(text)
     except json.JSONDecodeError as error:
         raise errors.UsageError(f"{source} is not JSON: {error}") from None
     if not isinstance(values, dict):
-        raise errors.UsageError(f"{source} does not hold a configuration")
-    return config_lib.updated(
-        config_lib.default_config(), dict(config_lib.flattened(values)), source
-    )
+        raise errors.UsageError(f"{source} does not hold {what}")
+    return values
 
 
 def to_json(config: ml_collections.ConfigDict) -> str:

@@ -79,6 +79,15 @@ def load_or_compute_statistics(
     return chosen
 
 
+def share_statistics(folder: pathlib.Path, others: Iterable[pathlib.Path]) -> None:
+    """Gives workdirs of the same images and weights the statistics of the first."""
+    source = folder / STATISTICS
+    for path in (other / STATISTICS for other in others):
+        if source.exists() and not path.exists():
+            with formats.replacing(path) as temporary:
+                temporary.write_bytes(source.read_bytes())
+
+
 def check_fingerprint(
     folder: pathlib.Path, config: ml_collections.ConfigDict, weights
 ) -> None:

@@ -200,12 +200,15 @@ def train_together(
             workdir.record_images(places[i], images)
             provenance.keep_stains(places[i], config)
             frozen.check_fingerprint(places[i], config, weights)
-            frozen.load_or_compute_statistics(
-                config, layers, weights, images.images, places[i], visible
-            )
             workdir.write_json(
                 places[i] / "environment.json", workdir.environment(configs[i].seed)
             )
+        if main:
+            first, *others = (places[i] for i in todo)
+            frozen.load_or_compute_statistics(
+                config, layers, weights, images.images, first, visible
+            )
+            frozen.share_statistics(first, others)
         parallel.barrier("statistics")
         statistics = frozen.load_or_compute_statistics(
             config, layers, weights, images.images, places[todo[0]], False

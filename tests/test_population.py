@@ -17,6 +17,7 @@ from dpa_jax import (
     engine,
     errors,
     score,
+    statistics,
     step,
     stopping,
     training,
@@ -117,6 +118,27 @@ def with_rates(config, *rates):
         config_lib.updated(config, {"optimizer.learning_rate": rate}, "test")
         for rate in rates
     ]
+
+
+def test_statistics_are_computed_once_for_all(config, tmp_path, monkeypatch):
+    computed = []
+    real = statistics.feature_statistics
+
+    def count(*arguments, **more):
+        computed.append(1)
+        return real(*arguments, **more)
+
+    monkeypatch.setattr(statistics, "feature_statistics", count)
+    folders = [tmp_path / "a", tmp_path / "b"]
+    training.train_together(
+        with_rates(config, 1e-4, 2e-4),
+        folders,
+        after_stage=lambda *_: False,
+        visible=False,
+    )
+    assert len(computed) == 1
+    ours, theirs = (folder / "statistics.npz" for folder in folders)
+    assert ours.read_bytes() == theirs.read_bytes()
 
 
 def test_rates_are_the_members_own(quick, tmp_path):

@@ -85,12 +85,7 @@ def load(location: str) -> ml_collections.ConfigDict:
 
 def from_json(text: str, source: str) -> ml_collections.ConfigDict:
     """Returns the search that `config.to_json` wrote; `source` names it in errors."""
-    try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise errors.UsageError(f"{source} is not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise errors.UsageError(f"{source} does not hold a search")
+    values = config_files.read_object(text, source, "a search")
     return _completed(ml_collections.ConfigDict(values), source)
 
 
