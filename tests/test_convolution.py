@@ -1,4 +1,4 @@
-"""Convolutions arranged for GPU or CPU are the plain one, gradients included."""
+"""Convolutions arranged for an accelerator are the plain one, gradients included."""
 
 import jax
 import jax.numpy as jnp
@@ -62,60 +62,3 @@ def test_widening_fills_the_wanted_channels(monkeypatch):
 
 def test_a_cpu_convolves_pixel_by_pixel():
     assert convolution.pixels_together(64, 16, 16) == 1
-
-
-NARROW = [(1, 5), (5, 1), (3, 3), (2, 5)]
-
-
-@pytest.mark.parametrize(("channels", "features"), NARROW)
-def test_a_narrow_one_equals_scipy(rng, channels, features):
-    x, kernel, bias = draw(rng, 6, channels, features)
-    found = jax.jit(convolution.narrow)(x, kernel) + bias
-    np.testing.assert_allclose(found, by_scipy(x, kernel, bias), atol=2e-5)
-
-
-def plain(x, kernel):
-    return jax.lax.conv_general_dilated(
-        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-
-
-@pytest.mark.parametrize(("channels", "features"), NARROW)
-def test_gradients_of_a_narrow_one(rng, channels, features):
-    x, kernel, _ = draw(rng, 6, channels, features)
-    weight = jnp.asarray(rng.standard_normal((2, 8, 6, features)), jnp.float32)
-
-    def pulled(convolve):
-        return jax.jit(lambda x, k: jax.vjp(convolve, x, k)[1](weight))(x, kernel)
-
-    for found, expected in zip(pulled(convolution.narrow), pulled(plain), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize(("channels", "features"), NARROW)
-def test_a_narrow_one_is_differentiable_twice(rng, channels, features):
-    # as by WGAN-GP's penalty: of the slope with respect to images, by parameters
-    x, kernel, _ = draw(rng, 6, channels, features)
-
-    def penalty(convolve):
-        def value(x, kernel):
-            slope = jax.grad(lambda x: jnp.square(convolve(x, kernel)).sum())(x)
-            return jnp.square(slope).mean()
-
-        return jax.jit(jax.grad(value, argnums=(0, 1)))(x, kernel)
-
-    for found, expected in zip(
-        penalty(convolution.narrow), penalty(plain), strict=True
-    ):
-        np.testing.assert_allclose(
-            found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max()
-        )
-
-
-def test_narrow_ones_are_those_of_images_on_a_cpu(monkeypatch):
-    assert convolution.is_narrow((3, 3, 1, 16))
-    assert convolution.is_narrow((3, 3, 16, 3))
-    assert not convolution.is_narrow((3, 3, 4, 4))
-    assert not convolution.is_narrow((1, 1, 1, 16))
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert not convolution.is_narrow((3, 3, 1, 16))

@@ -77,6 +77,27 @@ def test_a_chunk_takes_about_the_seconds_asked_for(monkeypatch):
     assert engine.steps_per_chunk(spec, 128) == 34
 
 
+@pytest.mark.parametrize(
+    ("resolution", "batch", "images"),
+    [
+        (8, 128, 128),  # 8,192 pixels
+        (16, 128, 32),
+        (32, 32, 8),
+        (64, 32, 8),  # no fewer images
+        (64, 20, 10),  # as near as the batch can be divided
+        (64, 31, 31),
+        (32, 4, 4),
+    ],
+)
+def test_a_cpu_takes_a_batch_in_parts_that_fit_its_cache(resolution, batch, images):
+    assert batch / engine.parts(resolution, batch) == images
+
+
+def test_an_accelerator_takes_a_batch_at_once(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert engine.parts(64, 128) == 1
+
+
 def test_a_chunk_is_no_longer_than_its_stage():
     assert engine.steps_per_chunk(tiny.spec(tiny.GROWN), BATCH) == 5
 

@@ -9,7 +9,7 @@ import pytest
 import tiny_factory as tiny
 
 from dpa_jax import images as images_lib
-from dpa_jax import step
+from dpa_jax import state, step
 from dpa_jax.stages import Stage
 
 # a transition with everything that a step can do: crops, flips, the smooth loss
@@ -101,17 +101,44 @@ def test_augmentation_changes_with_the_step_of_the_run(small):
 
 def test_bfloat16_is_close_to_float32(small):
     take, (expected, scalars) = small
-    state, half = take(jnp.bfloat16, precision="bfloat16")
+    found, half = take(jnp.bfloat16, precision="bfloat16")
     assert 0 < abs(half["loss"] / scalars["loss"] - 1) < 0.01
     assert half["loss"].dtype == jnp.float32
     # every parameter stays float32 and moves by about the learning rate
     for ours, theirs in zip(
-        jax.tree.leaves(state.parameters),
+        jax.tree.leaves(found.parameters),
         jax.tree.leaves(expected.parameters),
         strict=True,
     ):
         assert ours.dtype == jnp.float32
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=2.1 * tiny.RATE)
+
+
+@pytest.mark.parametrize("adversarial", [0.0, 0.5])
+@pytest.mark.parametrize("parts", [2, 4])
+def test_parts_of_a_batch_give_the_step_of_the_whole(data, parts, adversarial):
+    spec = dataclasses.replace(tiny.spec(tiny.GROWN), adversarial=adversarial)
+    begun = state.begin(
+        state.initialize(jax.random.key(1), tiny.ARCHITECTURE, [tiny.GROWN], True),
+        tiny.ARCHITECTURE,
+        tiny.GROWN,
+        critic=adversarial > 0,
+    )
+    index = INDICES[:3] if adversarial else INDICES[0]
+
+    def take(**changes):
+        changed = dataclasses.replace(spec, **changes)
+        return jax.jit(step.single(changed))(begun, tiny.frozen(), data, index)
+
+    (found, scalars), (expected, whole) = take(parts=parts), take()
+    assert scalars.keys() == whole.keys()
+    assert_close(scalars, whole, 1e-6)
+    # the gradient, of which parameters would only show the sign after one step
+    slope, other = found.optimizer[0].mu, expected.optimizer[0].mu
+    limit = 1e-5 * max(float(abs(leaf).max()) for leaf in jax.tree.leaves(other))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=limit), slope, other
+    )
 
 
 # --- what a stage sees

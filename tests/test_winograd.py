@@ -104,6 +104,22 @@ def test_a_prepared_kernel_is_constant(rng):
     assert not jax.jit(jax.grad(total))(kernel).any()
 
 
+@pytest.mark.parametrize("most", [1, 64, 128, 200])
+def test_blocks_of_images_are_the_same(rng, monkeypatch, most):
+    x, kernel = draw(rng)
+    x, prepared = jnp.concatenate([x, 2 * x, -x]), winograd.transform(kernel)
+
+    def pulled(x):
+        return jax.vjp(lambda x: winograd.convolve(x, prepared), x)
+
+    (whole, pull), expected = pulled(x), by_numpy(x, kernel)
+    assert_near(whole, expected)
+    monkeypatch.setattr(winograd, "_BLOCK", most)  # 6 images of 64 pixels
+    found, pull_blocks = pulled(x)
+    assert_near(found, expected)
+    np.testing.assert_allclose(pull_blocks(found)[0], pull(found)[0], rtol=1e-5)
+
+
 def test_images_may_be_mapped_over(rng):
     x, kernel = draw(rng)
     prepared = winograd.transform(kernel)
