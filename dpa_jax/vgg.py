@@ -36,8 +36,11 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 Weights = Mapping[str, Mapping[str, Any]]
 
 # From so many channels in and out a CPU convolves faster by Winograd's algorithm, in
-# 0.4 to 0.8 of the time (two cores of an AMD EPYC with AVX-512, JAX 0.10.2).
+# 0.4 to 0.8 of the time (two cores of an AMD EPYC with AVX-512, JAX 0.10.2); images
+# less wide gain less than it takes longer to compile. How many images there are does
+# not matter, so that devices that share a batch round as one does.
 _TILED_CHANNELS = 64
+_TILED_WIDTH = 8
 
 
 def stride(layer: str) -> int:
@@ -126,7 +129,7 @@ def features(
 
 
 def _convolve(x: jax.Array, layer: Mapping[str, Any]) -> jax.Array:
-    if "tiled" in layer:
+    if "tiled" in layer and x.shape[2] >= _TILED_WIDTH:
         return winograd.convolve(x, layer["tiled"]) + layer["bias"]
     return convolution.convolve(x, layer["kernel"], layer["bias"])
 

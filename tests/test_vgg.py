@@ -109,7 +109,7 @@ def test_every_layer_is_pytorchs(rng):
 def test_prepared_weights_give_the_same_features_and_gradients(rng):
     weights = tiny.vgg_weights("c32")
     prepared = vgg.prepare(weights)
-    images = jnp.asarray(rng.uniform(-1, 1, (1, 16, 16, 3)), jnp.float32)
+    images = jnp.asarray(rng.uniform(-1, 1, (8, 32, 32, 3)), jnp.float32)
     wanted = ("r31", "r32")
 
     @jax.jit
@@ -126,9 +126,10 @@ def test_prepared_weights_give_the_same_features_and_gradients(rng):
         np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=limit)
         means = [values[name].mean(axis=(1, 2, 3)) for values in (found, expected)]
         np.testing.assert_allclose(*means, rtol=1e-6)
-    # a unit within rounding of ReLU's kink may fall on its other side
-    apart = np.linalg.norm(slope - other) / np.linalg.norm(other)
-    assert 0 < apart < 1e-3
+    # in a few images a unit within rounding of ReLU's kink falls on its other side
+    apart = np.abs(slope - other).max(axis=(1, 2, 3)) / np.abs(other).max()
+    assert 0 < np.median(apart) < 1e-5
+    assert np.linalg.norm(slope - other) < 0.01 * np.linalg.norm(other)
 
 
 def test_only_wide_layers_on_a_cpu_in_float32_are_prepared(monkeypatch):
@@ -140,6 +141,19 @@ def test_only_wide_layers_on_a_cpu_in_float32_are_prepared(monkeypatch):
     assert vgg.prepare(halved) == halved
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert vgg.prepare(weights) is weights
+
+
+def test_small_images_are_convolved_directly():
+    weights = vgg.prepare(tiny.vgg_weights("c31"))
+
+    def convolutions(side):
+        program = jax.make_jaxpr(lambda x: vgg.features(weights, x, ["c31"]))(
+            jnp.zeros((1, side, side, 3))
+        )
+        return str(program).count("conv_general_dilated[")
+
+    # at 8 pixels c12 alone is 8 wide, at 16 c21 and c22 as well, at 32 c31
+    assert [convolutions(side) for side in (4, 8, 16, 32)] == [4, 3, 1, 0]
 
 
 def test_max_pooling_hands_a_ties_gradient_to_the_first(rng):
