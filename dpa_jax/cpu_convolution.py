@@ -4,13 +4,11 @@ That backend knows one fast arrangement, `[B, H, W, c]` by `[k, k, c, f]`. Convo
 in others, as gradients are, it puts into this one, but not within a loop, where they
 took 5 to 50 times as long (two cores, JAX 0.10.2). Here gradients are written in it.
 
-A convolution of few channels is faster as a product of two matrices, one of them the
-nine neighbours of every pixel, and so are the gradients of one of somewhat more, as
-long as that matrix fits into the processor's cache.
+With few channels, at the image's end of a network, they run at a tenth of the rate of
+others: a matrix product takes their place.
 """
 
 import functools
-import math
 import operator
 
 import jax
@@ -19,14 +17,10 @@ import jax.numpy as jnp
 Padding = tuple[tuple[int, int], ...]
 _SAME: Padding = ((1, 1), (1, 1))  # of a 3x3 kernel
 
-# Where products are faster. Two cores, AMD EPYC with AVX-512 and 32 MB of cache, JAX
-# 0.10.2, ms as a convolution and as a product. At an image's end of a network, with so
-# few channels, always: 1 to 16 of 131,072 pixels 2.1 and 0.7, gradient of 3 to 64 13
-# and 3.5. With somewhat more the two gradients, which share a matrix, of so many pixels
-# of a batch: 16 to 16 channels of 8,192 pixels 0.68 and 0.55; of fewer a product gains
-# less than it takes longer to compile.
-_IMAGE_CHANNELS = 3
-_FEW_CHANNELS, _FEW_PIXELS = 16, (2048, 8192)
+# With at most so many channels in or out a convolution is a product. Two cores, AMD
+# EPYC with AVX-512, JAX 0.10.2, 32 images of 64x64, ms before and after: 1 to 16
+# channels 2.1 and 0.7, 16 to 1 2.9 and 0.7; gradient of 3 to 64 13 and 3.5.
+_FEW_CHANNELS = 3
 
 
 def convolve(
@@ -52,13 +46,7 @@ def convolve(
 
 def is_thin(kernel: tuple[int, ...]) -> bool:
     """Says whether `product` is faster than `arranged` with a kernel `(k, k, c, f)`."""
-    return kernel[:2] == (3, 3) and min(kernel[2:]) <= _IMAGE_CHANNELS
-
-
-def _is_small(images: tuple[int, ...], kernel: tuple[int, ...]) -> bool:
-    least, most = _FEW_PIXELS
-    few = max(kernel[2:]) <= _FEW_CHANNELS
-    return kernel[:2] == (3, 3) and few and least <= math.prod(images[:3]) <= most
+    return kernel[:2] == (3, 3) and min(kernel[2:]) <= _FEW_CHANNELS
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -84,8 +72,6 @@ def _arranged_forward(x, kernel, padding):
 
 def _arranged_backward(padding, arguments, gradient):
     x, kernel = arguments
-    if padding == _SAME and _is_small(x.shape, kernel.shape):
-        return _by_shared_matrix(x, kernel, gradient)
     around = tuple(
         (size - 1 - before, size - 1 - after)
         for size, (before, after) in zip(kernel.shape, padding, strict=False)
@@ -113,7 +99,7 @@ def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """
     c, f = kernel.shape[2:]
     if c <= f:
-        return _columns(x) @ kernel.reshape(9 * c, f)
+        return jnp.concatenate(_neighbours(x), axis=3) @ kernel.reshape(9 * c, f)
     products = x @ kernel.transpose(2, 0, 1, 3).reshape(c, 9 * f)
     each = jnp.split(products, 9, axis=3)
     return functools.reduce(
@@ -133,17 +119,8 @@ def _product_backward(arguments, gradient):
 product.defvjp(_product_forward, _product_backward)
 
 
-def _by_shared_matrix(x, kernel, gradient):
-    """Returns both gradients, by products with the neighbours of the last one."""
-    c, f = kernel.shape[2:]
-    columns = _columns(gradient).reshape(-1, 9 * f)
-    by_x = (columns @ _turned(kernel).reshape(9 * f, c)).reshape(x.shape)
-    turned = (x.reshape(-1, c).T @ columns).reshape(c, 3, 3, f)
-    return by_x, turned.transpose(1, 2, 0, 3)[::-1, ::-1]
-
-
 def _by_kernel(x: jax.Array, gradient: jax.Array, padding: Padding) -> jax.Array:
-    """Returns the kernel's gradient: channels become the images, images the channels."""
+    # the channels are the images here, and the images the channels
     found = arranged(x.transpose(3, 1, 2, 0), gradient.transpose(1, 2, 0, 3), padding)
     return found.transpose(1, 2, 0, 3)
 
@@ -153,12 +130,8 @@ def _turned(kernel: jax.Array) -> jax.Array:
     return kernel[::-1, ::-1].swapaxes(2, 3)
 
 
-def _columns(x: jax.Array) -> jax.Array:
-    """Returns the nine neighbours of every pixel, zero outside, `[B, H, W, 9c]`."""
-    return jnp.concatenate(_neighbours(x), axis=3)
-
-
 def _neighbours(x: jax.Array) -> list[jax.Array]:
+    """Returns of every pixel its nine neighbours, zero outside: nine like `x`."""
     _, h, w, _ = x.shape
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     return [x[:, i : i + h, j : j + w] for i in range(3) for j in range(3)]

@@ -85,28 +85,6 @@ def test_gradients_of_an_arranged_one(rng, size, padding, derive):
     )
 
 
-@pytest.mark.parametrize("derive", [pulled, penalty])
-def test_gradients_by_a_shared_matrix(rng, monkeypatch, derive):
-    monkeypatch.setattr(cpu_convolution, "_FEW_PIXELS", (1, 100))
-    x, kernel = draw(rng, 4, 5)
-    found = derive(lambda x, k: cpu_convolution.convolve(x, k), x, kernel)
-    assert_near(found, derive(plain, x, kernel))
-
-
-def test_which_gradients_share_a_matrix(rng):
-    def convolutions(batch, channels):
-        x, kernel = jnp.zeros((batch, 32, 32, channels)), jnp.zeros((3, 3, channels, 8))
-
-        def both(x, kernel):
-            return jax.vjp(cpu_convolution.convolve, x, kernel)[1](x[..., :8])
-
-        return str(jax.make_jaxpr(both)(x, kernel)).count("conv_general_dilated[")
-
-    # forward only, or with both gradients
-    assert [convolutions(batch, 8) for batch in (1, 2, 8, 9)] == [3, 1, 1, 3]
-    assert convolutions(8, 32) == 3
-
-
 def test_gradients_in_a_loop_are_in_the_one_fast_arrangement(rng):
     x, kernel = draw(rng, 4, 5)
 
