@@ -1,8 +1,8 @@
 """What turns a stage into a program: how many steps a dispatch, what is cached.
 
 On GPU and TPU a chunk of steps is one program (`step.chunk`). On CPU it is a loop over
-one compiled step: XLA's CPU backend may run the convolutions of a scan's body on one
-thread, several times slower.
+one compiled step, whose dispatch costs little there: XLA's CPU backend runs convolutions
+within a loop several times slower unless they are written for it (`cpu_convolution`).
 """
 
 import dataclasses
