@@ -1,8 +1,8 @@
 """What turns a stage into a program: how many steps a dispatch, what is cached.
 
 On GPU and TPU a chunk of steps is one program (`step.chunk`). On CPU it is a loop over
-one compiled step, whose dispatch costs little there: XLA's CPU backend runs convolutions
-within a loop several times slower unless they are written for it (`cpu_convolution`).
+one compiled step, whose dispatch costs little there: convolutions within a loop of a
+program are several times slower unless they are written for it (`cpu_convolution`).
 """
 
 import dataclasses
