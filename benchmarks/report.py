@@ -63,7 +63,7 @@ def draw(path: pathlib.Path) -> pathlib.Path:
         raise errors.DpaError(f"{path} is not the result of a benchmark") from error
     if not rows:
         raise errors.DpaError(f"{path} has no rows to draw")
-    figure = Figure(figsize=(8, 4), layout="constrained")
+    figure = Figure(figsize=(12, 4), layout="constrained")
     axes = figure.subplots()
     pen(axes, rows)
     axes.spines[["top", "right"]].set_visible(False)
@@ -167,12 +167,26 @@ def _input(axes, rows) -> None:
     axes.set_ylabel("images per second")
 
 
+def _population(axes, rows) -> None:
+    for stage in dict.fromkeys(row["stage"] for row in rows):
+        own = [row for row in rows if row["stage"] == stage]
+        counts = [row["members"] for row in own]
+        axes.plot(counts, [row["gain"] for row in own], "o-", label=stage)
+    axes.axhline(1, color="black", linewidth=0.5)
+    axes.set_xticks(sorted({row["members"] for row in rows}))
+    axes.set_xlabel("runs at once")
+    axes.set_ylabel("times the speed of one by one")
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize=8)
+
+
 PENS = {
     "train_step": _train_step,
     "score": _score,
     "end_to_end": _end_to_end,
     "scaling": _scaling,
     "input": _input,
+    "population": _population,
 }
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 import json
+import pathlib
 import subprocess
 import sys
 
@@ -283,6 +284,9 @@ def made_rows(benchmark):
             {"what": "decode", "workers": 1, "images_per_second": 90.0},
             {"what": "feed", "residency": "device", "images_per_second": 900.0},
         ],
+        "population": [
+            {"stage": "8_stabilization", "members": n, "gain": 1.0} for n in (1, 2)
+        ],
     }[benchmark]
 
 
@@ -298,6 +302,15 @@ def test_a_figure_is_drawn(benchmark, tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(result))
     assert report.main([str(tmp_path)]) == 0
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_committed_result_has_its_figure():
+    results = pathlib.Path(report.__file__).parent / "results"
+    told = (results / "README.md").read_text()
+    for path in results.glob("*.json"):
+        assert json.loads(path.read_text())["benchmark"] in report.PENS
+        assert path.with_suffix(".png").exists()
+        assert f"({path.stem}.png)" in told
 
 
 @pytest.mark.parametrize("text", ["{", "{}", '{"benchmark": "other"}'])
