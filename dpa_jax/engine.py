@@ -103,8 +103,8 @@ def parts(resolution: int, batch_size: int) -> int:
     """
     if jax.default_backend() != "cpu":
         return 1
-    # at 32 pixels 107 ms in one part and 86 in four of 8 images, at 64 pixels 520 and
-    # 441; at 16 pixels parts gain nothing (two cores, 32 images, JAX 0.10.2)
+    # at 32 pixels 94 ms in one part and 71 in four of 8 images, at 64 pixels 450 and
+    # 352; at 16 pixels parts gain nothing (two cores, 32 images, JAX 0.10.2)
     images = max(8, 8192 // resolution**2)
     divisors = [n for n in range(1, batch_size + 1) if batch_size % n == 0]
     return min(divisors, key=lambda n: abs(math.log(batch_size / n / images)))
