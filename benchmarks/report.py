@@ -143,16 +143,21 @@ def _end_to_end(axes, rows) -> None:
     axes.legend(fontsize=8)
 
 
-def _scaling(axes, rows) -> None:
+def _lines(axes, rows, across: str, up: str) -> None:
+    """Draws a line for each stage, between two columns."""
     for stage in dict.fromkeys(row["stage"] for row in rows):
         own = [row for row in rows if row["stage"] == stage]
-        counts = [row["devices"] for row in own]
-        axes.plot(counts, [row["images_per_second"] for row in own], "o-", label=stage)
-    axes.set_xticks(sorted({row["devices"] for row in rows}))
-    axes.set_xlabel("devices")
-    axes.set_ylabel("images per second")
+        values = [row[up] for row in own]
+        axes.plot([row[across] for row in own], values, "o-", label=stage)
+    axes.set_xticks(sorted({row[across] for row in rows}))
     axes.set_ylim(bottom=0)
     axes.legend(fontsize=8)
+
+
+def _scaling(axes, rows) -> None:
+    _lines(axes, rows, "devices", "images_per_second")
+    axes.set_xlabel("devices")
+    axes.set_ylabel("images per second")
 
 
 def _input(axes, rows) -> None:
@@ -168,16 +173,10 @@ def _input(axes, rows) -> None:
 
 
 def _population(axes, rows) -> None:
-    for stage in dict.fromkeys(row["stage"] for row in rows):
-        own = [row for row in rows if row["stage"] == stage]
-        counts = [row["members"] for row in own]
-        axes.plot(counts, [row["gain"] for row in own], "o-", label=stage)
+    _lines(axes, rows, "members", "gain")
     axes.axhline(1, color="black", linewidth=0.5)
-    axes.set_xticks(sorted({row["members"] for row in rows}))
     axes.set_xlabel("runs at once")
     axes.set_ylabel("times the speed of one by one")
-    axes.set_ylim(bottom=0)
-    axes.legend(fontsize=8)
 
 
 PENS = {

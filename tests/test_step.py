@@ -9,7 +9,7 @@ import pytest
 import tiny_factory as tiny
 
 from dpa_jax import images as images_lib
-from dpa_jax import state, step
+from dpa_jax import step
 from dpa_jax.stages import Stage
 
 # a transition with everything that a step can do: crops, flips, the smooth loss
@@ -118,12 +118,7 @@ def test_bfloat16_is_close_to_float32(small):
 @pytest.mark.parametrize("parts", [2, 4])
 def test_parts_of_a_batch_give_the_step_of_the_whole(data, parts, adversarial):
     spec = dataclasses.replace(tiny.spec(tiny.GROWN), adversarial=adversarial)
-    begun = state.begin(
-        state.initialize(jax.random.key(1), tiny.ARCHITECTURE, [tiny.GROWN], True),
-        tiny.ARCHITECTURE,
-        tiny.GROWN,
-        critic=adversarial > 0,
-    )
+    begun = tiny.begin(tiny.GROWN, critic=adversarial > 0)
     index = INDICES[:3] if adversarial else INDICES[0]
 
     def take(**changes):
