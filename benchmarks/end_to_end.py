@@ -2,11 +2,14 @@
 
 Runs the loop of `dpa-jax train` on made-up images, with all it writes, into a folder
 that is deleted afterwards. On GPU and TPU the next stage is compiled while one trains,
-so that compiling takes longer than training waits for it; both are shown. With
-`--through=engine` nothing is read or written: the same programs take the same number
-of steps, stage after stage, each from its initial weights.
+so that compiling takes longer than training waits for it; both are shown. Speed and
+memory are noted all along, so that a long run shows whether it keeps both: the last
+third of each stage is compared with its first. With `--through=engine` nothing is read
+or written: the same programs take the same number of steps, stage after stage, each
+from its initial weights.
 """
 
+import math
 import pathlib
 import tempfile
 import time
@@ -27,6 +30,9 @@ COLUMNS = {
     "compile_s": ",.2f compile s",
     "checkpoint_s": ",.2f checkpoint s",
     "samples_s": ",.2f samples s",
+    "slowdown": ".3f slowdown",
+    "process_rise_megabytes": "+,.0f process MB",
+    "device_rise_megabytes": "+,.0f device MB",
 }
 
 
@@ -41,7 +47,8 @@ def run(argv: list[str]) -> None:
     add = parser.add_argument
     add("--config", default="configs/nih.py:subset,pg", metavar="FILE[:ARGS]")
     add("--batch", type=int, help="images per step; as configured if left out")
-    add("--steps-scale", type=float, default=1.0, help="share of every stage's steps")
+    add("--steps-scale", type=float, default=1.0, help="times every stage's steps")
+    add("--window", type=float, default=60, help="seconds between looks at memory")
     add("--precision", default="auto", choices=config_lib.PRECISIONS)
     add("--residency", default="auto", choices=("auto", "device", "stream"))
     add("--through", default="train", choices=("train", "engine"))
@@ -49,10 +56,10 @@ def run(argv: list[str]) -> None:
     add("--weights", default="random:0", help="of VGG19, or a file")
     args = parser.parse_args(argv)
     load = measure.load_before()
-    if not 0 < args.steps_scale <= 1:
-        raise errors.UsageError(
-            f"--steps-scale is {args.steps_scale}; it is above 0 and at most 1"
-        )
+    for flag in ("steps_scale", "window"):
+        if not 0 < getattr(args, flag) < math.inf:
+            name = flag.replace("_", "-")
+            raise errors.UsageError(f"--{name} is {getattr(args, flag)}, not above 0")
     if args.through == "engine" and args.residency == "stream":
         raise errors.UsageError("--through=engine keeps images on the device")
     given = problem.make(
@@ -62,7 +69,11 @@ def run(argv: list[str]) -> None:
         {"precision": args.precision, "data.residency": args.residency}
     )
     print(problem.NOTE)
-    found = through_train(given) if args.through == "train" else through_engine(given)
+    found = (
+        through_train(given, args.window)
+        if args.through == "train"
+        else through_engine(given)
+    )
     rows = found.pop("rows")
     measure.show(rows, COLUMNS)
     print(", ".join(f"{name} {value:,.2f}" for name, value in found.items()))
@@ -77,7 +88,7 @@ def run(argv: list[str]) -> None:
     )
 
 
-def through_train(given: problem.Problem) -> dict[str, Any]:
+def through_train(given: problem.Problem, window: float) -> dict[str, Any]:
     """Trains as `dpa-jax train` does; see `timed_run.whole_run`."""
     try:
         from benchmarks import timed_run
@@ -87,7 +98,7 @@ def through_train(given: problem.Problem) -> dict[str, Any]:
             "missing: pip install dpa_jax, or give --through=engine"
         ) from error
     with tempfile.TemporaryDirectory() as folder:
-        return timed_run.whole_run(given, pathlib.Path(folder))
+        return timed_run.whole_run(given, pathlib.Path(folder), window)
 
 
 def through_engine(given: problem.Problem) -> dict[str, Any]:

@@ -278,6 +278,25 @@ def with_resident_peak(work: Callable[[], T]) -> tuple[T, int | None]:
     return result, max(0, _resident("VmHWM") - before)
 
 
+def process_bytes() -> int | None:
+    """Returns the memory that the process holds; None where the system does not tell.
+
+    Only Linux does.
+    """
+    try:
+        return _resident("VmRSS")
+    except OSError:
+        return None
+
+
+def device_bytes() -> int:
+    """Returns the memory in use on a device; on CPU that of all live arrays."""
+    found = jax.local_devices()[0].memory_stats()
+    if found is not None:
+        return found["bytes_in_use"]
+    return sum(array.nbytes for array in jax.live_arrays())
+
+
 def _resident(field: str) -> int:
     for line in pathlib.Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{field}:"):

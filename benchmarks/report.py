@@ -6,6 +6,7 @@ The figures go beside the JSON, as PNG of the same name.
 import argparse
 import json
 import pathlib
+import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -64,12 +65,14 @@ def draw(path: pathlib.Path) -> pathlib.Path:
     if not rows:
         raise errors.DpaError(f"{path} has no rows to draw")
     figure = Figure(figsize=(12, 4), layout="constrained")
-    axes = figure.subplots()
-    pen(axes, rows)
-    axes.spines[["top", "right"]].set_visible(False)
+    pens = [pen, *([_windows] if any(row.get("windows") for row in rows) else [])]
+    panels = figure.subplots(1, len(pens), squeeze=False)[0]
+    for one, axes in zip(pens, panels, strict=True):
+        one(axes, rows)
+        axes.spines[["top", "right"]].set_visible(False)
     where = machine["cpu"] if machine["backend"] == "cpu" else machine["device"]
     cores = f", {machine['cores']} cores" if machine["backend"] == "cpu" else ""
-    axes.set_title(f"{settings['config']} on {where}{cores}", fontsize=10)
+    figure.suptitle(f"{settings['config']} on {where}{cores}", fontsize=10)
     out = path.with_suffix(".png")
     figure.savefig(out, dpi=150)
     return out
@@ -141,6 +144,34 @@ def _end_to_end(axes, rows) -> None:
     axes.invert_yaxis()
     axes.set_xlabel("seconds")
     axes.legend(fontsize=8)
+
+
+def _windows(axes, rows) -> None:
+    """Draws how a run keeps its speed, relative to each stage's own, and memory."""
+    for row in rows:
+        windows = row.get("windows")
+        if windows:
+            steps = [window["step"] for window in windows]
+            times = [window["ms_per_step"] for window in windows]
+            speeds = [statistics.median(times) / time for time in times]
+            axes.plot(steps, speeds, ".-", label=row["stage"])
+    axes.set_xlabel("step")
+    axes.set_ylabel("speed, relative to the stage's median")
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize=8, loc="lower left")
+    beside = axes.twinx()
+    for name, line in (("process", "k-"), ("device", "k:")):
+        found = [
+            (window["step"], window[f"{name}_bytes"] / 1e9)
+            for row in rows
+            for window in row.get("windows", ())
+            if window[f"{name}_bytes"] is not None
+        ]
+        if found:
+            beside.plot(*zip(*found, strict=True), line, linewidth=0.8, label=name)
+    beside.set_ylim(bottom=0)
+    beside.set_ylabel("memory, GB")
+    beside.legend(fontsize=8, loc="lower right")
 
 
 def _lines(axes, rows, across: str, up: str) -> None:

@@ -42,7 +42,7 @@ def run(argv: list[str]) -> None:
     add("--repeats", type=int, default=5, help="turns of each implementation")
     add("--seconds", type=float, default=0.5, help="that one turn takes, about")
     add("--images", type=int, default=4096, help="training images")
-    add("--steps-scale", type=float, default=1.0, help="share of a whole run's steps")
+    add("--steps-scale", type=float, default=1.0, help="times a whole run's steps")
     args = parser.parse_args(argv)
     folder = pathlib.Path(args.out)
     chosen = measure.one_of("--parts", args.parts, PARTS)

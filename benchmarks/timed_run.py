@@ -1,12 +1,13 @@
 """A whole training run that notes where its time goes."""
 
 import pathlib
+import statistics
 import time
 from typing import Any
 
 import jax
 
-from benchmarks import problem
+from benchmarks import measure, problem
 from dpa_jax import checkpoint, data, engine, errors, frozen
 from dpa_jax import stages as stages_lib
 from dpa_jax.member import Member
@@ -21,12 +22,15 @@ class TimedRun(Run):
 
     Attributes:
       spent: for each stage's name its seconds by part; see `PARTS`.
+      windows: for each stage's name how fast it went and what memory it held, about
+        every `window` seconds; see `note`.
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, window: float, **kwargs):
         super().__init__(*args, **kwargs)
         self.spent = {stage.name: dict.fromkeys(PARTS, 0.0) for stage in self.plan}
-        self._current = self.plan[0].name
+        self.windows = {stage.name: [] for stage in self.plan}
+        self._current, self._window = self.plan[0].name, window
 
     def add(self, part: str, begun: float, stage: str | None = None) -> None:
         """Adds the seconds since `begun` to a part of a stage."""
@@ -52,6 +56,7 @@ class TimedRun(Run):
         super().say(stage, program, targets, seconds)
         spent = self.spent[stage.name]
         spent["wait_s"] = seconds - spent["targets_s"]
+        self._mark = time.perf_counter(), stage.start
 
     def stage(self, program, train_state, targets, done) -> None:
         """Notes how long the steps took, less what was written in between."""
@@ -60,6 +65,30 @@ class TimedRun(Run):
         self.add("train_s", begun)
         spent = self.spent[self._current]
         spent["train_s"] -= spent["checkpoint_s"] + spent["samples_s"]
+
+    def record(self, pending) -> None:
+        """Notes a window when one is full."""
+        super().record(pending)
+        if pending is not None:
+            self.note(pending.stage, pending.first + pending.steps)
+
+    def note(self, stage: stages_lib.Stage, end: int) -> None:
+        """Notes the window that ends with step `end` of the run, if it is long enough.
+
+        Its `ms_per_step` is of all that happened meanwhile, with what was written.
+        """
+        (begun, first), now = self._mark, time.perf_counter()
+        if now - begun < self._window:
+            return
+        self._mark = now, end
+        self.windows[stage.name].append(
+            {
+                "step": end,
+                "ms_per_step": 1e3 * (now - begun) / (end - first),
+                "process_bytes": measure.process_bytes(),
+                "device_bytes": measure.device_bytes(),
+            }
+        )
 
     def save(self, train_state, stage, end, look) -> None:
         """Notes how long handing over a checkpoint took; Orbax writes it later."""
@@ -74,12 +103,15 @@ class TimedRun(Run):
         self.add("samples_s", begun)
 
 
-def whole_run(given: problem.Problem, folder: pathlib.Path) -> dict[str, Any]:
+def whole_run(
+    given: problem.Problem, folder: pathlib.Path, window: float
+) -> dict[str, Any]:
     """Trains a problem from beginning to end.
 
     Args:
       given: see `problem.make`.
       folder: an empty one for all that the run reads and writes.
+      window: seconds between looks at speed and memory.
 
     Returns:
       Seconds: `total_s` of all but drawing images and weights; of it `data_s` (reading
@@ -103,7 +135,15 @@ def whole_run(given: problem.Problem, folder: pathlib.Path) -> dict[str, Any]:
     ends = [stage.end for stage in given.plan]
     with checkpoint.Checkpoints(workdir, keep=ends) as checkpoints:
         member = Member(config, workdir, checkpoints)
-        run = TimedRun([member], given.plan, images, weights, statistics, visible=False)
+        run = TimedRun(
+            [member],
+            given.plan,
+            images,
+            weights,
+            statistics,
+            visible=False,
+            window=window,
+        )
         jax.block_until_ready(run.resident)
         ready = time.perf_counter()
         run.go(0)
@@ -142,4 +182,33 @@ def stage_row(stage: stages_lib.Stage, batch: int, run: TimedRun) -> dict[str, A
         "ms_per_step": 1e3 * each,
         "images_per_second": batch / each,
         **spent,
+        **drift(run.windows[stage.name]),
+        "windows": run.windows[stage.name],
     }
+
+
+def drift(windows: list[dict[str, Any]]) -> dict[str, float]:
+    """Compares the last third of a stage with its first.
+
+    Args:
+      windows: see `TimedRun.note`; of less than three nothing is said.
+
+    Returns:
+      `slowdown`, medians of the time of a step, as a ratio; and the rise of the
+      medians of `process_bytes` and `device_bytes` in MB.
+    """
+    third = len(windows) // 3
+    if not third:
+        return {}
+
+    def ends(name: str) -> tuple[float, float]:
+        values = [window[name] for window in windows]
+        return statistics.median(values[:third]), statistics.median(values[-third:])
+
+    first, last = ends("ms_per_step")
+    found = {"slowdown": last / first}
+    for name in ("process", "device"):
+        if windows[0][f"{name}_bytes"] is not None:  # the system tells
+            before, after = ends(f"{name}_bytes")
+            found[f"{name}_rise_megabytes"] = (after - before) / 1e6
+    return found
