@@ -58,8 +58,8 @@ def run(argv: list[str]) -> None:
     load = measure.load_before()
     for flag in ("steps_scale", "window"):
         if not 0 < getattr(args, flag) < math.inf:
-            name = flag.replace("_", "-")
-            raise errors.UsageError(f"--{name} is {getattr(args, flag)}, not above 0")
+            name, value = flag.replace("_", "-"), getattr(args, flag)
+            raise errors.UsageError(f"--{name} is {value}, not a number above 0")
     if args.through == "engine" and args.residency == "stream":
         raise errors.UsageError("--through=engine keeps images on the device")
     given = problem.make(

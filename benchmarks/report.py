@@ -72,7 +72,7 @@ def draw(path: pathlib.Path) -> pathlib.Path:
         axes.spines[["top", "right"]].set_visible(False)
     where = machine["cpu"] if machine["backend"] == "cpu" else machine["device"]
     cores = f", {machine['cores']} cores" if machine["backend"] == "cpu" else ""
-    figure.suptitle(f"{settings['config']} on {where}{cores}", fontsize=10)
+    panels[0].set_title(f"{settings['config']} on {where}{cores}", fontsize=10)
     out = path.with_suffix(".png")
     figure.savefig(out, dpi=150)
     return out
@@ -148,27 +148,26 @@ def _end_to_end(axes, rows) -> None:
 
 def _windows(axes, rows) -> None:
     """Draws how a run keeps its speed, relative to each stage's own, and memory."""
+    beside, done = axes.twinx(), 0
     for row in rows:
         windows = row.get("windows")
-        if windows:
-            steps = [window["step"] for window in windows]
-            times = [window["ms_per_step"] for window in windows]
-            speeds = [statistics.median(times) / time for time in times]
-            axes.plot(steps, speeds, ".-", label=row["stage"])
-    axes.set_xlabel("step")
+        if not windows:
+            continue
+        numbers = range(done, done + len(windows))
+        done += len(windows)
+        times = [window["ms_per_step"] for window in windows]
+        speeds = [statistics.median(times) / time for time in times]
+        axes.plot(numbers, speeds, ".-", label=row["stage"])
+        for name, line in (("process", "k-"), ("device", "k:")):
+            memory = [window[f"{name}_bytes"] for window in windows]
+            if None not in memory:  # the system tells
+                label = f"memory, {name}" if done == len(windows) else None
+                sizes = [size / 1e9 for size in memory]
+                beside.plot(numbers, sizes, line, linewidth=0.8, label=label)
+    axes.set_xlabel("window")
     axes.set_ylabel("speed, relative to the stage's median")
-    axes.set_ylim(bottom=0)
-    axes.legend(fontsize=8, loc="lower left")
-    beside = axes.twinx()
-    for name, line in (("process", "k-"), ("device", "k:")):
-        found = [
-            (window["step"], window[f"{name}_bytes"] / 1e9)
-            for row in rows
-            for window in row.get("windows", ())
-            if window[f"{name}_bytes"] is not None
-        ]
-        if found:
-            beside.plot(*zip(*found, strict=True), line, linewidth=0.8, label=name)
+    axes.set_ylim(0, 1.5)
+    axes.legend(fontsize=8, loc="upper left", ncols=2)
     beside.set_ylim(bottom=0)
     beside.set_ylabel("memory, GB")
     beside.legend(fontsize=8, loc="lower right")

@@ -104,7 +104,7 @@ class TimedRun(Run):
 
 
 def whole_run(
-    given: problem.Problem, folder: pathlib.Path, window: float
+    given: problem.Problem, folder: pathlib.Path, window: float = 60.0
 ) -> dict[str, Any]:
     """Trains a problem from beginning to end.
 

@@ -41,12 +41,7 @@ def evaluate(
       DpaError: one of the labels is absent, or a score is not finite.
     """
     scores, labels = np.asarray(scores, np.float64), np.asarray(labels)
-    normal, abnormal = int((labels == 0).sum()), int((labels == 1).sum())
-    if not normal or not abnormal:
-        raise errors.DpaError(
-            f"ROC AUC needs normal and abnormal images; there are {normal} and "
-            f"{abnormal}"
-        )
+    normal, abnormal = count_labels(labels)
     bad = np.flatnonzero(~np.isfinite(scores))
     if bad.size:
         raise errors.DpaError(
@@ -77,6 +72,24 @@ def evaluate(
                 sklearn.metrics.roc_auc_score(last, highest)
             )
     return result
+
+
+def count_labels(labels: np.ndarray) -> tuple[int, int]:
+    """Returns how many images are normal and abnormal.
+
+    Args:
+      labels: int `[N]`, 0 normal and 1 abnormal.
+
+    Raises:
+      DpaError: one of the labels is absent.
+    """
+    normal, abnormal = int((labels == 0).sum()), int((labels == 1).sum())
+    if not normal or not abnormal:
+        raise errors.DpaError(
+            f"ROC AUC needs normal and abnormal images; there are {normal} and "
+            f"{abnormal}"
+        )
+    return normal, abnormal
 
 
 def report(scorer: Scorer, images: ImageSet, scores: np.ndarray) -> dict[str, Any]:

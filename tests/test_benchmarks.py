@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import end_to_end, measure, population, report, score, train_step
 from dpa_jax import config as config_lib
-from dpa_jax import config_files, errors
+from dpa_jax import config_files, errors, stages
 
 ROW = {
     *("stage", "implementation", "batch", "ms_per_step", "images_per_second"),
@@ -148,6 +148,7 @@ def test_a_whole_run_is_timed(config_file, tmp_path, through):
     out = tmp_path / "result.json"
     given = [config_file(**{"stages.initial_resolution": 16}), f"--through={through}"]
     given += ["--steps-scale=0.5", "--images=16", "--batch=4", f"--out={out}"]
+    given += ["--window=1e-9"]
     assert end_to_end.main(given) == 0
     result = json.loads(out.read_text())
     totals, (row,) = result["totals"], result["rows"]
@@ -159,6 +160,42 @@ def test_a_whole_run_is_timed(config_file, tmp_path, through):
         total = sum(totals[part] for part in parts)
         assert totals["total_s"] == pytest.approx(total)
         assert totals["other_s"] >= 0
+        (window,) = row["windows"]  # its one chunk
+        assert window["step"] == 2
+        assert window["device_bytes"] >= 16 * 16 * 16  # the images
+
+
+def window(ms, process, device=7e6):
+    return {"ms_per_step": ms, "process_bytes": process, "device_bytes": device}
+
+
+def test_the_last_third_of_a_stage_is_compared_with_its_first():
+    from benchmarks import timed_run
+
+    windows = [window(1, 1e6), window(3, 3e6), window(5, 0), window(5, 0)]
+    windows += [window(6, 5e6), window(2, 9e6)]
+    assert timed_run.drift(windows) == {
+        "slowdown": 4 / 2,
+        "process_rise_megabytes": 7 - 2,
+        "device_rise_megabytes": 0,
+    }
+    assert timed_run.drift(windows[:2]) == {}
+    unknown = [window(1, None), window(2, None), window(3, None)]
+    assert timed_run.drift(unknown) == {"slowdown": 3, "device_rise_megabytes": 0}
+
+
+def test_a_window_is_as_long_as_asked_for(tiny_config, monkeypatch):
+    from benchmarks import timed_run
+
+    clock = [0.0]
+    monkeypatch.setattr(timed_run.time, "perf_counter", lambda: clock[0])
+    stage = stages.schedule(tiny_config)[0]
+    run = object.__new__(timed_run.TimedRun)
+    run.windows, run._window, run._mark = {stage.name: []}, 60, (0.0, 100)
+    for clock[0], step in ((50, 110), (100, 120), (130, 130), (160, 150)):
+        run.note(stage, step)
+    found = [(one["step"], one["ms_per_step"]) for one in run.windows[stage.name]]
+    assert found == [(120, 1e3 * 100 / 20), (150, 1e3 * 60 / 30)]
 
 
 def test_members_of_a_population_are_counted(config_file, tmp_path):
@@ -208,6 +245,7 @@ def test_writing_checkpoints_is_not_training(monkeypatch):
         (train_step, "--images=3", "less than a batch"),
         (score, "--precision=float64", "--precision: there is no 'float64'"),
         (end_to_end, "--steps-scale=0", "--steps-scale is 0"),
+        (end_to_end, "--window=inf", "--window is inf, not a number"),
     ],
 )
 def test_wrong_arguments_say_what_is_possible(
@@ -275,7 +313,14 @@ def made_rows(benchmark):
     return {
         "train_step": [{**row, "stage": "8_stabilization"} for row in fast],
         "score": [{**row, "batch": 32} for row in fast],
-        "end_to_end": [{"stage": "8_stabilization", "train_s": 2.0, "wait_s": 1.0}],
+        "end_to_end": [
+            {
+                "stage": "8_stabilization",
+                "train_s": 2.0,
+                "wait_s": 1.0,
+                "windows": [{"step": n, **window(2.0, None)} for n in (1, 2)],
+            }
+        ],
         "scaling": [
             {"stage": "8_stabilization", "devices": n, "images_per_second": 50.0 * n}
             for n in (1, 2)

@@ -287,6 +287,13 @@ def test_evaluate_needs_labels(copy):
     assert code == 1 and "test.npz has no labels" in err
 
 
+def test_evaluate_refuses_one_label_before_it_scores(run, copy):
+    path = run_factory.write_npz(copy / "test.npz", labels=np.zeros(24, np.int8))
+    code, _, err = run_factory.call("evaluate", "--workdir", copy, "--test", path)
+    assert code == 1 and "there are 24 and 0" in err
+    assert "scoring" not in err
+
+
 def test_weights_stats_over_a_folder(run, tmp_path):
     command = (
         *("weights", "stats", run / "train", "--out", tmp_path / "stats.npz"),

@@ -2,6 +2,7 @@ import io
 import pathlib
 import struct
 import sys
+import warnings
 import zlib
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 
 from dpa_jax import errors
 from dpa_jax.data import decode as decoding
+from dpa_jax.data import sources
 from dpa_jax.data.decode import ImageError, Preprocessing, decode
 
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
@@ -449,6 +451,16 @@ def test_truncated_dicom():
     data = dicom(STORED)
     with pytest.raises(ImageError, match="it: "):
         decode(data[:-200], GREY, "it")
+
+
+def test_what_pydicom_can_do_without_is_no_news(tmp_path):
+    padded = dicom(STORED, PixelData=STORED.tobytes() + bytes(100))
+    (tmp_path / "a.dcm").write_bytes(padded)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        found = sources.load(tmp_path, GREY)
+    assert not told
+    np.testing.assert_array_equal(found.images[0], decode(dicom(STORED), GREY))
 
 
 def test_dicom_bomb(monkeypatch):

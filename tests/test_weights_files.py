@@ -210,11 +210,13 @@ def test_a_failed_write_leaves_the_earlier_file(weights, tmp_path, monkeypatch):
     path = tmp_path / "w.safetensors"
     path.write_bytes(b"earlier")
 
-    def full(*_):
-        raise OSError(28, "No space left on device")
+    def full(temporary, *_):
+        raise OSError(28, "No space left on device", str(temporary))
 
     monkeypatch.setattr(pathlib.Path, "write_bytes", full)
-    with pytest.raises(errors.DpaError, match="cannot write .*w.safetensors.*space"):
+    with pytest.raises(
+        errors.DpaError, match="cannot write .*/w.safetensors: No space.*device$"
+    ):
         files.save_vgg19(path, weights, {})
     assert path.read_bytes() == b"earlier"
     assert len(list(tmp_path.iterdir())) == 1

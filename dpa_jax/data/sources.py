@@ -253,8 +253,10 @@ def _decode(
     failed: dict[int, str] = {}
     done, count = 0, len(wanted)
     with warnings.catch_warnings():
-        # Of what Pillow only warns of here, `decode` makes an error.
+        # Of what Pillow only warns of here, `decode` makes an error, and of a DICOM
+        # file that cannot be used too; what pydicom can do without is no news.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        warnings.filterwarnings("ignore", module="pydicom")
         pool = concurrent.futures.ThreadPoolExecutor(workers)
         length = max(1, min(_BLOCK, -(-count // workers)))
         futures = [
@@ -291,7 +293,8 @@ def _unusable(
         return errors.DpaError(f"none of {done} images can be used; {message}")
     return errors.DpaError(
         f"{message} (with it, {len(failed)} of the {done} images read so far cannot be "
-        "used; --config.data.skip_corrupt=true leaves such images out and lists them)"
+        "used; --config.data.skip_corrupt=true, or --skip-corrupt where images are "
+        "scored, leaves such images out and lists them)"
     )
 
 

@@ -73,16 +73,19 @@ def _labelled(options, config) -> data.ImageSet:
             "say what to evaluate on: --normal=DIR with --abnormal=DIR, or --test=..."
         )
     if test:
+        from dpa_jax import evaluate
+
         images = _load(test, options, config)
+        found = images.labels
         if config.data.normal:
-            normal = labels.matches(images, config.data.normal)
-            return dataclasses.replace(images, labels=(~normal).astype(np.int8))
-        if images.labels is None:
+            found = (~labels.matches(images, config.data.normal)).astype(np.int8)
+        if found is None:
             raise errors.DpaError(
                 f"{test} has no labels: a manifest needs a label column, an .npz an "
                 "array `labels`, and a run of any other set data.normal"
             )
-        return images
+        evaluate.count_labels(found)  # before the scoring, which may take long
+        return dataclasses.replace(images, labels=found)
     pair = [_load(location, options, config) for location in (normal, abnormal)]
     return data.joined(pair, labels=(0, 1))
 

@@ -140,4 +140,6 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise errors.DpaError(f"cannot write {path}: {error}") from None
+        # its own text names the temporary file
+        reason = error.strerror or error
+        raise errors.DpaError(f"cannot write {path}: {reason}") from None
