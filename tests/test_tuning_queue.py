@@ -297,6 +297,14 @@ def test_database_that_cannot_be_used_is_named(url, message, monkeypatch):
     assert "secret" not in str(found.value)
 
 
+def test_missing_driver_of_a_database_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    storage.require_optuna()
+    told = r"\*\*\*@h/d needs .*psycopg.*pip install 'psycopg\[binary\]'"
+    with pytest.raises(errors.DpaError, match=told):
+        storage.connect("postgresql+psycopg://u:secret@h/d", "s", True, "none")
+
+
 def test_missing_optuna_is_told_with_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(errors.DpaError, match=r"pip install 'dpa_jax\[tune\]'"):

@@ -59,8 +59,9 @@ def connect(url: str, name: str, maximize: bool, pruner: str) -> "optuna.Study":
             )
         except ImportError as error:
             raise errors.DpaError(
-                f"--storage={_without_password(url)}: {error}; the database's driver "
-                "for SQLAlchemy must be installed"
+                f"--storage={_without_password(url)} needs the database's driver for "
+                f"SQLAlchemy: {error.__cause__ or error} (for PostgreSQL "
+                "pip install 'psycopg[binary]')"
             ) from None
         except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError) as error:
             # another worker may be making the tables at this moment
