@@ -198,10 +198,16 @@ def compile_stage(
         xla_options(),
     )
 
+    # Steps that virtual devices have not begun yet take the threads in which others
+    # wait for them, for ever: XLA ends the process then.
+    several = jax.local_device_count() > 1
+
     def run_loop(state, frozen, data, indices):
         scalars = []
         for row in indices:
             state, one = program(state, frozen, data, row)
+            if several:
+                jax.block_until_ready(one)
             scalars.append(one)
         return state, jax.tree.map(lambda *values: list(values), *scalars)
 

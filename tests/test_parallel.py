@@ -1,4 +1,4 @@
-"""Eight virtual devices against one; run as a program, it is the eight."""
+"""Virtual devices against one; run as a program, it is those devices."""
 
 import dataclasses
 import os
@@ -63,23 +63,26 @@ RUNS = {
 }
 
 
-@pytest.fixture(scope="module")
-def eight(tmp_path_factory):
-    """What eight devices made of every run."""
-    path = tmp_path_factory.mktemp("eight") / "out.npz"
-    flags = (
-        f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    )
+def on_devices(count, what):
+    """Runs this file as a program on so many devices."""
+    flag = f"--xla_force_host_platform_device_count={count}"
     subprocess.run(
-        [sys.executable, "-W", "error", __file__, path],
+        [sys.executable, "-W", "error", __file__, what],
         env={
             **os.environ,
             "JAX_PLATFORMS": "cpu",
             "PYTHONPATH": str(ROOT),
-            "XLA_FLAGS": flags,
+            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flag}",
         },
         check=True,
     )
+
+
+@pytest.fixture(scope="module")
+def eight(tmp_path_factory):
+    """What eight devices made of every run."""
+    path = tmp_path_factory.mktemp("eight") / "out.npz"
+    on_devices(8, path)
     with np.load(path) as arrays:
         assert arrays["devices"] == 8
         return dict(arrays)
@@ -100,6 +103,10 @@ def test_eight_devices_give_the_numbers_of_one(eight, name):
 def test_eight_devices_share_one_executable(eight, name):
     compiling, running = eight[f"{name}/compiled"]
     assert (compiling, running) == (1, 0)
+
+
+def test_many_steps_do_not_wait_for_each_other_for_ever():
+    on_devices(2, "many steps")  # XLA would end it after a minute
 
 
 def test_a_batch_that_devices_cannot_share_is_refused():
@@ -127,7 +134,10 @@ def test_one_process_gathers_what_it_has():
 
 
 def main(path):
-    """Saves every run of this process's devices."""
+    """Saves every run of this process's devices, or takes many steps at once."""
+    if path == "many steps":
+        train(tiny.spec(dataclasses.replace(tiny.GROWN, steps=400)), 16)
+        return
     arrays = {"devices": np.array(jax.device_count())}
     for name, (run, *arguments) in RUNS.items():
         leaves, compiled = run(*arguments)
