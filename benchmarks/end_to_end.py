@@ -48,7 +48,7 @@ def run(argv: list[str]) -> None:
     add("--config", default="configs/nih.py:subset,pg", metavar="FILE[:ARGS]")
     add("--batch", type=int, help="images per step; as configured if left out")
     add("--steps-scale", type=float, default=1.0, help="times every stage's steps")
-    add("--window", type=float, default=60, help="seconds between looks at memory")
+    add("--window", type=float, metavar="S", help="between looks at memory; 60 s")
     add("--precision", default="auto", choices=config_lib.PRECISIONS)
     add("--residency", default="auto", choices=("auto", "device", "stream"))
     add("--through", default="train", choices=("train", "engine"))
@@ -56,12 +56,16 @@ def run(argv: list[str]) -> None:
     add("--weights", default="random:0", help="of VGG19, or a file")
     args = parser.parse_args(argv)
     load = measure.load_before()
-    for flag in ("steps_scale", "window"):
-        if not 0 < getattr(args, flag) < math.inf:
-            name, value = flag.replace("_", "-"), getattr(args, flag)
+    if args.through == "engine":
+        if args.residency == "stream":
+            raise errors.UsageError("--through=engine keeps images on the device")
+        if args.window is not None:
+            raise errors.UsageError("--through=engine does not look at memory")
+    elif args.window is None:
+        args.window = 60.0
+    for name, value in (("steps-scale", args.steps_scale), ("window", args.window)):
+        if value is not None and not 0 < value < math.inf:
             raise errors.UsageError(f"--{name} is {value}, not a number above 0")
-    if args.through == "engine" and args.residency == "stream":
-        raise errors.UsageError("--through=engine keeps images on the device")
     given = problem.make(
         args.config, args.images, args.weights, args.batch, args.steps_scale
     )

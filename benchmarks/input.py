@@ -134,7 +134,7 @@ def feeding(given: problem.Problem, steps: int, repeats: int) -> list[dict[str, 
                 place = pathlib.Path(folder) / f"{residency}_{number}"
                 place.mkdir()
                 fed = alone.changed({"data.residency": residency})
-                found = timed_run.whole_run(fed, place)
+                found = timed_run.whole_run(fed, place, window=60.0)
                 rates[residency].append(found["rows"][0]["ms_per_step"])
         jax.config.update("jax_compilation_cache_dir", None)
     middle = {name: statistics.median(each) for name, each in rates.items()}

@@ -104,7 +104,7 @@ class TimedRun(Run):
 
 
 def whole_run(
-    given: problem.Problem, folder: pathlib.Path, window: float = 60.0
+    given: problem.Problem, folder: pathlib.Path, window: float
 ) -> dict[str, Any]:
     """Trains a problem from beginning to end.
 

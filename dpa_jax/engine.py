@@ -198,8 +198,8 @@ def compile_stage(
         xla_options(),
     )
 
-    # Steps that virtual devices have not begun yet take the threads in which others
-    # wait for them, for ever: XLA ends the process then.
+    # Virtual devices share the threads of a few cores: of many steps in flight those
+    # that wait for another device leave it none, and XLA ends the process.
     several = jax.local_device_count() > 1
 
     def run_loop(state, frozen, data, indices):

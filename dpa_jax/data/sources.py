@@ -253,8 +253,8 @@ def _decode(
     failed: dict[int, str] = {}
     done, count = 0, len(wanted)
     with warnings.catch_warnings():
-        # Of what Pillow only warns of here, `decode` makes an error, and of a DICOM
-        # file that cannot be used too; what pydicom can do without is no news.
+        # Of what Pillow only warns of here, `decode` makes an error; pydicom raises one
+        # itself where it cannot read on, and has coped with what it warns of.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         warnings.filterwarnings("ignore", module="pydicom")
         pool = concurrent.futures.ThreadPoolExecutor(workers)
