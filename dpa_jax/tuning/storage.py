@@ -34,7 +34,10 @@ def connect(url: str, name: str, maximize: bool, pruner: str) -> "optuna.Study":
     import sqlalchemy
 
     sqlite = url.startswith("sqlite")
-    options: dict = {"connect_args": {"timeout": 60}} if sqlite else {}
+    options: dict = {}
+    if sqlite:
+        # a connection for each transaction, so that none stays open in the end
+        options = {"connect_args": {"timeout": 60}, "poolclass": sqlalchemy.NullPool}
     pruners = {
         "median": lambda: optuna.pruners.MedianPruner(STARTUP),
         "none": optuna.pruners.NopPruner,
