@@ -106,8 +106,6 @@ def _serialize(engine) -> None:
     """
     import sqlalchemy
 
-    engine.dispose()
-
     @sqlalchemy.event.listens_for(engine, "connect")
     def connect(connection, _):
         connection.isolation_level = None  # pysqlite begins no transaction by itself
