@@ -79,7 +79,7 @@ def test_stopwatch_counts_images_per_second(monkeypatch):
 
 def test_say_neither_wraps_nor_reads_markup(capsys):
     text = "folder[bold] " + 40 * "long "
-    metrics.say(text)
+    console.print_line(text)
     assert capsys.readouterr().err == text + "\n"
 
 
@@ -95,7 +95,7 @@ def clock(monkeypatch):
 
 
 def test_counting_prints_a_line_every_ten_seconds_and_the_last(clock, capsys):
-    with metrics.counting("reading", "images") as show:
+    with console.counting("reading", "images") as show:
         for done in range(1, 9):
             clock[0] = 4.0 * done
             show(done, 8)
@@ -107,7 +107,7 @@ def test_counting_prints_a_line_every_ten_seconds_and_the_last(clock, capsys):
 
 
 def test_counting_can_be_silent(capsys):
-    with metrics.counting("reading", "images", visible=False) as show:
+    with console.counting("reading", "images", visible=False) as show:
         show(8, 8)
     assert capsys.readouterr().err == ""
 
@@ -169,7 +169,7 @@ def test_bar_shows_all_on_a_terminal_of_80_columns(screen):
 
 
 def test_counting_shows_a_bar_on_a_terminal(screen):
-    with metrics.counting("reading", "images") as show:
+    with console.counting("reading", "images") as show:
         show(5, 10)
     last = [line for line in screen.getvalue().splitlines() if "%" in line][-1]
     assert "reading" in last and "50%" in last and "5/10 images" in last

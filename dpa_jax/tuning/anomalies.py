@@ -11,7 +11,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from dpa_jax import data, errors, metrics
+from dpa_jax import data, errors, console
 from dpa_jax.data import labels as label_names
 from dpa_jax.data.image_set import ImageSet
 from dpa_jax.weights import formats
@@ -192,7 +192,7 @@ def read_images(
     location: str, config: ml_collections.ConfigDict, description: str, visible: bool
 ) -> ImageSet:
     """Loads images as a configuration says; `description` is shown meanwhile."""
-    with metrics.counting(description, "images", visible) as show:
+    with console.counting(description, "images", visible) as show:
         return data.load(
             location,
             data.Preprocessing.from_config(config),

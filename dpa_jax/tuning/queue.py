@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dpa_jax import metrics
+from dpa_jax import console
 from dpa_jax.tuning import storage as storage_lib
 
 if TYPE_CHECKING:
@@ -252,7 +252,7 @@ class Queue:
                     try:
                         self._storage.record_heartbeat(identity)
                     except Exception as error:  # of whichever database; the next may do
-                        metrics.say(f"no heartbeat could be recorded: {error}")
+                        console.print_line(f"no heartbeat could be recorded: {error}")
 
         thread = threading.Thread(target=beat, daemon=True)
         thread.start()

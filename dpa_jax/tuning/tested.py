@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import ml_collections
 import numpy as np
 
-from dpa_jax import data, errors, metrics, roc
+from dpa_jax import data, errors, console, roc
 from dpa_jax.data.image_set import ImageSet
 from dpa_jax.tuning import guard
 from dpa_jax.tuning.results import Trial
@@ -20,11 +20,11 @@ SCORES = "test_scores.npz"
 _TEST = ("test", "test_normal", "test_abnormal", "data_dir")
 
 # a run's folder, images, and how to show progress, to float [N]
-Scoring = Callable[[pathlib.Path, np.ndarray, metrics.Show], np.ndarray]
+Scoring = Callable[[pathlib.Path, np.ndarray, console.Progress], np.ndarray]
 
 
 def score_run(
-    folder: pathlib.Path, images: np.ndarray, show: metrics.Show
+    folder: pathlib.Path, images: np.ndarray, show: console.Progress
 ) -> np.ndarray:
     """Scores images with the run in a folder."""
     from dpa_jax import score
@@ -125,7 +125,7 @@ def _score(
     visible: bool,
 ) -> None:
     total, before = sum(len(images) for _, images, _ in todo), 0
-    with metrics.counting("scoring the test set", "images", visible) as show:
+    with console.counting("scoring the test set", "images", visible) as show:
         for path, images, digest in todo:
 
             def shown(done: int, _: int, before: int = before) -> None:

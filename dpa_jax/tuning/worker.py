@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import ml_collections
 import numpy as np
 
-from dpa_jax import metrics, workdir
+from dpa_jax import console, workdir
 from dpa_jax.tuning import anomalies, guard, results, selection, trials
 from dpa_jax.tuning import queue as queue_lib
 from dpa_jax.tuning import search as search_lib
@@ -65,7 +65,7 @@ class Worker:
     def say(self, text: str) -> None:
         """Prints a line, but not the same twice in a row."""
         if self.visible and text != self.said:
-            metrics.say(text)
+            console.print_line(text)
         self.said = text
 
     def work_on(self, url: str, name: str, digest: str) -> None:

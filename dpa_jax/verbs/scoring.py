@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dpa_jax import config as config_lib
-from dpa_jax import data, errors, metrics, workdir
+from dpa_jax import data, errors, console, workdir
 from dpa_jax.data import labels
 
 
@@ -33,7 +33,7 @@ def evaluate(options: argparse.Namespace) -> None:
     results, scores = [], []
     for run, scorer in zip(runs, scorers, strict=True):
         several = len(runs) > 1
-        with metrics.counting(
+        with console.counting(
             f"scoring {run}" if several else "scoring", "images"
         ) as show:
             scores.append(scorer(images.images, show))
@@ -91,7 +91,7 @@ def _labelled(options, config) -> data.ImageSet:
 
 
 def _load(location: str, options, config) -> data.ImageSet:
-    with metrics.counting("reading images", "images") as show:
+    with console.counting("reading images", "images") as show:
         images = data.load(
             location,
             data.Preprocessing.from_config(config),
@@ -126,7 +126,7 @@ def score(options: argparse.Namespace) -> None:
         for given in options.images
         for path in (data.list_images(given) if os.path.isdir(given) else [given])
     ]
-    with metrics.counting("reading images", "images") as show:
+    with console.counting("reading images", "images") as show:
         images = data.load_files(
             paths,
             data.Preprocessing.from_config(scorer.config),
@@ -139,13 +139,13 @@ def score(options: argparse.Namespace) -> None:
         pictures = maps.files(
             pathlib.Path(options.maps), _names(images.paths), options.overwrite
         )
-    with metrics.counting("scoring", "images") as show:
+    with console.counting("scoring", "images") as show:
         scores = scorer(images.images, show)
     rows = list(zip(images.paths, map(workdir.number, scores), strict=True))
     workdir.write_csv(out, ("path", "score"), rows)
     print(f"{len(scores)} scores in {out}")
     if options.maps:
-        with metrics.counting("mapping", "images") as show:
+        with console.counting("mapping", "images") as show:
             found = scorer.maps(images.images, show)
         maps.write_maps(pictures, images.images, found)
         print(f"{len(pictures)} maps in {options.maps}")
@@ -176,9 +176,9 @@ def score_slide(options: argparse.Namespace) -> None:
     elif options.stain_target != "none":
         target = stain.load(options.stain_target)
     stains = f"normalised to {target.source}" if target else "left as they are"
-    metrics.say(f"tiles at x{magnification}, stains {stains}")
+    console.print_line(f"tiles at x{magnification}, stains {stains}")
     out = options.out or f"{pathlib.Path(options.slide).stem}_scores"
-    with metrics.counting("scoring tiles", "tiles") as show:
+    with console.counting("scoring tiles", "tiles") as show:
         found = slide_score.score_slide(
             options.slide,
             scorer,

@@ -3,14 +3,14 @@
 import argparse
 import pathlib
 
-from dpa_jax import data, errors, metrics
+from dpa_jax import data, errors, console
 
 
 def fetch(options: argparse.Namespace) -> None:
     """Fills the cache by download, or from files that are brought."""
     from dpa_jax.weights import fetch
 
-    with metrics.counting("downloading", "bytes") as show:
+    with console.counting("downloading", "bytes") as show:
         fetch.fetch(
             source=options.source,
             weights_file=options.file,
@@ -48,13 +48,13 @@ def stats(options: argparse.Namespace) -> None:
     if pathlib.Path(options.out).exists():
         raise errors.DpaError(f"{options.out} is already there; give another --out")
     weights = files.load_vgg19(options.weights)
-    with metrics.counting("reading images", "images") as show:
+    with console.counting("reading images", "images") as show:
         images = data.load(
             options.images,
             data.Preprocessing(options.channels, options.resolution),
             progress=show,
         )
-    with metrics.counting("feature statistics", "images") as show:
+    with console.counting("feature statistics", "images") as show:
         found = statistics.feature_statistics(
             jax.device_put(weights),
             images.images,
