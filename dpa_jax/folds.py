@@ -66,7 +66,11 @@ def groups_of(images: ImageSet) -> list[str]:
     """Returns what must stay together: the groups, or else one for each picture."""
     if images.groups is not None:
         return list(images.groups)
-    return [hashlib.sha256(image.tobytes()).hexdigest() for image in images.images]
+    return [
+        hashlib.sha256(image.tobytes()).hexdigest()
+        for block in images.blocks()
+        for image in block
+    ]
 
 
 def check(groups: Sequence[str], held: np.ndarray) -> None:

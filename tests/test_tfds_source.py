@@ -246,7 +246,7 @@ def test_an_unknown_split_is_refused(data_dir):
 
 def test_columns_follow_a_selection():
     images = ImageSet(
-        images=np.zeros((3, 2, 2, 1), np.uint8),
+        base=np.zeros((3, 2, 2, 1), np.uint8),
         paths=["a", "b", "c"],
         columns={"view": ["PA", "AP", "PA"], "age": np.array([1, 2, 3])},
     )

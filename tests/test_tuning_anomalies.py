@@ -167,7 +167,7 @@ def test_an_anomaly_of_the_same_name_is_refused(tested, tmp_path, monkeypatch):
 def test_an_anomaly_of_the_same_pixels_is_refused(tested):
     images = image_set().images.copy()
     images[2] = POOL.images.images[2]
-    other = dataclasses.replace(image_set(), images=images)
+    other = dataclasses.replace(image_set(), base=images)
     sets = (image_set(4, 1), other) if tested else (other, None)
     with pytest.raises(
         errors.DpaError, match="anomaly 2 .*pixels are those of set 0, 2"

@@ -2,19 +2,19 @@
 
 import concurrent.futures
 import dataclasses
-import functools
 import json
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from dpa_jax import errors, parallel
-from dpa_jax.data import arrays, manifest
+from dpa_jax.data import arrays, disk_cache, manifest
 from dpa_jax.data.decode import ImageError, Preprocessing, decode, prepare
-from dpa_jax.data.image_set import ImageSet, Skipped, taken
+from dpa_jax.data.image_set import ImageSet, Skipped
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".dicom")
 _BLOCK = 16  # images that a thread takes at once, at most
@@ -24,10 +24,14 @@ Progress = Callable[[int, int], None]
 
 @dataclasses.dataclass(frozen=True)
 class _Listing:
-    """What a source holds before anything is decoded; `read(i)` gives image `i`."""
+    """What a source holds before anything is decoded; `read(i)` gives image `i`.
+
+    `files` are those that its images are read from.
+    """
 
     paths: Sequence[str]
     read: Callable[[int], np.ndarray]
+    files: Sequence[str]
     labels: np.ndarray | None = None
     groups: Sequence[str] | None = None
     columns: Mapping[str, Sequence | np.ndarray] | None = None
@@ -42,8 +46,10 @@ def load(
     progress: Progress | None = None,
     data_dir: str | None = None,
     shared: bool = False,
+    memory: int | None = None,
+    log: Callable[[str], None] | None = None,
 ) -> ImageSet:
-    """Loads all images of a source into memory.
+    """Loads all images of a source.
 
     Args:
       location: one of
@@ -64,8 +70,14 @@ def load(
       progress: called with the numbers of images done and in all as they come in.
       data_dir: where TFDS keeps its data; None for its own default.
       shared: whether each process of a run decodes a part and sends it to the others;
-        all of them must call this then. From TFDS, whose images are stored as small
-        arrays, each reads all.
+        all of them must call this then, with the same `memory`. From TFDS, whose
+        images are stored as small arrays, each reads all, and so it does above
+        `memory`.
+      memory: bytes that the decoded images may take in memory; None for no limit.
+        Larger ones are decoded once into a file in the cache and mapped, read-only;
+        the file is used again until an image or the preprocessing changes. An .npz
+        itself is read into memory even then.
+      log: called with a line that says where that file is.
 
     Returns:
       The images, in the order of the source.
@@ -81,7 +93,9 @@ def load(
             raise errors.UsageError(f"{where} is not tfds:NAME[/CONFIG]:SPLIT")
         from dpa_jax.data.tfds_source import load_tfds
 
-        return load_tfds(name, split, preprocessing, data_dir)
+        return load_tfds(
+            name, split, preprocessing, data_dir, progress, memory=memory, log=log
+        )
     where = os.path.expanduser(where)
     if not os.path.exists(where):
         raise errors.DpaError(f"there is no file or folder {where}")
@@ -99,7 +113,9 @@ def load(
         listing = _arrays(where, preprocessing)
     else:
         listing = _files([where], preprocessing)
-    return _gather(listing, preprocessing, skip_corrupt, workers, progress, shared)
+    return _gather(
+        listing, preprocessing, skip_corrupt, workers, progress, shared, memory, log
+    )
 
 
 def load_files(
@@ -163,7 +179,7 @@ def list_images(folder: str | os.PathLike) -> list[str]:
 
 
 def _files(paths: Sequence[str], preprocessing: Preprocessing) -> _Listing:
-    return _Listing(paths, lambda i: decode(paths[i], preprocessing))
+    return _Listing(paths, lambda i: decode(paths[i], preprocessing), paths)
 
 
 def _arrays(location: str, preprocessing: Preprocessing) -> _Listing:
@@ -171,6 +187,7 @@ def _arrays(location: str, preprocessing: Preprocessing) -> _Listing:
     return _Listing(
         found.paths,
         lambda i: prepare(found.image(i), preprocessing, found.paths[i]),
+        [location],
         found.labels,
         found.groups,
         found.columns or None,
@@ -184,22 +201,49 @@ def _gather(
     workers: int,
     progress: Progress | None,
     shared: bool = False,
+    memory: int | None = None,
+    log: Callable[[str], None] | None = None,
 ) -> ImageSet:
-    """Decodes a listing into one array."""
+    """Decodes a listing into one array, or into a file that is mapped as one."""
     if workers < 0:
         raise errors.UsageError(f"workers must be 0 or more, not {workers}")
     count, size = len(listing.paths), preprocessing.size
-    images = np.empty((count, size, size, preprocessing.channels), np.uint8)
-    read = functools.partial(
-        _decode, listing, images, skip_corrupt, workers or os.cpu_count() or 1, progress
+    threads = workers or os.cpu_count() or 1
+    shared = shared and len(parallel.parts(count)) > 1
+
+    def read(images: disk_cache.Writable, wanted: range) -> tuple[dict[int, str], int]:
+        return _decode(listing, images, skip_corrupt, threads, progress, wanted)
+
+    def check(failed: dict[int, str], done: int) -> None:
+        if failed and (len(failed) == count or not skip_corrupt):
+            raise _unusable(listing.paths, failed, done)
+
+    def decode_all(images: Any) -> disk_cache.Notes:
+        if shared and isinstance(images, np.ndarray):
+            failed, done = _decode_shared(read, images)
+        else:
+            failed, done = read(images, range(count))
+        check(failed, done)  # here, so that no file is kept of what cannot be used
+        return {"failed": list(failed.items())}
+
+    images, notes = disk_cache.fill(
+        (count, size, size, preprocessing.channels),
+        decode_all,
+        memory,
+        lambda: [dataclasses.astuple(preprocessing), disk_cache.stamps(listing.files)],
+        log,
     )
-    if shared and len(parallel.parts(count)) > 1:
-        failed, done = _decode_shared(read, images)
-    else:
-        failed, done = read(range(count))
-    if failed and (len(failed) == count or not skip_corrupt):
-        raise _unusable(listing.paths, failed, done)
-    return _leave_out(listing, images, failed)
+    failed = {i: reason for i, reason in notes["failed"]}
+    check(failed, count)
+    found = ImageSet(
+        images,
+        listing.paths,
+        listing.labels,
+        listing.groups,
+        [Skipped(listing.paths[i], failed[i]) for i in sorted(failed)],
+        listing.columns,
+    )
+    return found.select([i for i in range(count) if i not in failed])
 
 
 def _decode_shared(read, images: np.ndarray) -> tuple[dict[int, str], int]:
@@ -207,7 +251,7 @@ def _decode_shared(read, images: np.ndarray) -> tuple[dict[int, str], int]:
     mine = parallel.parts(len(images))[parallel.process()]
     said, stopped = {}, ""
     try:
-        failed, done = read(range(mine.start, mine.stop))
+        failed, done = read(images, range(mine.start, mine.stop))
         said = {"failed": list(failed.items()), "done": done}
     except errors.DpaError as error:
         # told to the others, which would wait for this one's images for ever
@@ -226,7 +270,7 @@ def _decode_shared(read, images: np.ndarray) -> tuple[dict[int, str], int]:
 
 def _decode(
     listing: _Listing,
-    images: np.ndarray,
+    images: disk_cache.Writable,
     skip_corrupt: bool,
     workers: int,
     progress: Progress | None,
@@ -295,23 +339,4 @@ def _unusable(
         f"{message} (with it, {len(failed)} of the {done} images read so far cannot be "
         "used; --config.data.skip_corrupt=true, or --skip-corrupt where images are "
         "scored, leaves such images out and lists them)"
-    )
-
-
-def _leave_out(
-    listing: _Listing, images: np.ndarray, failed: dict[int, str]
-) -> ImageSet:
-    """Closes the gaps that failed images left, without a copy of the whole array."""
-    good = [i for i in range(len(images)) if i not in failed]
-    if failed:
-        for to, i in enumerate(good):
-            images[to] = images[i]
-    columns = listing.columns
-    return ImageSet(
-        images=images[: len(good)],
-        paths=[listing.paths[i] for i in good],
-        labels=None if listing.labels is None else listing.labels[good],
-        groups=None if listing.groups is None else [listing.groups[i] for i in good],
-        skipped=[Skipped(listing.paths[i], failed[i]) for i in sorted(failed)],
-        columns=columns and {name: taken(v, good) for name, v in columns.items()},
     )
