@@ -78,7 +78,7 @@ def default_config() -> ml_collections.ConfigDict:
             "optimizer": {"learning_rate": 1e-3},
             "early_stopping": {  # in the last stage, on the loss of the held-out fold
                 "every": 0,  # steps between evaluations; 0: never
-                "patience": 3,  # evaluations without improvement before the next ends it
+                "patience": 3,  # evaluations in a row that need not improve
                 "min_delta": 1e-3,  # that counts as an improvement
             },
             "population": {"seeds": 1},  # runs of this seed, the next, ... at once

@@ -35,6 +35,7 @@ class Lines:
 
 
 def bar(on: rich.console.Console, *middle: str) -> rich.progress.Progress:
+    """Returns a bar with some columns between its share done and its time left."""
     return rich.progress.Progress(
         rich.progress.TextColumn("{task.description}", markup=False),
         rich.progress.BarColumn(bar_width=10),

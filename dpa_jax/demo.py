@@ -3,7 +3,7 @@
 import os
 import pathlib
 
-from dpa_jax import cache, config_files, data, evaluate, console, phantoms, score
+from dpa_jax import cache, config_files, console, data, evaluate, phantoms, score
 from dpa_jax.training import train
 
 

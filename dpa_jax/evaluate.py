@@ -10,7 +10,7 @@ import sklearn.metrics
 from dpa_jax import audit, errors, roc, workdir
 from dpa_jax import config as config_lib
 from dpa_jax.data.image_set import ImageSet
-from dpa_jax.score import Scorer
+from dpa_jax.scorer import Scorer
 
 
 def evaluate(

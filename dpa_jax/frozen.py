@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 
 from dpa_jax import config as config_lib
-from dpa_jax import errors, console, statistics, vgg, workdir
+from dpa_jax import console, errors, statistics, vgg, workdir
 from dpa_jax.data.image_set import ImageSet
 from dpa_jax.ops.compute import Compute
 from dpa_jax.stages import Stage

@@ -1,6 +1,7 @@
 """Losses and anomaly scores: one value per image (section 3; method 1).
 
-Float32, or float64 where images are."""
+Float32, or float64 where images are.
+"""
 
 import dataclasses
 from collections.abc import Mapping

@@ -211,7 +211,9 @@ class Encoder(nn.Module):
             x = block(resolution, x)
             resolution //= 2
         if a.latent_resolution == 1:
-            return ActConv(a.latent_channels, 4, "VALID", self.compute, name="latent")(x)
+            return ActConv(a.latent_channels, 4, "VALID", self.compute, name="latent")(
+                x
+            )
         return PreAct(a.latent_channels, compute=self.compute, name="latent")(x)
 
 

@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 
 from dpa_jax import errors
 from dpa_jax.platform import Platform
+from dpa_jax.processes import ProcessGroup
 
 AXIS = "devices"
 _EXCHANGED = 64 << 20  # bytes of an array that a process sends to the others at once
@@ -190,31 +191,28 @@ def local_part(batch_size: int, platform: Platform) -> slice:
 # --- arrays that each process holds a part of
 
 
-def gather_from_processes(part: np.ndarray) -> np.ndarray:
+def gather_from_processes(part: np.ndarray, group: ProcessGroup) -> np.ndarray:
     """Joins what every process holds of an array along its first axis, in order."""
-    if jax.process_count() == 1:
+    if group.count == 1:
         return part
     from jax.experimental import multihost_utils
 
     counts = multihost_utils.process_allgather(np.array([len(part)])).ravel()
     padded = np.zeros((counts.max(), *part.shape[1:]), part.dtype)
     padded[: len(part)] = part
-    parts = multihost_utils.process_allgather(padded)
-    return np.concatenate([p[:c] for p, c in zip(parts, counts, strict=True)])
+    gathered = multihost_utils.process_allgather(padded)
+    return np.concatenate([p[:c] for p, c in zip(gathered, counts, strict=True)])
 
 
-def parts(count: int) -> list[slice]:
+def parts(count: int, group: ProcessGroup) -> list[slice]:
     """Divides `count` things among the processes, in order."""
-    ends = [count * i // jax.process_count() for i in range(jax.process_count() + 1)]
+    ends = [count * i // group.count for i in range(group.count + 1)]
     return [slice(*pair) for pair in itertools.pairwise(ends)]
 
 
-def fill_from_processes(array: np.ndarray) -> None:
+def fill_from_processes(array: np.ndarray, group: ProcessGroup) -> None:
     """Completes an array of which each process has filled its own of the `parts`."""
-    if jax.process_count() == 1:
-        return
-    places = parts(len(array))
-    mine = places[jax.process_index()]
+    places = parts(len(array), group)
     # in blocks, since what is exchanged lies on the devices meanwhile
     block = max(1, _EXCHANGED // max(1, array[:1].nbytes))
     for first in range(0, max(p.stop - p.start for p in places), block):
@@ -224,14 +222,14 @@ def fill_from_processes(array: np.ndarray) -> None:
             return slice(start, min(start + block, place.stop))
 
         pieces = [within(place) for place in places]
-        joined = gather_from_processes(array[within(mine)])
+        joined = gather_from_processes(array[pieces[group.index]], group)
         ends = np.cumsum([piece.stop - piece.start for piece in pieces])
         for piece, end in zip(pieces, ends, strict=True):
             array[piece] = joined[end - (piece.stop - piece.start) : end]
 
 
-def gather_lines(lines: Sequence[str]) -> list[str]:
+def gather_lines(lines: Sequence[str], group: ProcessGroup) -> list[str]:
     """Joins lines of text of every process, in order."""
     text = "".join(line + "\n" for line in lines).encode()
-    joined = gather_from_processes(np.frombuffer(text, np.uint8))
+    joined = gather_from_processes(np.frombuffer(text, np.uint8), group)
     return joined.tobytes().decode().splitlines()

@@ -15,6 +15,7 @@ from dpa_jax import errors, parallel
 from dpa_jax.data import arrays, disk_cache, manifest
 from dpa_jax.data.decode import ImageError, Preprocessing, decode, prepare
 from dpa_jax.data.image_set import ImageSet, Skipped
+from dpa_jax.processes import ProcessGroup
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".dicom")
 _BLOCK = 16  # images that a thread takes at once, at most
@@ -45,7 +46,7 @@ def load(
     workers: int = 0,
     progress: Progress | None = None,
     data_dir: str | None = None,
-    shared: bool = False,
+    group: ProcessGroup | None = None,
     memory: int | None = None,
     log: Callable[[str], None] | None = None,
 ) -> ImageSet:
@@ -69,8 +70,8 @@ def load(
       workers: threads that decode; 0 for one for each core.
       progress: called with the numbers of images done and in all as they come in.
       data_dir: where TFDS keeps its data; None for its own default.
-      shared: whether each process of a run decodes a part and sends it to the others;
-        all of them must call this then, with the same `memory`. From TFDS, whose
+      group: of processes, each of which decodes a part and sends it to the others; all
+        of them must call this then, with the same `memory`. From TFDS, whose
         images are stored as small arrays, each reads all, and so it does above
         `memory`.
       memory: bytes that the decoded images may take in memory; None for no limit.
@@ -114,7 +115,7 @@ def load(
     else:
         listing = _files([where], preprocessing)
     return _gather(
-        listing, preprocessing, skip_corrupt, workers, progress, shared, memory, log
+        listing, preprocessing, skip_corrupt, workers, progress, group, memory, log
     )
 
 
@@ -200,7 +201,7 @@ def _gather(
     skip_corrupt: bool,
     workers: int,
     progress: Progress | None,
-    shared: bool = False,
+    group: ProcessGroup | None = None,
     memory: int | None = None,
     log: Callable[[str], None] | None = None,
 ) -> ImageSet:
@@ -209,7 +210,6 @@ def _gather(
         raise errors.UsageError(f"workers must be 0 or more, not {workers}")
     count, size = len(listing.paths), preprocessing.size
     threads = workers or os.cpu_count() or 1
-    shared = shared and len(parallel.parts(count)) > 1
 
     def read(images: disk_cache.Writable, wanted: range) -> tuple[dict[int, str], int]:
         return _decode(listing, images, skip_corrupt, threads, progress, wanted)
@@ -219,8 +219,8 @@ def _gather(
             raise _unusable(listing.paths, failed, done)
 
     def decode_all(images: Any) -> disk_cache.Notes:
-        if shared and isinstance(images, np.ndarray):
-            failed, done = _decode_shared(read, images)
+        if group and group.count > 1 and isinstance(images, np.ndarray):
+            failed, done = _decode_shared(read, images, group)
         else:
             failed, done = read(images, range(count))
         check(failed, done)  # here, so that no file is kept of what cannot be used
@@ -246,26 +246,17 @@ def _gather(
     return found.select([i for i in range(count) if i not in failed])
 
 
-def _decode_shared(read, images: np.ndarray) -> tuple[dict[int, str], int]:
+def _decode_shared(
+    read, images: np.ndarray, group: ProcessGroup
+) -> tuple[dict[int, str], int]:
     """Decodes this process's part of the images and receives the others'."""
-    mine = parallel.parts(len(images))[parallel.process()]
-    said, stopped = {}, ""
-    try:
-        failed, done = read(images, range(mine.start, mine.stop))
-        said = {"failed": list(failed.items()), "done": done}
-    except errors.DpaError as error:
-        # told to the others, which would wait for this one's images for ever
-        stopped = str(error)
-    heard = [
-        json.loads(line)
-        for line in parallel.gather_lines([json.dumps({"stopped": stopped, **said})])
-    ]
-    for one in heard:
-        if one["stopped"]:
-            raise errors.DpaError(one["stopped"])
-    parallel.fill_from_processes(images)
-    failed = {i: reason for one in heard for i, reason in one["failed"]}
-    return failed, sum(one["done"] for one in heard)
+    mine = parallel.parts(len(images), group)[group.index]
+    failed, done = read(images, range(mine.start, mine.stop))
+    own = json.dumps({"failed": list(failed.items()), "done": done})
+    every = [json.loads(line) for line in parallel.gather_lines([own], group)]
+    parallel.fill_from_processes(images, group)
+    failed = {i: reason for one in every for i, reason in one["failed"]}
+    return failed, sum(one["done"] for one in every)
 
 
 def _decode(

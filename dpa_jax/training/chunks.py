@@ -57,7 +57,8 @@ def longest(stage: Stage, intervals: Sequence[Interval], most: int) -> int:
       intervals: after whose steps a chunk has to end.
       most: steps of a chunk in any case.
     """
-    gaps = (b - a for a, b in itertools.pairwise([stage.start, *_ends(stage, intervals)]))
+    ends = [stage.start, *_ends(stage, intervals)]
+    gaps = (after - before for before, after in itertools.pairwise(ends))
     return min(most, max(gaps))
 
 

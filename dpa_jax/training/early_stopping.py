@@ -51,9 +51,7 @@ def best(evaluations: Sequence[Evaluation], min_delta: float) -> Evaluation:
     return found
 
 
-def is_over(
-    evaluations: Sequence[Evaluation], patience: int, min_delta: float
-) -> bool:
+def is_over(evaluations: Sequence[Evaluation], patience: int, min_delta: float) -> bool:
     """Returns whether more than `patience` in a row have brought no improvement."""
     if not evaluations:
         return False

@@ -143,9 +143,7 @@ def stream(
         drawn = order.indices(first, count, platform)
         wanted = rows[drawn.reshape(len(drawn), -1)]
         each = wanted.shape[1] // count  # images of a step on a device
-        block = np.zeros(
-            (len(drawn), steps * each, *images.shape[1:]), images.dtype
-        )
+        block = np.zeros((len(drawn), steps * each, *images.shape[1:]), images.dtype)
         for device, numbers in enumerate(wanted):
             block[device, : len(numbers)] = images[numbers]
         image_set.release(images)

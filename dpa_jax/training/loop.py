@@ -11,12 +11,12 @@ import numpy as np
 
 from dpa_jax import console, parallel, state
 from dpa_jax.platform import Platform
-from dpa_jax.score import Scorer
+from dpa_jax.scorer import Scorer
 from dpa_jax.stages import Stage
 from dpa_jax.training import (
     interruption,
     metrics,
-    program,
+    programs,
     progress,
     samples,
 )
@@ -77,7 +77,7 @@ def train(
             if stage.end <= done or not any(_active(runs)):
                 continue
 
-            # --- begin: the blocks so far, a fresh optimizer or one within the stage ---
+            # --- begin: the blocks so far, an optimizer fresh or within the stage ---
             begun = time.perf_counter()
             train_state = setup.begin(stage)
             if done > stage.start:
@@ -86,11 +86,11 @@ def train(
 
             # --- compile ---
             bar.describe(f"compiling {stage.name}")
-            compiled = setup.program(stage)
+            compiled = setup.compiled(stage)
             data: dict[str, Any] = {"images": images}
             if setup.caches_targets(stage):
                 bar.describe(f"targets of {stage.name}")
-                data["targets"] = program.compute_targets(
+                data["targets"] = programs.compute_targets(
                     compiled.spec, platform, setup.frozen, images
                 )
             seconds = time.perf_counter() - begun
@@ -101,7 +101,7 @@ def train(
                 # --- run a chunk of steps: the devices go on by themselves ---
                 valid = parallel.replicate(np.int32(chunk.steps), platform)
                 with (
-                    program.memory_errors(compiled.spec, config.batch_size),
+                    programs.memory_errors(compiled.spec, config.batch_size),
                     jax.transfer_guard("disallow"),
                 ):
                     train_state, scalars = compiled.run(
@@ -119,7 +119,7 @@ def train(
 
                 # --- log the chunk before; this one too where its end is looked at ---
                 if group.is_main:
-                    with program.memory_errors(compiled.spec, config.batch_size):
+                    with programs.memory_errors(compiled.spec, config.batch_size):
                         log.add(chunk, scalars)
                         log.write(wait=bool(is_saved or is_drawn or signal))
 
@@ -247,7 +247,7 @@ def _draw(
 
 
 def _description(
-    compiled: program.Program, setup: Setup, data: Mapping[str, Any], seconds: float
+    compiled: programs.Program, setup: Setup, data: Mapping[str, Any], seconds: float
 ) -> str:
     stage, spec = compiled.spec.stage, compiled.spec
     parts = [

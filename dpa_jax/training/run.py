@@ -1,7 +1,6 @@
 """One run among those that are trained at once, and what it keeps in its workdir."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -170,9 +169,7 @@ class Run:
         self.is_active = False
         if self.evaluations and self._checkpoints is not None:
             self._checkpoints.wait()  # for the one that the result names
-            early_stopping.write(
-                self.folder, self.config, self.evaluations, last.start
-            )
+            early_stopping.write(self.folder, self.config, self.evaluations, last.start)
 
     def fail(self, step: int, what: str) -> None:
         """Gives the run up, for good: it would fail again."""
@@ -217,7 +214,9 @@ def past_failure(folder: pathlib.Path) -> str | None:
     return config_files.read_object(text, str(path), "a failure")["reason"]
 
 
-def newest_common(runs: Sequence[Run]) -> tuple[list[checkpoints.Checkpoint], list[str]]:
+def newest_common(
+    runs: Sequence[Run],
+) -> tuple[list[checkpoints.Checkpoint], list[str]]:
     """Reads the newest checkpoints that all of some runs have at the same step.
 
     A damaged one is set aside, and the one before it tried.

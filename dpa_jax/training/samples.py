@@ -16,7 +16,7 @@ _SCALE_TO = 96  # pixels that an image of a grid has at least
 
 @functools.partial(jax.jit, static_argnums=0)
 def _reconstruct(spec: step.StepSpec, parameters, images, alpha):
-    with step.exact(spec.precision):
+    with spec.compute.matmul_precision():
         x = step.prepare(spec, images, None, alpha)
         _, y = models.reconstruct(
             parameters,
@@ -24,7 +24,7 @@ def _reconstruct(spec: step.StepSpec, parameters, images, alpha):
             alpha,
             architecture=spec.architecture,
             stage=spec.stage,
-            dtype=spec.dtype,
+            compute=spec.compute,
         )
     return x, y
 

@@ -14,9 +14,9 @@ from dpa_jax import frozen as frozen_lib
 from dpa_jax import models, parallel, state, step
 from dpa_jax.ops.compute import Compute
 from dpa_jax.platform import Platform
-from dpa_jax.score import Scorer
+from dpa_jax.scorer import Scorer
 from dpa_jax.stages import Stage
-from dpa_jax.training import chunks, feeding, program
+from dpa_jax.training import chunks, feeding, programs
 from dpa_jax.training.chunks import Chunk, Interval
 from dpa_jax.training.run import Run
 
@@ -84,9 +84,7 @@ class Setup:
             config.data.residency == "auto" and size > IMAGE_SHARE * platform.memory
         )
         batches = self.spec(problem.plan[0]).batches
-        self._order = feeding.Order(
-            seed, len(problem.rows), config.batch_size, batches
-        )
+        self._order = feeding.Order(seed, len(problem.rows), config.batch_size, batches)
         self.saves = Interval(config.checkpoint_every)
         self.grids = Interval(config.sample_every)
         self._background = concurrent.futures.ThreadPoolExecutor(1)
@@ -119,7 +117,9 @@ class Setup:
 
     def chunk_steps(self, stage: Stage) -> int:
         """Returns how many steps a chunk of the stage has at most."""
-        chosen = self._config.steps_per_chunk or program.default_steps(stage.resolution)
+        chosen = self._config.steps_per_chunk or programs.default_steps(
+            stage.resolution
+        )
         if self.is_streamed:
             most = feeding.streamed_steps(
                 self._bytes_of_image, self._order, self._platform
@@ -127,7 +127,7 @@ class Setup:
             chosen = min(chosen, most)
         return chunks.longest(stage, self._intervals(stage), chosen)
 
-    def program(self, stage: Stage) -> program.Program:
+    def compiled(self, stage: Stage) -> programs.Program:
         """Returns the compiled stage, and begins to compile the next if that helps."""
         coming = self._coming.pop(stage, None)
         found = coming.result() if coming else self._compile(stage)
@@ -137,7 +137,7 @@ class Setup:
             self._coming[after] = self._background.submit(self._compile, after)
         return found
 
-    def _compile(self, stage: Stage) -> program.Program:
+    def _compile(self, stage: Stage) -> programs.Program:
         config, spec = self._config, self.spec(stage)
         steps = self.chunk_steps(stage)
         count, flat = len(self._problem.rows), self._bytes_of_image
@@ -149,8 +149,8 @@ class Setup:
             shape = (count, flat)
         data = {"images": jax.ShapeDtypeStruct(shape, np.uint8)}
         if self.caches_targets(stage):
-            data["targets"] = program.target_shapes(spec, self.frozen, count)
-        return program.compile_stage(
+            data["targets"] = programs.target_shapes(spec, self.frozen, count)
+        return programs.compile_stage(
             spec,
             self._platform,
             jax.eval_shape(lambda: self.begin(stage)),
@@ -186,9 +186,9 @@ class Setup:
     def caches_targets(self, stage: Stage) -> bool:
         """Returns whether the stage keeps the features of its images."""
         count, spec = len(self._problem.rows), self.spec(stage)
-        return not self.is_streamed and program.caches_targets(
+        return not self.is_streamed and programs.caches_targets(
             spec,
-            program.target_shapes(spec, self.frozen, count),
+            programs.target_shapes(spec, self.frozen, count),
             stored_size=self._problem.images.shape[1],
             draws_per_image=stage.steps * self._config.batch_size / count,
             memory=self._platform.memory,

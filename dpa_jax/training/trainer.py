@@ -10,6 +10,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
+from dpa_jax import config as config_lib
 from dpa_jax import (
     config_files,
     console,
@@ -23,13 +24,18 @@ from dpa_jax import (
     validation,
     workdir,
 )
-from dpa_jax import config as config_lib
 from dpa_jax.data import labels
 from dpa_jax.ops import compute
 from dpa_jax.platform import Platform
 from dpa_jax.slides import provenance
-from dpa_jax.training import checkpoints, early_stopping, feeding, interruption, lock
-from dpa_jax.training import loop
+from dpa_jax.training import (
+    checkpoints,
+    early_stopping,
+    feeding,
+    interruption,
+    lock,
+    loop,
+)
 from dpa_jax.training import run as run_lib
 from dpa_jax.training.loop import AfterStage
 from dpa_jax.training.run import Run
@@ -201,7 +207,10 @@ def _train(
     with contextlib.ExitStack() as stack:
         # --- the workdirs: process 0's alone ---
         if group.is_main:
-            claims = [*([parent] if parent else []), *zip(folders, configs, strict=True)]
+            claims = [
+                *([parent] if parent else []),
+                *zip(folders, configs, strict=True),
+            ]
             for place, one in claims:
                 workdir.make(place)
                 if _remaining(place, one, plan[-1].end):

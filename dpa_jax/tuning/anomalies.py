@@ -11,7 +11,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from dpa_jax import data, errors, console
+from dpa_jax import console, data, errors
 from dpa_jax.data import labels as label_names
 from dpa_jax.data.image_set import ImageSet
 from dpa_jax.weights import formats

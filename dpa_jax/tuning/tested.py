@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import ml_collections
 import numpy as np
 
-from dpa_jax import data, errors, console, roc
+from dpa_jax import console, data, errors, roc
 from dpa_jax.data.image_set import ImageSet
 from dpa_jax.tuning import guard
 from dpa_jax.tuning.results import Trial

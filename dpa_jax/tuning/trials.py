@@ -10,7 +10,9 @@ import jax
 import ml_collections
 import numpy as np
 
-from dpa_jax import checkpoint, data, folds, roc, score, stages, stopping, training
+from dpa_jax import data, folds, roc, score, stages, training
+from dpa_jax.scorer import Scorer
+from dpa_jax.training import checkpoints, early_stopping
 from dpa_jax.tuning import anomalies, results
 
 
@@ -115,7 +117,7 @@ def train_fold(works: Sequence[Work], fold: int, images: Images, judge: Judge) -
     held = normal.select(folds.held_out(normal, len(works[0].configs), fold))
 
     def step(work: Work) -> int:
-        return checkpoint.latest(work.fold_folder(fold)) or 0
+        return checkpoints.latest(work.fold_folder(fold)) or 0
 
     # runs trained together begin at the same step: one that is further waits its turn
     for at in sorted({step(work) for work in todo}, reverse=True):
@@ -130,7 +132,7 @@ def train_fold(works: Sequence[Work], fold: int, images: Images, judge: Judge) -
 def _train(works, fold, normal, held, pool, judge, visible) -> None:
     plan = stages.schedule(works[0].configs[fold])
 
-    def after_stage(number: int, stage: stages.Stage, scorer: score.Scorer) -> bool:
+    def after_stage(number: int, stage: stages.Stage, scorer: Scorer) -> bool:
         work = works[number]
         judge(work, stage, plan.index(stage), value(scorer, held, pool))
         return work.state == "running"
@@ -156,9 +158,7 @@ def _train(works, fold, normal, held, pool, judge, visible) -> None:
             work.end("failed", f"fold {fold}: {failure}")
 
 
-def value(
-    scorer: score.Scorer, held: data.ImageSet, pool: anomalies.Pool | None
-) -> float:
+def value(scorer: Scorer, held: data.ImageSet, pool: anomalies.Pool | None) -> float:
     """Returns the ROC AUC of held-out normal images against the drawn anomalies.
 
     Without anomalies it is the mean loss of the held-out images.
@@ -182,7 +182,7 @@ def _scored(work, fold, held, pool) -> results.Fold:
     normal = scorer(held.images)
     steps = config.stages.final_steps
     loss = float(normal.mean(dtype=np.float64))
-    if (stopped := stopping.result(folder)) is not None:
+    if (stopped := early_stopping.result(folder)) is not None:
         steps, loss = stopped.steps, stopped.loss
     return results.Fold(
         normal,

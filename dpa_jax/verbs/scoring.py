@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dpa_jax import config as config_lib
-from dpa_jax import data, errors, console, workdir
+from dpa_jax import console, data, errors, workdir
 from dpa_jax.data import labels
 
 

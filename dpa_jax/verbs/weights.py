@@ -3,7 +3,7 @@
 import argparse
 import pathlib
 
-from dpa_jax import data, errors, console
+from dpa_jax import console, data, errors
 
 
 def fetch(options: argparse.Namespace) -> None:
@@ -36,6 +36,7 @@ def stats(options: argparse.Namespace) -> None:
     import jax
 
     from dpa_jax import cache, statistics, vgg
+    from dpa_jax.platform import Platform
     from dpa_jax.weights import files, statistics_files
 
     cache.enable()
@@ -57,8 +58,9 @@ def stats(options: argparse.Namespace) -> None:
     with console.counting("feature statistics", "images") as show:
         found = statistics.feature_statistics(
             jax.device_put(weights),
-            images.images,
+            images,
             dict.fromkeys(layers, options.resolution),
+            backend=Platform.here().backend,
             progress=show,
         )
     source = f"{len(images)} images of {options.images}, weights {options.weights}"

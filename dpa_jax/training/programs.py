@@ -32,8 +32,9 @@ class Program:
     Attributes:
       spec: what it computes.
       steps: that a chunk has at most.
-      run: `(state, frozen, data, indices, valid) -> (state, scalars)`, see `step.chunk`;
-        does not wait for the devices. The state is donated; indices are sharded.
+      run: `(state, frozen, data, indices, valid) -> (state, scalars)`, see
+        `step.chunk`; does not wait for the devices. The state is donated; indices are
+        sharded.
       planned_bytes: that it takes on a device with all that it is given.
     """
 
@@ -252,9 +253,7 @@ def compute_targets(
             mine = jax.lax.dynamic_slice_in_dim(images, start + place * block, block)
             with spec.compute.matmul_precision():
                 mine = mine.reshape(-1, side, side, channels)
-                found = step.targets(
-                    spec, frozen, step.prepare(spec, mine, None, 1.0)
-                )
+                found = step.targets(spec, frozen, step.prepare(spec, mine, None, 1.0))
             if axis_name:
                 found = jax.tree.map(
                     lambda a: jax.lax.all_gather(a, axis_name, tiled=True), found
