@@ -81,7 +81,7 @@ class StageLoss:
 
 
 def extract(
-    vgg_weights: vgg.Weights, x: jax.Array, loss: Loss, backend: str
+    vgg_weights: vgg.Weights, x: jax.Array, loss: Loss, backend: str = "cpu"
 ) -> Features:
     """Computes what the perceptual terms compare.
 
@@ -148,7 +148,7 @@ def stage_per_image(
     x: jax.Array,
     y: jax.Array,
     alpha,
-    backend: str,
+    backend: str = "cpu",
 ) -> jax.Array:
     """Returns the loss of a stage for each image, float32 `[B]` (method, section 3).
 
@@ -176,7 +176,7 @@ def stage_per_image(
 
 
 def stage_targets(
-    loss: StageLoss, vgg_weights: vgg.Weights, x: jax.Array, backend: str
+    loss: StageLoss, vgg_weights: vgg.Weights, x: jax.Array, backend: str = "cpu"
 ) -> tuple[Features, Features]:
     """Computes the features of the images themselves, at full and half resolution."""
     full = extract(vgg_weights, x, loss.full, backend)
