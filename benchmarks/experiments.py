@@ -22,7 +22,7 @@ import ml_collections
 from benchmarks import experiment_table, measure
 from benchmarks.experiment_table import EXPERIMENTS, PROTOCOLS, Experiment
 from dpa_jax import config as config_lib
-from dpa_jax import errors, console, stages, validation
+from dpa_jax import console, errors, stages, validation
 
 
 def main(argv: list[str] | None = None) -> int:

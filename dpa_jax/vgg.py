@@ -70,7 +70,8 @@ def preprocess(images: jax.Array) -> jax.Array:
       images: float `[B, H, W, C]`, C 1 or 3, in [-1, 1]; grey is repeated.
 
     Returns:
-      float32 `[B, H, W, 3]` (float64 of such), less ImageNet's mean and over its standard deviation.
+      `[B, H, W, 3]`, float32 or wider, less ImageNet's mean and over its standard
+      deviation.
     """
     dtype = jnp.promote_types(images.dtype, jnp.float32)
     images = images.astype(dtype) * 0.5 + 0.5

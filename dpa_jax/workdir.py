@@ -32,8 +32,11 @@ FREE = {
     "data.test_normal",
     "data.test_abnormal",
     "data.data_dir",
+    # without effect on results, the last two but for rounding
     "data.residency",
     "steps_per_chunk",
+    "batch_parts",
+    "perceptual.cache_targets",
 }
 # what may only grow: a finished run is trained further
 _GROWS = "stages.final_steps"
@@ -101,6 +104,7 @@ def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
       DpaError: it holds a run's files without its config, or cannot be written.
     """
     path = workdir / "config.json"
+    make(workdir)
     try:
         if not path.exists():
             ours = (*_PREPARED, *_TRAINED)

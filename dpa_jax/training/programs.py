@@ -248,9 +248,8 @@ def compute_targets(
     side = math.isqrt(flat // channels)
 
     def make(axis_name):
-        def fill(buffers, frozen, images, start):
-            place = jax.lax.axis_index(axis_name) if axis_name else 0
-            mine = jax.lax.dynamic_slice_in_dim(images, start + place * block, block)
+        def fill(buffers, frozen, images, start, own_start):
+            mine = jax.lax.dynamic_slice_in_dim(images, own_start, block)
             with spec.compute.matmul_precision():
                 mine = mine.reshape(-1, side, side, channels)
                 found = step.targets(spec, frozen, step.prepare(spec, mine, None, 1.0))
@@ -273,15 +272,27 @@ def compute_targets(
         lambda: jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes),
         out_shardings=jax.tree.map(lambda a: a.sharding, shapes),
     )()
-    start = parallel.replicate(np.int32(0), platform)
+
+    def starts(first: int) -> tuple[Any, Any]:
+        local = len(platform.local_devices)
+        places = platform.group.index * local + np.arange(local)
+        own = (first + places * block).astype(np.int32)
+        return (
+            parallel.replicate(np.int32(first), platform),
+            parallel.shard(own, platform),
+        )
+
     program = parallel.compile_program(
-        make, platform, (buffers, frozen, images, start), (False,) * 4
+        make,
+        platform,
+        (buffers, frozen, images, *starts(0)),
+        (False, False, False, False, True),
     )
     together = block * devices
     for first in range(0, count, together):
         # the last block overlaps the one before it rather than be shorter
-        start = parallel.replicate(np.int32(min(first, count - together)), platform)
-        buffers = program(buffers, frozen, images, start)
+        begin = min(first, count - together)
+        buffers = program(buffers, frozen, images, *starts(begin))
         if platform.chunks_in_flight == 1:
             jax.block_until_ready(buffers)
     return buffers

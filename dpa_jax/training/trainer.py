@@ -204,28 +204,23 @@ def _train(
     _check_same_everywhere(configs, platform)
     parallel.check_batch(config.batch_size, len(platform.devices))
     plan = stages.schedule(config)
+    end = plan[-1].end
     with contextlib.ExitStack() as stack:
         # --- the workdirs: process 0's alone ---
-        if group.is_main:
-            claims = [
-                *([parent] if parent else []),
-                *zip(folders, configs, strict=True),
-            ]
-            for place, one in claims:
+        def claim() -> dict[str, Any]:
+            pairs = list(zip(folders, configs, strict=True))
+            todo = [i for i, pair in enumerate(pairs) if _remaining(*pair, end)]
+            all_pairs = [*([parent] if parent else []), *pairs]
+            for place, _ in all_pairs if todo else ():
                 workdir.make(place)
-                if _remaining(place, one, plan[-1].end):
-                    stack.enter_context(lock.hold(place))
-                workdir.claim(place, one)
-        todo, failures = group.decide(
-            lambda: [
-                [
-                    i
-                    for i, (place, one) in enumerate(zip(folders, configs, strict=True))
-                    if _remaining(place, one, plan[-1].end)
-                ],
-                [run_lib.past_failure(place) for place in folders],
-            ]
-        )
+                stack.enter_context(lock.hold(place))
+            for pair in all_pairs:
+                workdir.claim(*pair)
+            reasons = [run_lib.past_failure(place) for place in folders]
+            return {"todo": todo, "failures": reasons}
+
+        claimed = group.decide(claim)
+        todo, failures = claimed["todo"], claimed["failures"]
         if not todo:
             return _Trained(failures, False)
         runs = [Run(configs[i], folders[i]) for i in todo]
