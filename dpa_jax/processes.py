@@ -47,7 +47,7 @@ class ProcessGroup:
         self._lock = threading.Lock()  # of what is sent: readers send too
         self._inbox: queue.Queue = queue.Queue()
         self._finished: set[int] = set()
-        self._reported = 0
+        self._reported, self._is_ending = 0, False
 
     @property
     def is_main(self) -> bool:
@@ -93,6 +93,7 @@ class ProcessGroup:
         """Tells the others how this process ends."""
         if self.count == 1:
             return
+        self._is_ending = True  # by itself: the end of others is none of its own
         if error is None or getattr(error, "is_agreed", False):
             self._send_all(b"e")
             return
@@ -181,6 +182,8 @@ class ProcessGroup:
 
     def _abort(self, message: str) -> None:
         """Ends this process at once, since its main thread may wait for another."""
+        if self._is_ending:
+            return
         for peer in self._links:
             if peer not in self._finished:
                 self._send(peer, b"f" + message.encode())
