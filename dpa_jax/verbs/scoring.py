@@ -1,7 +1,6 @@
 """What evaluate, score and score-slide do."""
 
 import argparse
-import dataclasses
 import os
 import pathlib
 import sys
@@ -76,16 +75,14 @@ def _labelled(options, config) -> data.ImageSet:
         from dpa_jax import evaluate
 
         images = _load(test, options, config)
-        found = images.labels
-        if config.data.normal:
-            found = (~labels.matches(images, config.data.normal)).astype(np.int8)
-        if found is None:
+        images = labels.labelled(images, config.data.normal, test)
+        if images.labels is None:
             raise errors.DpaError(
                 f"{test} has no labels: a manifest needs a label column, an .npz an "
                 "array `labels`, and a run of any other set data.normal"
             )
-        evaluate.count_labels(found)  # before the scoring, which may take long
-        return dataclasses.replace(images, labels=found)
+        evaluate.count_labels(images.labels)  # before scoring, which may take long
+        return images
     pair = [_load(location, options, config) for location in (normal, abnormal)]
     return data.joined(pair, labels=(0, 1))
 
