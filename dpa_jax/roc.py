@@ -52,6 +52,39 @@ def interval(
     return [float(low), float(high)]
 
 
+def group_auc(
+    scores: np.ndarray, labels: np.ndarray, groups: Sequence[str]
+) -> tuple[float, int]:
+    """Returns the AUC of groups, each scored by the highest of equally many images.
+
+    The highest of more images is higher by chance, so that groups of unequal size are
+    not compared by all of theirs: of each as many are drawn as the smallest has.
+
+    Args:
+      scores: numbers `[N]`.
+      labels: int `[N]`, 0 normal and 1 abnormal, the same for all of a group.
+      groups: `N` names.
+
+    Returns:
+      The chance that the highest of an abnormal group's draw exceeds that of a normal
+      group's, exactly, without drawing; and how many images are drawn, M.
+    """
+    _, index, sizes = np.unique(
+        np.asarray(groups, str), return_inverse=True, return_counts=True
+    )
+    drawn = int(sizes.min())
+    weights = np.empty(len(index))
+    for group, size in enumerate(sizes):
+        members = np.flatnonzero(index == group)
+        members = members[np.argsort(-np.asarray(scores)[members])]
+        # The i-th lowest is the highest of a draw in C(i-1, M-1) of C(size, M) ways.
+        i = np.arange(size, 1, -1)
+        ratios = np.maximum(i - drawn, 0) / (i - 1)
+        weights[members] = drawn / size * np.cumprod(np.append(1, ratios))
+    found = _weighted(np.asarray(scores), np.asarray(labels), weights[None])
+    return float(found[0]), drawn
+
+
 def wins(normal: np.ndarray, abnormal: np.ndarray) -> np.ndarray:
     """Returns how many normal images each abnormal one beats, of two equal ones half.
 

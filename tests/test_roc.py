@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import sklearn.metrics
@@ -48,6 +50,23 @@ def test_interval_resamples_whole_groups(made, grouped):
 def test_resamples_without_one_of_the_labels_are_drawn_again():
     labels = np.array([0, 1])  # half of the resamples hold one image twice
     assert roc.interval(np.array([0.0, 1.0]), labels) == [1.0, 1.0]
+
+
+def test_groups_are_compared_by_the_highest_of_every_draw(rng):
+    groups = np.array(list("aaaaabbbccccdddd"))
+    labels = np.isin(groups, ["a", "d"]).astype(int)
+    scores = rng.integers(0, 6, len(groups))  # with ties
+    highest = {
+        name: [max(d) for d in itertools.combinations(scores[groups == name], 3)]
+        for name in "abcd"
+    }
+    chances = [
+        np.mean([(x > y) + (x == y) / 2 for x in highest[one] for y in highest[other]])
+        for one in "ad"
+        for other in "bc"
+    ]
+    found, drawn = roc.group_auc(scores, labels, groups)
+    assert found == pytest.approx(np.mean(chances), abs=1e-12) and drawn == 3
 
 
 # --- of several models and the same anomalies ---
