@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import scipy.stats
 
 _BLOCK = 50  # resamples at once
 
@@ -28,7 +29,12 @@ def interval(
     resamples: int = 1000,
     seed: int = 0,
 ) -> list[float]:
-    """Returns the 95% interval of `auc` by a percentile bootstrap.
+    """Returns the 95% interval of `auc`, by a percentile bootstrap where it has width.
+
+    All resamples agree where separation is perfect, or so few groups are left that each
+    resample holds the same: the interval is then that of Clopper and Pearson (1934) for
+    as many independent pairs of a normal and an abnormal unit as there are; of none,
+    0 to 1.
 
     Args:
       scores: numbers `[N]`; of several runs `[K, N]`, whose mean AUC is meant.
@@ -49,6 +55,12 @@ def interval(
         each = [_weighted(run, labels, np.array(times)) for run in runs]
         found.append(np.mean(each, axis=0))
     low, high = np.percentile(np.concatenate(found), [2.5, 97.5])
+    if high - low < 1e-9:
+        counts = [len(np.unique(units[labels == label])) for label in (0, 1)]
+        pairs = min(*counts, len(np.unique(units)) // 2)
+        won = pairs * float(np.mean(found[0]))
+        low = scipy.stats.beta.ppf(0.025, won, pairs - won + 1) if won else 0
+        high = scipy.stats.beta.ppf(0.975, won + 1, pairs - won) if won < pairs else 1
     return [float(low), float(high)]
 
 

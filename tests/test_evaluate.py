@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import run_factory
+import scipy.stats
 from PIL import Image
 
 import dpa_jax
@@ -32,7 +33,9 @@ def test_extremes(sign, auc):
     found = evaluate.evaluate(sign * np.arange(8.0), np.arange(8) >= 4)
     assert found["roc_auc"] == auc
     assert found["normal"] == found["abnormal"] == 4
-    assert found["roc_auc_interval"] == [auc, auc]
+    # resamples do not differ: the interval is that of four independent pairs
+    expected = scipy.stats.binomtest(int(4 * auc), 4).proportion_ci()
+    assert found["roc_auc_interval"] == pytest.approx(list(expected))
 
 
 def correlated(groups=20, each=25):
