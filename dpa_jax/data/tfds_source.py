@@ -200,8 +200,9 @@ def _words(p: Preprocessing) -> str:
 
 
 def _fit(image: np.ndarray, rest: Preprocessing, name: str) -> np.ndarray:
-    plain = Preprocessing(rest.channels, rest.size)
-    if rest == plain and image.shape == (rest.size, rest.size, rest.channels):
+    plain = Preprocessing(rest.channels, rest.size, crop=rest.crop)
+    cut = rest.crop in (0, rest.size)
+    if rest == plain and cut and image.shape == (rest.size, rest.size, rest.channels):
         return image
     grey = image.shape[-1] == 1
     return prepare(Image.fromarray(image[:, :, 0] if grey else image), rest, name)

@@ -91,7 +91,7 @@ def _load(location: str, options, config) -> data.ImageSet:
     with metrics.counting("reading images", "images") as show:
         images = data.load(
             location,
-            data.Preprocessing.from_config(config),
+            data.Preprocessing.from_config(config, scoring=True),
             skip_corrupt=options.skip_corrupt,
             progress=show,
             data_dir=config.data.data_dir or None,
@@ -126,7 +126,7 @@ def score(options: argparse.Namespace) -> None:
     with metrics.counting("reading images", "images") as show:
         images = data.load_files(
             paths,
-            data.Preprocessing.from_config(scorer.config),
+            data.Preprocessing.from_config(scorer.config, scoring=True),
             skip_corrupt=options.skip_corrupt,
             progress=show,
         )
