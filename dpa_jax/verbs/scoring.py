@@ -190,12 +190,16 @@ def score_slide(options: argparse.Namespace) -> None:
             + f", {options.precision}",
             progress=show,
         )
-    plural = "s" * (found["regions"] != 1)
     print(
-        f"{found['tiles']:,} tiles, {found['regions']:,} region{plural} above "
-        f"{found['threshold']:.4g}: see heatmap.png, scores.tif, regions.geojson and "
-        f"tiles.csv in {out}"
+        f"{found['tiles']:,} tiles: see heatmap.png, scores.tif and tiles.csv in {out}"
     )
+    if options.threshold is None:
+        print("no regions are outlined: --threshold says from which score on")
+    else:
+        print(
+            f"{found['regions']:,} regions above {options.threshold:.4g}: see "
+            "regions.geojson"
+        )
     if found["tiles_without_score"]:
         print(
             f"{found['tiles_without_score']:,} tiles have no score: "
