@@ -258,7 +258,7 @@ def test_an_unknown_data_set_is_refused(data_dir, name):
     ("name", "told"),
     [
         ("nih_chest_xray14/pa_46", r"pa_46 not found .* It may be subset_64, pa_64, "),
-        ("nih_chest_xray14/pa_64:9.9.9", "at version 9.9.9, only: 1.0.0"),
+        ("nih_chest_xray14/pa_64:9.9.9", "at version 9.9.9, only: 2.0.0"),
         ("nih_chest_xray15", "nih_chest_xray15: Dataset nih_chest_xray15 not found.$"),
     ],
 )
