@@ -3,13 +3,13 @@
 import dataclasses
 import filecmp
 import hashlib
-import os
 import pathlib
 import re
 import tarfile
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
+from dpa_jax.data import folders
 from dpa_jax.errors import DpaError
 
 _IMAGE = re.compile(r"\d{8}_\d{3}\.png")
@@ -79,7 +79,7 @@ def find(root: pathlib.Path) -> Source:
     files: dict[str, list[pathlib.Path]] = {}
     archives: list[pathlib.Path] = []
     others: dict[str, list[pathlib.Path]] = {}
-    for path in _walk(root):
+    for path in map(pathlib.Path, folders.list_files(root)):
         if _IMAGE.fullmatch(path.name):
             files.setdefault(path.name, []).append(path)
         elif _ARCHIVE.fullmatch(path.name):
@@ -168,23 +168,6 @@ def read(
             problem(Problem(archive.name, "unreadable", f"damaged archive: {error}"))
     for name in sorted(left):
         problem(Problem(name, "missing", ""))
-
-
-def _walk(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    visited: set[tuple[int, int]] = set()
-
-    def refuse(error: OSError):
-        raise DpaError(f"{error.filename} cannot be read: {error.strerror}")
-
-    for here, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        status = os.stat(here)
-        if (status.st_dev, status.st_ino) in visited:  # a link back up
-            folders.clear()
-            continue
-        visited.add((status.st_dev, status.st_ino))
-        folders.sort()
-        for name in sorted(names):
-            yield pathlib.Path(here, name)
 
 
 def _members(archive: pathlib.Path) -> Iterator[tuple[str, bytes]]:
