@@ -16,6 +16,7 @@ from dpa_jax.datasets.nih_metadata import SIDE, Entry
 from dpa_jax.datasets.nih_protocols import Split
 from dpa_jax.datasets.nih_source import Problem
 from dpa_jax.errors import DpaError
+from dpa_jax.weights import formats
 
 Splits = Mapping[str, Mapping[str, Split]]  # by form, then by name
 Packs = Mapping[Preprocessing, nih_pack.Pack]
@@ -148,13 +149,11 @@ def summarize(problems: Sequence[Problem]) -> str:
 
 def write_problems(problems: Sequence[Problem], path: pathlib.Path) -> None:
     """Writes all problems as CSV, atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["name", "kind", "reason"])
-        writer.writerows(dataclasses.astuple(problem) for problem in problems)
-    os.replace(temporary, path)
+    with formats.replacing(path) as temporary:
+        with open(temporary, "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["name", "kind", "reason"])
+            writer.writerows(dataclasses.astuple(problem) for problem in problems)
 
 
 def _check_files(source: nih_source.Source, wanted: Collection[str]) -> list[Problem]:

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import math
-import os
 import pathlib
 import warnings
 
@@ -14,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from dpa_jax.errors import DpaError
 from dpa_jax.slides.reader import Slide
 from dpa_jax.slides.tiles import TileGrid
+from dpa_jax.weights import formats
 
 _LONGEST = 2048  # pixels of the overlay's longer side
 _OPACITY = 0.5
@@ -26,9 +26,8 @@ _COLOURS = np.array(
 
 def write_atomically(path: pathlib.Path, content: bytes) -> None:
     """Writes a file so that it is there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    with formats.replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def colour(values: np.ndarray) -> np.ndarray:
@@ -106,11 +105,13 @@ def write_scores(path: pathlib.Path, scores: np.ndarray, pixel: float) -> None:
     """
     import tifffile
 
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     levels = [scores]
     while max(levels[-1].shape) > 64:
         levels.append(_halved(levels[-1]))
-    with tifffile.TiffWriter(temporary, bigtiff=True) as tiff:
+    with (
+        formats.replacing(path) as temporary,
+        tifffile.TiffWriter(temporary, bigtiff=True) as tiff,
+    ):
         for i, level in enumerate(levels):
             tiff.write(
                 level,
@@ -122,7 +123,6 @@ def write_scores(path: pathlib.Path, scores: np.ndarray, pixel: float) -> None:
                 resolutionunit="CENTIMETER",
                 metadata=None,
             )
-    os.replace(temporary, path)
 
 
 def _halved(scores: np.ndarray) -> np.ndarray:
