@@ -165,7 +165,7 @@ def _check_files(source: nih_source.Source, wanted: Collection[str]) -> list[Pro
     if len(absent) == len(wanted):
         raise DpaError(
             f"none of the {len(wanted):,} images (00000001_000.png and so on) is "
-            f"below {source.root}, nor is any images_*.tar.gz"
+            f"below {source.root}, nor is any images_*.tar.gz or .zip"
         )
     return [Problem(name, "missing", "") for name in absent]
 
