@@ -362,6 +362,21 @@ def test_archives_are_resumed_too(tmp_path, monkeypatch):
     assert made.problems == []
 
 
+def test_an_archive_got_again_is_decoded_alone(tmp_path, monkeypatch):
+    root = tmp_path / "source"
+    nih_factory.write_tables(root)
+    nih_factory.write_images(root, "archives")
+    whole = (root / "images_02.tar.gz").read_bytes()
+    (root / "images_02.tar.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DpaError, match="images_02.tar.gz .damaged archive"):
+        nih_prepare.prepare(root, tmp_path / "data")
+    (root / "images_02.tar.gz").write_bytes(whole)
+    decoded = count_decoding(monkeypatch)
+    made = nih_prepare.prepare(root, tmp_path / "data")
+    assert made.problems == [] and made.counts["all_64"]["test"] == (6, 6)
+    assert 0 < len(decoded) <= 12  # of 24
+
+
 def test_a_second_time_it_says_what_is_there(tmp_path, source, monkeypatch):
     first = nih_prepare.prepare(source, tmp_path / "data", "pa")
     before = contents(tmp_path / "data")

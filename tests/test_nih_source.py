@@ -23,7 +23,7 @@ def read(root, names=NAMES):
     nih_source.check_copies(source, names)
     images = {
         name: content if isinstance(content, bytes) else content.read_bytes()
-        for name, content in nih_source.read(source, names, names, problems.append)
+        for name, content, _ in nih_source.read(source, names, names, problems.append)
     }
     return images, problems
 
@@ -192,7 +192,7 @@ def test_equal_copies_in_archives_are_read_once(tmp_path):
     nih_factory.write_archive(tmp_path / "images_01.tar.gz", content)
     nih_factory.write_archive(tmp_path / "images_01 (1).tar.gz", content)
     source = nih_source.find(tmp_path)
-    names = [n for n, _ in nih_source.read(source, NAMES, NAMES, pytest.fail)]
+    names = [n for n, *_ in nih_source.read(source, NAMES, NAMES, pytest.fail)]
     assert sorted(names) == NAMES
 
 

@@ -83,8 +83,7 @@ def collect(
             form: stack.enter_context(nih_pack.Pack(work_dir, list(entries), form))
             for form in needed
         }
-        stamp = nih_source.stamps(source)
-        lacking = _lacking(needed, packs, stamp)
+        lacking = _lacking(needed, packs, nih_source.stamps(source))
         total = len(wanted) - len(absent)
         count = len(wanted) - len(lacking)
         progress(count, total)
@@ -97,7 +96,6 @@ def collect(
         nih_pack.fill(
             nih_source.read(source, set(wanted), lacking, problems.append),
             lacking,
-            stamp,
             jobs or os.cpu_count() or 1,
             problems.append,
             tick,
@@ -173,13 +171,13 @@ def _check_files(source: nih_source.Source, wanted: Collection[str]) -> list[Pro
 def _lacking(
     needed: Mapping[Preprocessing, Collection[str]],
     packs: Packs,
-    stamp: Callable[[str], int],
+    stamps: Callable[[str], Collection[int]],
 ) -> dict[str, list[nih_pack.Pack]]:
     """Returns the packs that lack an image, by its name; forgets outdated ones."""
     lacking: dict[str, list[nih_pack.Pack]] = {}
     for form, names in needed.items():
         for name in names:
-            if not packs[form].has(name, stamp(name)):
+            if not packs[form].has(name, stamps(name)):
                 packs[form].drop(name)
                 lacking.setdefault(name, []).append(packs[form])
     return lacking

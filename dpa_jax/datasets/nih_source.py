@@ -113,22 +113,23 @@ def check_copies(source: Source, wanted: Collection[str]) -> None:
         _same(source.files.get(name, ()))
 
 
-def stamps(source: Source) -> Callable[[str], int]:
-    """Returns a function from a name to a number that changes when its file does.
+def stamps(source: Source) -> Callable[[str], Collection[int]]:
+    """Returns a function from a name to the stamps of the files that it may come from.
 
-    For images that are not unpacked it is one number, of all archives.
+    A stamp is a number that changes when its file does. An image that is not unpacked
+    may come from any archive.
     """
+    packed = {_stamp([archive]) for archive in source.archives}
+    return lambda name: [_stamp(source.files[name])] if name in source.files else packed
 
-    def stamp(paths: Sequence[pathlib.Path]) -> int:
-        states = [
-            (str(path), path.stat().st_size, path.stat().st_mtime_ns)
-            for path in paths
-            if path.exists()  # which a broken link does not
-        ]
-        return int.from_bytes(_digest(repr(states).encode())[:8], "little")
 
-    packed = stamp(source.archives)
-    return lambda name: stamp(source.files[name]) if name in source.files else packed
+def _stamp(paths: Sequence[pathlib.Path]) -> int:
+    states = [
+        (str(path), path.stat().st_size, path.stat().st_mtime_ns)
+        for path in paths
+        if path.exists()  # which a broken link does not
+    ]
+    return int.from_bytes(_digest(repr(states).encode())[:8], "little")
 
 
 def read(
@@ -136,7 +137,7 @@ def read(
     wanted: Collection[str],
     missing: Collection[str],
     problem: Callable[[Problem], None],
-) -> Iterator[tuple[str, pathlib.Path | bytes]]:
+) -> Iterator[tuple[str, pathlib.Path | bytes, int]]:
     """Yields images: first the unpacked ones, then those in archives.
 
     Archives are read, each once and from its start to its end, only if an image is
@@ -149,17 +150,19 @@ def read(
       problem: called with what is not there or is damaged.
 
     Yields:
-      A name with the path of its file, or with its content.
+      A name; the path of its file, or its content; and the stamp of its file or
+      archive, see `stamps`.
 
     Raises:
       DpaError: two copies differ, or a member of an archive has an unsafe path.
     """
     left = set(missing)
     for name in sorted(left.intersection(source.files)):
-        yield name, source.files[name][0]
+        yield name, source.files[name][0], _stamp(source.files[name])
     left.difference_update(source.files)
     seen: dict[str, tuple[bytes, object]] = {}
     for archive in source.archives if left else ():
+        stamp = _stamp([archive])
         try:
             for name, content in _members(archive):
                 if name not in wanted:
@@ -171,7 +174,7 @@ def read(
                     raise DpaError(_differ(f"{name} in {archive}", first))
                 if name in left:
                     left.remove(name)
-                    yield name, content
+                    yield name, content, stamp
         except _DAMAGE as error:
             problem(Problem(archive.name, "unreadable", f"damaged archive: {error}"))
     for name in sorted(left):
