@@ -362,6 +362,14 @@ def test_archives_are_resumed_too(tmp_path, monkeypatch):
     assert made.problems == []
 
 
+def test_the_table_that_was_used_is_told(tmp_path, source):
+    for name in ("Data_Entry_2017.csv", "train_val_list_NIH.txt", "test_list_NIH.txt"):
+        official = name.replace("_NIH", "").replace("2017.csv", "2017_v2020.csv")
+        (source / official).rename(source / name)
+    made = nih_prepare.prepare(source, tmp_path / "data", "pa")
+    assert f"labels as in {source}/Data_Entry_2017.csv" in nih_prepare.describe(made)
+
+
 def test_an_archive_got_again_is_decoded_alone(tmp_path, monkeypatch):
     root = tmp_path / "source"
     nih_factory.write_tables(root)

@@ -25,8 +25,8 @@ _DAMAGE = (
 # The first name that is found goes before those after it.
 _TABLES = {
     "entries": ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv"),
-    "train_val": ("train_val_list.txt",),
-    "test": ("test_list.txt",),
+    "train_val": ("train_val_list.txt", "train_val_list_NIH.txt"),
+    "test": ("test_list.txt", "test_list_NIH.txt"),
     "boxes": ("BBox_List_2017.csv",),
 }
 
