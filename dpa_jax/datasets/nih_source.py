@@ -5,23 +5,14 @@ import filecmp
 import hashlib
 import pathlib
 import re
-import stat
-import tarfile
-import zipfile
-import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
-from dpa_jax.data import folders
+from dpa_jax.data import archives, folders
 from dpa_jax.errors import DpaError
 
 _IMAGE = re.compile(r"\d{8}_\d{3}\.png")
 _ARCHIVE = re.compile(r"images.*\.(tar|tar\.gz|tgz|zip)", re.IGNORECASE)
 _LARGEST = 2**26  # bytes of a member of an archive; an image has 2**20 at most
-# what reading a damaged, encrypted or strangely packed archive raises
-_DAMAGE = (
-    *(tarfile.TarError, zipfile.BadZipFile, zlib.error),
-    *(EOFError, OSError, RuntimeError),
-)
 # The first name that is found goes before those after it.
 _TABLES = {
     "entries": ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv"),
@@ -85,13 +76,13 @@ def find(root: pathlib.Path) -> Source:
     if not root.is_dir():
         raise DpaError(f"{root} is not a folder")
     files: dict[str, list[pathlib.Path]] = {}
-    archives: list[pathlib.Path] = []
+    packed: list[pathlib.Path] = []
     others: dict[str, list[pathlib.Path]] = {}
     for path in map(pathlib.Path, folders.list_files(root)):
         if _IMAGE.fullmatch(path.name):
             files.setdefault(path.name, []).append(path)
         elif _ARCHIVE.fullmatch(path.name):
-            archives.append(path)
+            packed.append(path)
         else:
             others.setdefault(path.name.removesuffix(".gz"), []).append(path)
     tables = {}
@@ -100,7 +91,7 @@ def find(root: pathlib.Path) -> Source:
         if paths:
             _same([path for path in paths if path.suffix == paths[0].suffix])
             tables[table] = paths[0]
-    return Source(root, files, archives, tables)
+    return Source(root, files, packed, tables)
 
 
 def check_copies(source: Source, wanted: Collection[str]) -> None:
@@ -164,9 +155,9 @@ def read(
     for archive in source.archives if left else ():
         stamp = _stamp([archive])
         try:
-            for name, content in _members(archive):
-                if name not in wanted:
-                    continue
+            for name, content in archives.members(
+                archive, lambda name: name in wanted, _LARGEST
+            ):
                 for path in source.files.get(name, ())[:1]:
                     seen.setdefault(name, (_digest(_content(path)), path))
                 digest, first = seen.setdefault(name, (_digest(content), archive))
@@ -175,50 +166,10 @@ def read(
                 if name in left:
                     left.remove(name)
                     yield name, content, stamp
-        except _DAMAGE as error:
+        except archives.DAMAGE as error:
             problem(Problem(archive.name, "unreadable", f"damaged archive: {error}"))
     for name in sorted(left):
         problem(Problem(name, "missing", ""))
-
-
-def _members(archive: pathlib.Path) -> Iterator[tuple[str, bytes]]:
-    """Yields the images in an archive, links left out.
-
-    Raises:
-      DpaError: a member has an unsafe path or is larger than any file of NIH's.
-    """
-
-    def is_image(name: str, size: int) -> bool:
-        path = pathlib.PurePosixPath(name.replace("\\", "/"))
-        if path.is_absolute() or ".." in path.parts or re.match("[A-Za-z]:", name):
-            raise DpaError(
-                f"{archive} holds {name!r}, which leads out of the archive: this is "
-                "not NIH's file; get it again"
-            )
-        if size > _LARGEST:
-            raise DpaError(
-                f"{archive} holds {name!r} of {size:,} bytes: this is not NIH's file; "
-                "get it again"
-            )
-        return bool(_IMAGE.fullmatch(path.name))
-
-    if archive.suffix.lower() == ".zip":
-        with zipfile.ZipFile(archive) as members:
-            for entry in members.infolist():
-                linked = stat.S_ISLNK(entry.external_attr >> 16)
-                if is_image(entry.filename, entry.file_size) and not linked:
-                    yield _base(entry.filename), members.read(entry)
-        return
-    with tarfile.open(archive, "r|*") as members:
-        for member in members:
-            if is_image(member.name, member.size) and member.isfile():
-                content = members.extractfile(member)
-                assert content is not None  # of a regular file it never is
-                yield _base(member.name), content.read()
-
-
-def _base(name: str) -> str:
-    return name.replace("\\", "/").rpartition("/")[2]
 
 
 def _content(path: pathlib.Path) -> bytes:
