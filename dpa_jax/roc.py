@@ -85,14 +85,13 @@ def group_auc(
         np.asarray(groups, str), return_inverse=True, return_counts=True
     )
     drawn = int(sizes.min())
+    descending = np.lexsort((-np.asarray(scores), index))  # within each group
     weights = np.empty(len(index))
-    for group, size in enumerate(sizes):
-        members = np.flatnonzero(index == group)
-        members = members[np.argsort(-np.asarray(scores)[members])]
+    for members in np.split(descending, np.cumsum(sizes)[:-1]):
         # The i-th lowest is the highest of a draw in C(i-1, M-1) of C(size, M) ways.
-        i = np.arange(size, 1, -1)
+        i = np.arange(len(members), 1, -1)
         ratios = np.maximum(i - drawn, 0) / (i - 1)
-        weights[members] = drawn / size * np.cumprod(np.append(1, ratios))
+        weights[members] = drawn / len(members) * np.cumprod(np.append(1, ratios))
     found = _weighted(np.asarray(scores), np.asarray(labels), weights[None])
     return float(found[0]), drawn
 
