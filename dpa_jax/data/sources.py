@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from dpa_jax import errors, parallel
-from dpa_jax.data import arrays, disk_cache, manifest
+from dpa_jax.data import arrays, disk_cache, folders, manifest
 from dpa_jax.data.decode import ImageError, Preprocessing, decode, prepare
 from dpa_jax.data.image_set import ImageSet, Skipped
 from dpa_jax.processes import ProcessGroup
@@ -142,41 +142,20 @@ def load_files(
 def list_images(folder: str | os.PathLike) -> list[str]:
     """Lists the image files in a folder and its subfolders, sorted by path.
 
-    Images are known by their extension, in whatever case. Names that begin with a dot
-    are ignored; links are followed, and a folder reached twice is listed once.
+    Images are known by their extension, in whatever case; see `folders.list_files`.
 
     Raises:
       DpaError: there is no such folder, it holds no images, or a part of it may not be
         read.
     """
-    found: list[str] = []
-    seen: set[str] = set()
-    pending = [os.fspath(folder)]
-    while pending:
-        current = pending.pop()
-        real = os.path.realpath(current)
-        if real in seen:
-            continue
-        seen.add(real)
-        try:
-            with os.scandir(current) as entries:
-                for entry in sorted(entries, key=lambda entry: entry.name):
-                    if entry.name.startswith("."):
-                        continue
-                    if entry.is_dir():
-                        pending.append(entry.path)
-                    elif entry.name.lower().endswith(EXTENSIONS):
-                        found.append(entry.path)
-        except OSError as error:
-            raise errors.DpaError(
-                f"{current}: the folder cannot be read: {error.strerror}"
-            ) from error
+    files = folders.list_files(folder)
+    found = [path for path in files if path.lower().endswith(EXTENSIONS)]
     if not found:
         raise errors.DpaError(
             f"{os.fspath(folder)} holds no images: files that end in "
             f"{', '.join(EXTENSIONS)} are looked for, in subfolders too"
         )
-    return sorted(found)
+    return found
 
 
 def _files(paths: Sequence[str], preprocessing: Preprocessing) -> _Listing:

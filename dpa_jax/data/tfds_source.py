@@ -20,6 +20,7 @@ _BLOCK = 64  # examples read at once, 192 MiB of colour images of 1,024 px
 # share, apart.
 _IDS = ("image_id", "name", "file_name", "id")
 _GROUPS = ("patient_id", "group", "slide")
+_NORMAL = {"normal", "healthy", "negative"}  # names of classes that say so
 
 
 def load_tfds(
@@ -46,16 +47,18 @@ def load_tfds(
 
     Returns:
       The images in the order in which they are stored. Paths are their ids, groups
-      the patients or slides; labels are there if there are two classes, of which the
-      first is taken as normal, and else in the column `class` as names. The columns
-      hold all other features of one value each, and lists of classes as tuples of
-      names.
+      the patients or slides. The column `class` holds the names of the classes; labels
+      are there if there are two, of which one is called normal, healthy or negative.
+      The other columns hold all other features of one value each, and lists of classes
+      as tuples of names.
 
     Raises:
       UsageError: there is no such data set or split, or it is stored in a form that
         the one asked for cannot be made of.
       DpaError: the data set is not prepared, or its images are not uint8.
     """
+    import tensorflow_datasets as tfds
+
     builder = _find(name, data_dir)
     source = _open(builder, name, split)
     features = dict(getattr(builder.info.features, "items", dict)())
@@ -87,10 +90,12 @@ def load_tfds(
     shape = (len(source), rest.size, rest.size, rest.channels)
     images, values = disk_cache.fill(shape, decode, memory, identity, log)
     columns = {key: _column(column) for key, column in values.items()}
-    labels = columns.pop("label", None)
-    if labels is not None and features["label"].num_classes != 2:
-        columns["class"] = [features["label"].int2str(int(label)) for label in labels]
-        labels = None
+    labels = None
+    if isinstance(features.get("label"), tfds.features.ClassLabel):
+        columns["class"] = columns.pop("label")
+        normal = [n for n in features["label"].names if n.lower() in _NORMAL]
+        if features["label"].num_classes == 2 and len(normal) == 1:
+            labels = np.array([n != normal[0] for n in columns["class"]], np.int8)
     ids = next((columns.pop(key) for key in _IDS if key in columns), None)
     if ids is None:
         ids = [f"{name}:{split}:{i}" for i in range(len(images))]
@@ -98,7 +103,7 @@ def load_tfds(
     return ImageSet(
         images,
         paths=[str(identity) for identity in ids],
-        labels=None if labels is None else np.array(labels, np.int8),
+        labels=labels,
         groups=None if groups is None else [str(group) for group in groups],
         columns=columns,
     )
@@ -195,8 +200,9 @@ def _words(p: Preprocessing) -> str:
 
 
 def _fit(image: np.ndarray, rest: Preprocessing, name: str) -> np.ndarray:
-    plain = Preprocessing(rest.channels, rest.size)
-    if rest == plain and image.shape == (rest.size, rest.size, rest.channels):
+    plain = Preprocessing(rest.channels, rest.size, crop=rest.crop)
+    cut = rest.crop in (0, rest.size)
+    if rest == plain and cut and image.shape == (rest.size, rest.size, rest.channels):
         return image
     grey = image.shape[-1] == 1
     return prepare(Image.fromarray(image[:, :, 0] if grey else image), rest, name)
@@ -217,9 +223,7 @@ def _readers(features) -> dict[str, Callable[[Any], Any]]:
 
     readers: dict[str, Callable[[Any], Any]] = {}
     for key, feature in features.items():
-        if key == "label" and isinstance(feature, tfds.features.ClassLabel):
-            readers[key] = int
-        elif isinstance(feature, tfds.features.ClassLabel):
+        if isinstance(feature, tfds.features.ClassLabel):
             readers[key] = named(feature)
         elif isinstance(feature, tfds.features.Text):
             readers[key] = decode

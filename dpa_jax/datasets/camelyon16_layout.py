@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import os
+import pathlib
 import re
 from collections.abc import Mapping, Sequence
 
@@ -120,18 +121,14 @@ def _read(references: Sequence[str]) -> dict[str, bool]:
     tumours: dict[str, bool] = {}
     for path in references:
         with storage.local_copy(path) as local:
-            with open(
-                local, newline="", encoding="utf-8-sig", errors="replace"
-            ) as file:
-                rows = [
-                    [cell.strip().lower() for cell in row] for row in csv.reader(file)
-                ]
+            text = pathlib.Path(local).read_text("utf-8-sig", "replace").lower()
+        rows = [[c.strip() for c in row] for row in csv.reader(text.splitlines())]
         columns = (0, 1)
         if rows and {"image", "class"} <= set(rows[0]):
             columns = rows[0].index("image"), rows[0].index("class")
             rows[0] = []
         for number, row in enumerate(rows, 1):
-            if not row:
+            if not any(row):
                 continue
             name, kind = (row[i] if i < len(row) else "" for i in columns)
             match = _SLIDE.fullmatch(name.removesuffix(".tif") + ".tif")

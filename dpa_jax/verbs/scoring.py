@@ -1,7 +1,6 @@
 """What evaluate, score and score-slide do."""
 
 import argparse
-import dataclasses
 import os
 import pathlib
 import sys
@@ -76,16 +75,14 @@ def _labelled(options, config) -> data.ImageSet:
         from dpa_jax import evaluate
 
         images = _load(test, options, config)
-        found = images.labels
-        if config.data.normal:
-            found = (~labels.matches(images, config.data.normal)).astype(np.int8)
-        if found is None:
+        images = labels.labelled(images, config.data.normal, test)
+        if images.labels is None:
             raise errors.DpaError(
                 f"{test} has no labels: a manifest needs a label column, an .npz an "
                 "array `labels`, and a run of any other set data.normal"
             )
-        evaluate.count_labels(found)  # before the scoring, which may take long
-        return dataclasses.replace(images, labels=found)
+        evaluate.count_labels(images.labels)  # before scoring, which may take long
+        return images
     pair = [_load(location, options, config) for location in (normal, abnormal)]
     return data.joined(pair, labels=(0, 1))
 
@@ -94,7 +91,7 @@ def _load(location: str, options, config) -> data.ImageSet:
     with console.counting("reading images", "images") as show:
         images = data.load(
             location,
-            data.Preprocessing.from_config(config),
+            data.Preprocessing.from_config(config, scoring=True),
             skip_corrupt=options.skip_corrupt,
             progress=show,
             data_dir=config.data.data_dir or None,
@@ -129,7 +126,7 @@ def score(options: argparse.Namespace) -> None:
     with console.counting("reading images", "images") as show:
         images = data.load_files(
             paths,
-            data.Preprocessing.from_config(scorer.config),
+            data.Preprocessing.from_config(scorer.config, scoring=True),
             skip_corrupt=options.skip_corrupt,
             progress=show,
         )
@@ -193,12 +190,16 @@ def score_slide(options: argparse.Namespace) -> None:
             + f", {options.precision}",
             progress=show,
         )
-    plural = "s" * (found["regions"] != 1)
     print(
-        f"{found['tiles']:,} tiles, {found['regions']:,} region{plural} above "
-        f"{found['threshold']:.4g}: see heatmap.png, scores.tif, regions.geojson and "
-        f"tiles.csv in {out}"
+        f"{found['tiles']:,} tiles: see heatmap.png, scores.tif and tiles.csv in {out}"
     )
+    if options.threshold is None:
+        print("no regions are outlined: --threshold says from which score on")
+    else:
+        print(
+            f"{found['regions']:,} regions above {options.threshold:.4g}: see "
+            "regions.geojson"
+        )
     if found["tiles_without_score"]:
         print(
             f"{found['tiles_without_score']:,} tiles have no score: "
