@@ -382,9 +382,7 @@ def training_images(
             memory=memory,
             log=console.print_line if visible else None,
         )
-    if config.data.normal:
-        found = labels.matches(images, config.data.normal)
-        images = dataclasses.replace(images, labels=(~found).astype(np.int8))
+    images = labels.labelled(images, config.data.normal, config.data.train)
     return _normal(images, visible)
 
 
