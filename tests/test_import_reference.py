@@ -7,8 +7,8 @@ import yaml
 from test_interop import GROWING, published_state
 
 import dpa_jax
-from dpa_jax import config_files
 from dpa_jax import config as config_lib
+from dpa_jax import config_files
 from dpa_jax.interop import reference_config
 from dpa_jax.stages import Stage
 from dpa_jax.training import checkpoints
