@@ -102,4 +102,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def entry() -> None:
     """Is the `dpa-jax` program."""
-    sys.exit(main())
+    code = main()
+    if code in (1, 2):
+        from dpa_jax import processes
+
+        processes.leave(code)
+    sys.exit(code)

@@ -27,6 +27,7 @@ _CONNECT_S = 60  # to reach process 0
 _LINGER_S = 10  # that a failed process 0 gives the others to read why
 _CARD_BYTES = 1024  # of what process 0 tells about how it is reached
 _RESUMES = "the same command goes on from the last checkpoint"
+_joined: list["ProcessGroup"] = []  # this process's own, if there are several
 
 
 class ProcessGroup:
@@ -47,6 +48,7 @@ class ProcessGroup:
         self._lock = threading.Lock()  # of what is sent: readers send too
         self._inbox: queue.Queue = queue.Queue()
         self._finished: set[int] = set()
+        self._closed: set[int] = set()
         self._reported, self._is_ending = 0, False
 
     @property
@@ -99,11 +101,7 @@ class ProcessGroup:
             return
         message = str(error) if isinstance(error, errors.DpaError) else repr(error)
         self._send_all(b"f" + f"{self._name()}: {message}".encode())
-        deadline = time.monotonic() + _LINGER_S
-        while self.is_main and time.monotonic() < deadline:
-            if len(self._finished) == len(self._links):
-                break
-            time.sleep(0.05)
+        self._linger()
 
     # --- connections ---
 
@@ -164,8 +162,8 @@ class ProcessGroup:
             try:
                 message = link.recv_bytes()
             except (EOFError, OSError):
+                self._closed.add(peer)
                 if peer not in self._finished:
-                    self._finished.add(peer)
                     self._abort(f"process {peer} is gone; {_RESUMES}")
                 return
             kind, content = message[:1], message[1:]
@@ -180,14 +178,35 @@ class ProcessGroup:
                 self._inbox.put(message)
 
     def _abort(self, message: str) -> None:
-        """Ends this process at once, since its main thread may wait for another."""
-        if self._is_ending:
-            return
-        for peer in self._links:
-            if peer not in self._finished:
-                self._send(peer, b"f" + message.encode())
-        print(f"dpa-jax: {message}", file=sys.stderr, flush=True)
-        os._exit(1)
+        """Ends this process, whose main thread may wait for another for ever."""
+        with self._lock:
+            if self._is_ending:
+                return
+            self._is_ending = True
+
+        def end() -> None:
+            self._send_all(b"f" + message.encode())
+            print(f"dpa-jax: {message}", file=sys.stderr, flush=True)
+            self._linger()
+            os._exit(1)
+
+        threading.Thread(target=end).start()  # the others' ends are still to be read
+
+    def _linger(self) -> None:
+        """Lets the others end first: process 0 holds what JAX connects them by."""
+        deadline = time.monotonic() + _LINGER_S
+        while self.is_main and len(self._closed) < len(self._links):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.05)
+
+
+def leave(code: int) -> None:
+    """Ends a process of several after an error, and does not wait for those gone."""
+    if _joined:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def initialize(
@@ -238,6 +257,7 @@ def join(hosts: list[str] | None = None) -> ProcessGroup:
     group = ProcessGroup(jax.process_index(), jax.process_count())
     if group.count > 1:
         group.connect([*(hosts or []), socket.gethostname(), socket.getfqdn()])
+        _joined.append(group)
     return group
 
 

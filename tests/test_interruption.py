@@ -17,12 +17,17 @@ from dpa_jax.training import checkpoints, interruption, lock
 
 def test_a_signal_is_noted_and_the_second_has_its_usual_effect():
     group = ProcessGroup()
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), interruption.deferred(group):
-        os.kill(os.getpid(), signal.SIGINT)
-        assert group.signal == signal.SIGINT
-        os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
+    # what Python begins with, whoever started the tests
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), interruption.deferred(group):
+            os.kill(os.getpid(), signal.SIGINT)
+            assert group.signal == signal.SIGINT
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)  # for Python to notice
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_in_another_thread_signals_are_left_alone():

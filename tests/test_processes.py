@@ -227,9 +227,7 @@ def test_an_error_of_one_ends_all_and_both_tell_it(endless, tmp_path):
     codes = wait(trainers, 2 * SOON_S)
     assert codes == [1, 1], [t.output for t in trainers]
     for trainer in trainers:
-        assert "there is no file or folder" in trainer.output or (
-            "process 1 has data.train=" in trainer.output
-        )
+        assert "there is no file or folder" in trainer.output
         assert "Traceback" not in trainer.output
     assert "process 1 on " in trainers[0].output
 
@@ -242,3 +240,12 @@ def test_processes_of_different_configurations_are_refused(endless, tmp_path):
     assert sorted(codes) == [1, 2], [t.output for t in trainers]
     message = "process 1 has batch_size=16, process 0 8: give all the same"
     assert all(message in trainer.output for trainer in trainers)
+
+
+def test_an_error_of_process_0_ends_all_and_both_tell_it(endless, tmp_path):
+    (tmp_path / "process_0").mkdir()
+    (tmp_path / "process_0" / "run").write_text("a file in the workdir's place")
+    trainers = pair(tmp_path, endless)
+    codes = wait(trainers, 2 * SOON_S)
+    assert codes == [1, 1], [t.output for t in trainers]
+    assert all("the workdir cannot be written" in t.output for t in trainers)

@@ -59,7 +59,7 @@ def test_count_counts_numbers():
 def test_a_stage_begins_with_a_fresh_adam_over_copies():
     stage = Stage(8, False, 1)
     parameters = state.initialize(jax.random.key(0), TINY, [stage])
-    begun = state.begin(parameters, TINY, stage)
+    begun = state.begin([parameters], TINY, stage)
     assert begun.step == 0
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(begun.optimizer))
     jax.jit(lambda s: s, donate_argnums=0)(begun)  # a step eats the state,
