@@ -91,7 +91,19 @@ def groups_of(images: ImageSet) -> list[str]:
     """Returns what must stay together: the groups, or else one for each picture."""
     if images.groups is not None:
         return list(images.groups)
+    return fingerprints(images)
+
+
+def fingerprints(images: ImageSet) -> list[str]:
+    """Returns the SHA-256 of each image's pixels, in hexadecimal."""
     return [hashlib.sha256(image.tobytes()).hexdigest() for image in images.images]
+
+
+def of_groups(images: ImageSet, groups: Sequence[str] | None) -> np.ndarray:
+    """Returns which images are of one of the groups: bool `[N]`, False if unknown."""
+    if images.groups is None or groups is None:
+        return np.zeros(len(images), bool)
+    return np.isin(np.asarray(images.groups, str), np.asarray(groups, str))
 
 
 def check(groups: Sequence[str], held: np.ndarray) -> None:

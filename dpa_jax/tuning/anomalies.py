@@ -1,10 +1,7 @@
 """The known anomalies that trials are ranked by, and what they must not be in."""
 
 import dataclasses
-import hashlib
 import os
-import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
@@ -45,16 +42,15 @@ def load(
 
     Args:
       options: `anomalies` of a search, see `search.default_options`.
-      config: says how images are preprocessed and which count as normal. Those of
-        trials may differ; order and drawing are the same.
+      config: how images are preprocessed and which count as normal.
       visible: whether to show progress.
 
     Returns:
       The pool; None if no source is named.
 
     Raises:
-      UsageError: more are to be drawn than there are, or none are named to choose from.
-      DpaError: they cannot be loaded, have no such column, or one is normal.
+      DpaError: they cannot be loaded, are too few, have no such column, or one is
+        normal.
     """
     source = options.source
     if not source:
@@ -82,44 +78,30 @@ def load(
             f"anomalies.kind is {options.kind!r}; {source} has the columns "
             f"{', '.join(sorted(columns)) or 'none'}"
         )
-    folder = pathlib.Path(source).expanduser()
-    kinds = [""] * len(images)
-    if kind := columns.get(options.kind or "kind"):
-        kinds = [_text(value) for value in kind]
-    elif folder.is_dir():  # the first subfolder
-        inside = [pathlib.Path(os.path.relpath(path, folder)) for path in images.paths]
-        kinds = ["" if len(p.parts) == 1 else p.parts[0] for p in inside]
+    kinds = [_text(value) for value in columns.get(options.kind or "kind", ())]
+    if not kinds:  # the first subfolder, if it is a folder
+        folder = os.path.expanduser(source) + os.sep
+        inside = [path.removeprefix(folder).partition(os.sep) for path in images.paths]
+        kinds = [p[0] if p[1] and os.path.isdir(folder) else "" for p in inside]
     drawn = draw(len(images), options.count, options.seed)
     return Pool(images, tuple(kinds), drawn)
 
 
 def draw(pool: int, count: int, *seed: int) -> np.ndarray:
-    """Draws without replacement: a larger draw of equal seed holds the smaller one.
-
-    Returns:
-      int64 `[count]`, ascending, below `pool`.
-    """
+    """Draws so many ascending indices; a larger draw of a seed holds the smaller."""
     order = np.random.default_rng(seed).permutation(pool)
     return np.sort(order[:count]).astype(np.int64)
-
-
-def sharing_group(images: ImageSet, groups: Sequence[str] | None) -> np.ndarray:
-    """Returns which images are of one of the groups: bool `[N]`, False if unknown."""
-    if images.groups is None or groups is None:
-        return np.zeros(len(images), bool)
-    return np.isin(np.asarray(images.groups, str), np.asarray(groups, str))
 
 
 def usable(normal: ImageSet, pool: Pool | None, parts: int) -> ImageSet:
     """Returns the normal images that so many folds are made of.
 
-    Those of a patient or slide of whom an anomaly is drawn are left out, as are a few
-    that would make folds of unequal sizes (see `folds.even`), whose programs would be
-    compiled apart.
+    Those of a patient or slide of whom an anomaly is drawn are left out, and a few that
+    make folds unequal, whose programs would be compiled apart (see `folds.even`).
     """
     if pool is not None:
         drawn = pool.images.select(pool.drawn)
-        normal = normal.select(~sharing_group(normal, drawn.groups))
+        normal = normal.select(~folds.of_groups(normal, drawn.groups))
     return normal.select(folds.even(folds.groups_of(normal), parts))
 
 
@@ -127,6 +109,8 @@ def check(
     pool: Pool, normal: ImageSet, kept: ImageSet, test: ImageSet | None
 ) -> list[str]:
     """Refuses anomalies that the runs are trained or tested on.
+
+    That is by name or by pixels, and in the test set by patient or slide too.
 
     Args:
       pool: all of it is checked, drawn or not.
@@ -136,15 +120,11 @@ def check(
 
     Returns:
       Sentences on what was checked and what could not be, for the report.
-
-    Raises:
-      DpaError: naming an anomaly that is among the training images or in the test set,
-        by its name or its pixels, or whose patient or slide is in the test set.
     """
     ours = pool.images
     _refuse_same(ours, normal, f"the {len(normal):,} normal training images")
-    both = sharing_group(ours, normal.groups).sum()
-    out = sharing_group(normal, ours.select(pool.drawn).groups).sum()
+    both = folds.of_groups(ours, normal.groups).sum()
+    out = folds.of_groups(normal, ours.select(pool.drawn).groups).sum()
     found = [
         f"{both:,} of {len(ours):,} anomalies share a patient or slide with the "
         f"{len(normal):,} normal training images. The {out:,} normal images of those "
@@ -158,7 +138,7 @@ def check(
     if test is None:
         return [*found, "No test set was named that the anomalies may be in."]
     _refuse_same(ours, test, "the test set")
-    shared = np.flatnonzero(sharing_group(ours, test.groups))
+    shared = np.flatnonzero(folds.of_groups(ours, test.groups))
     if len(shared):
         raise errors.DpaError(
             f"{len(shared)} of {len(ours)} anomalies are of a patient or slide that is "
@@ -170,17 +150,12 @@ def check(
     return [*found, f"Anomalies and the {len(test):,} test images share no {what}."]
 
 
-def hashes(images: ImageSet) -> list[str]:
-    """Returns the SHA-256 of each image's pixels, in hexadecimal."""
-    return [hashlib.sha256(image.tobytes()).hexdigest() for image in images.images]
-
-
 def _refuse_same(ours: ImageSet, others: ImageSet, where: str) -> None:
     names = {os.path.realpath(path): path for path in others.paths}
-    pixels = dict(zip(hashes(others), others.paths, strict=True))
+    pixels = dict(zip(folds.fingerprints(others), others.paths, strict=True))
     found = [
         f"{path}, which is {names.get(os.path.realpath(path)) or pixels[digest]}"
-        for path, digest in zip(ours.paths, hashes(ours), strict=True)
+        for path, digest in zip(ours.paths, folds.fingerprints(ours), strict=True)
         if os.path.realpath(path) in names or digest in pixels
     ]
     if found:

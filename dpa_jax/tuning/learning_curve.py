@@ -5,17 +5,15 @@ Nothing is trained for it: a draw of anomalies only ranks the trained folds anew
 
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import optuna
 
-from dpa_jax import errors, metrics, roc, workdir
-from dpa_jax.data import ImageSet, test_set
+from dpa_jax import errors, folds, metrics, roc, workdir
+from dpa_jax.data import test_set
 from dpa_jax.tuning import anomalies, queue, report, selection, study, trials
-
-# a run's folder, images, and how to show progress, to float [N]
-Scoring = Callable[[pathlib.Path, np.ndarray, metrics.Show], np.ndarray]
+from dpa_jax.tuning import search as search_lib
 
 
 def learning_curve(
@@ -24,21 +22,17 @@ def learning_curve(
     draws: int = 10,
     *,
     storage: str = "",
-    scoring: Scoring = trials.score_run,
     visible: bool = True,
 ) -> list[tuple[int, int, int, float]]:
     """Repeats the choice of a study by other draws of anomalies, and tests it.
 
     Draws are from the anomalies that share no patient or slide with images trained on.
-    Trials that some draw chooses are scored on the test set. Writes learning_curve.csv
-    and .png.
 
     Args:
       folder: of the study.
       counts: numbers of anomalies; 0 chooses by the held-out loss, once.
       draws: of each number; a larger one of the same draw holds the smaller.
-      storage: URL of the study's database, empty for the file in its folder.
-      scoring: how a fold's run scores.
+      storage: URL of the study's database; empty for the file in its folder.
       visible: whether to show progress.
 
     Returns:
@@ -46,16 +40,14 @@ def learning_curve(
       its mean ROC AUC on the test set over the models of its folds.
 
     Raises:
-      UsageError: there are fewer anomalies, or losses cannot be compared.
-      DpaError: the study has not ended or has no complete trial, or there is no test
-        set.
+      DpaError: the study has not ended, there are fewer anomalies, losses cannot be
+        compared, or there is no test set.
     """
     folder = pathlib.Path(folder)
     config, search = study.load(folder)
     with queue.reaching():
-        known = optuna.load_study(
-            study_name=folder.resolve().name, storage=queue.connect(folder, storage)
-        )
+        name, database = queue.connect(folder, storage)
+        known = optuna.load_study(study_name=name, storage=database)
         left = queue.left(known)
         every = selection.read_trials(known, folder, search.options.folds)
     done = [trial for trial in every if trial.state == "complete"]
@@ -64,23 +56,22 @@ def learning_curve(
             f"{folder} has {left} trials left and {len(done)} complete: dpa-jax tune "
             f"--workdir={folder} goes on"
         )
-    _, kept, pool = trials.Images(search.options, visible).load(config)
+    _, kept, pool = trials.loader(search.options, visible)(config)
     apart = np.zeros(0, np.int64)
     if pool is not None:
-        apart = np.flatnonzero(~anomalies.sharing_group(pool.images, kept.groups))
+        apart = np.flatnonzero(~folds.of_groups(pool.images, kept.groups))
     if max(counts) > len(apart):
         raise errors.UsageError(
             f"{max(counts)} anomalies cannot be drawn: {folder} has {len(apart)} that "
             "share no patient or slide with images trained on"
         )
     if 0 in counts:
-        selection.check_comparable([search.config(config, t.parameters) for t in done])
+        search_lib.check_comparable([search.config(config, t.parameters) for t in done])
 
     # --- choose, and test what was chosen ---
     alone = np.array([selection.alone(trial.folds).mean(axis=0) for trial in done])
     losses = np.array([[fold.loss for fold in t.folds] for t in done]).mean(axis=1)
-    tested: dict[int, float] = {}
-    rows = []
+    rows, tests, tested = [], {}, {}
     for count in sorted(set(counts)):
         for draw in range(draws if count else 1):
             drawn = apart[anomalies.draw(len(apart), count, 0, draw)]
@@ -88,34 +79,23 @@ def learning_curve(
             trial = done[selection.best_first(values)[0]]
             if trial.number not in tested:
                 own = search.config(config, trial.parameters)
-                test = test_set.load(own, visible=visible)
-                runs = [
-                    selection.scores(folder, trial.number, k).parent
-                    for k in range(search.options.folds)
-                ]
-                tested[trial.number] = _test_auc(runs, test, scoring, visible)
+                if (key := str(own.data)) not in tests:
+                    tests[key] = test_set.load(own, visible=visible)
+                test, aucs = tests[key], []
+                if test is None or test.labels is None or np.ptp(test.labels) == 0:
+                    raise errors.DpaError(
+                        "a learning curve needs a test set of normal and abnormal "
+                        "images: data.test, or data.test_normal and data.test_abnormal"
+                    )
+                for fold in range(search.options.folds):
+                    run = selection.scores(folder, trial.number, fold).parent
+                    with metrics.counting(f"testing {run}", "images", visible) as show:
+                        found = trials.score_run(run, test.images, show)
+                    aucs.append(roc.auc(found, test.labels))
+                tested[trial.number] = float(np.mean(aucs))
             rows.append((count, draw, trial.number, tested[trial.number]))
     _write(folder, rows)
     return rows
-
-
-def _test_auc(
-    runs: Sequence[pathlib.Path],
-    test: ImageSet | None,
-    scoring: Scoring,
-    visible: bool,
-) -> float:
-    """Returns the mean ROC AUC of runs on the test set."""
-    if test is None or test.labels is None or len(np.unique(test.labels)) < 2:
-        raise errors.DpaError(
-            "a learning curve needs a test set of normal and abnormal images: "
-            "data.test, or data.test_normal and data.test_abnormal"
-        )
-    aucs = []
-    for run in runs:
-        with metrics.counting(f"testing {run}", "images", visible) as show:
-            aucs.append(roc.auc(scoring(run, test.images, show), test.labels))
-    return float(np.mean(aucs))
 
 
 def _write(folder: pathlib.Path, rows: Sequence[tuple[int, int, int, float]]) -> None:
@@ -124,10 +104,9 @@ def _write(folder: pathlib.Path, rows: Sequence[tuple[int, int, int, float]]) ->
     counts = list(dict.fromkeys(row[0] for row in rows))
     aucs = [[row[3] for row in rows if row[0] == count] for count in counts]
     with report.figure(folder / "learning_curve.png") as axes:
-        axes.plot(
-            [counts.index(r[0]) for r in rows], [r[3] for r in rows], ".", c="0.6"
-        )
         places, means = range(len(counts)), [np.mean(each) for each in aucs]
+        for place, each in enumerate(aucs):
+            axes.plot([place] * len(each), each, ".", c="0.6")
         axes.errorbar(places, means, [np.std(each) for each in aucs], capsize=3)
         axes.set_xticks(places, [str(count) for count in counts])
         axes.set(xlabel="anomalies to choose by", ylabel="test ROC AUC of the choice")

@@ -1,10 +1,9 @@
 """The trials of a study in Optuna's storage, shared by workers that may be killed.
 
-Optuna's heartbeats notice a worker that died and enter its trial again. What they leave
-open is closed by a lock on the study's folder, which the kernel takes from a process
-that dies: two workers may take one trial of an SQLite database, and a worker may die
-after it took a trial and before its first heartbeat, or after it declared a trial dead
-and before it entered it again.
+Optuna's heartbeats notice a worker that died and enter its trial again. A lock on the
+study's folder, which the kernel takes from a process that dies, closes what they leave
+open: two workers may take one trial of an SQLite database, and one may die between a
+trial's start and its first heartbeat, or its failure and its being entered again.
 """
 
 import contextlib
@@ -13,7 +12,7 @@ import fcntl
 import pathlib
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,49 +21,45 @@ import sqlalchemy
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from dpa_jax import errors, metrics
-
+from dpa_jax.tuning.search import Search
 
 INTERVAL, GRACE = 5, 20  # seconds between heartbeats; without one, a worker is dead
 STARTUP = 5  # complete trials before the median gives up any
+_DIED = "too many workers died of it"
 
 
 class Queue:
     """The trials of a study that are left.
 
     Args:
-      folder: of the study, which is called like it in the database.
+      folder: of the study.
       url: of the database, see `connect`.
-      identity: what the study is about, by name.
-      plan: the values of each trial, empty where the sampler chooses them.
-      options: `sampler`, `pruner`, `retries` and `seed` of the search.
-      direction: maximize or minimize.
-
-    Raises:
-      UsageError: the study in the database is about something else.
+      search: of which the plan and the options count.
+      identity: what the study is about, by name; a database's other one is refused.
+      maximize: whether a larger value is better.
     """
 
     def __init__(
         self,
         folder: pathlib.Path,
         url: str,
+        search: Search,
         identity: Mapping[str, Any],
-        plan: Sequence[Mapping[str, Any]],
-        options: Mapping[str, Any],
-        direction: str,
+        maximize: bool,
     ):
-        self._folder, self._options = folder, options
+        self._folder, self._options = folder, search.options
         self._mine: dict[int, Trial] = {}  # by Optuna's number
         median, none = optuna.pruners.MedianPruner(STARTUP), optuna.pruners.NopPruner()
         with self._locked(), _quiet():
             self._retry = optuna.storages.RetryHeartbeatStaleTrialCallback(
-                options["retries"], inherit_intermediate_values=True
+                search.options.retries, inherit_intermediate_values=True
             )
-            self._storage = connect(folder, url, self._retry)
+            name, self._storage = connect(folder, url, self._retry)
             self.study = optuna.create_study(
                 storage=self._storage,
-                study_name=folder.resolve().name,
-                direction=direction,
-                pruner=median if options["pruner"] == "median" else none,
+                study_name=name,
+                direction="maximize" if maximize else "minimize",
+                pruner=median if search.options.pruner == "median" else none,
                 load_if_exists=True,
             )
             if not self.study.get_trials(deepcopy=False):
@@ -80,9 +75,10 @@ class Queue:
                     f"{folder} belongs to another study: {'; '.join(different)}. Give "
                     "another --workdir, or the same values"
                 )
-            for index in range(len(latest(self.study)), len(plan)):
-                self.study.enqueue_trial(dict(plan[index]), {"index": index})
-        self._id = self._storage.get_study_id_from_name(self.study.study_name)
+            for index, values in enumerate(search.plan()):
+                if index not in latest(self.study):
+                    self.study.enqueue_trial(values, {"index": index})
+        self._id = self._storage.get_study_id_from_name(name)
 
     def take(self) -> Trial | None:
         """Takes the first waiting trial, None if there is none.
@@ -101,17 +97,15 @@ class Queue:
                 if again.user_attrs.pop("interrupted", False):  # which is no failure
                     again.state, again.datetime_complete = TrialState.WAITING, None
                     self.study.add_trial(again)
-                elif (
-                    trial.state == TrialState.FAIL and "reason" not in trial.user_attrs
-                ):
+                elif state(trial) == ("failed", _DIED):
                     self._retry(self.study, again)
             waiting = self.study.get_trials(False, states=(TrialState.WAITING,))
             if not waiting:
                 return None
             # the same values, whichever worker takes the trial
-            seed = (self._options["seed"], waiting[0].user_attrs["index"])
+            seed = (self._options.seed, waiting[0].user_attrs["index"])
             seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
-            tpe = self._options["sampler"] == "tpe"  # a grid's values are entered
+            tpe = self._options.sampler == "tpe"  # a grid's values are entered
             made = optuna.samplers.TPESampler if tpe else optuna.samplers.RandomSampler
             self.study.sampler = made(seed=seed)
             trial = self.study.ask()
@@ -124,18 +118,17 @@ class Queue:
         """Returns whether a trial that was taken is still this worker's."""
         return self._current(trial.number).state == TrialState.RUNNING
 
-    def prune(self, trial: Trial, value: float, step: int) -> bool:
-        """Reports a trial's value after a stage; returns whether to give it up."""
+    def goes_on(self, trial: Trial, step: int, value: float) -> bool:
+        """Reports a trial's value after a stage; returns whether to go on with it."""
+        if not self.owns(trial):
+            return False
         # one that is tried again may come here twice
         if step not in self._current(trial.number).intermediate_values:
             trial.report(value, step)
-        return trial.should_prune()
+        return not trial.should_prune()
 
     def end(self, trial: Trial, value: float | None = None, reason: str = "") -> None:
-        """Ends a trial: complete with a value, failed with a reason, else pruned.
-
-        Nothing is changed if another worker has taken it over.
-        """
+        """Ends a trial, if it is still ours: complete, failed with a reason, pruned."""
         del self._mine[trial.number]
         if self.owns(trial):
             if reason:
@@ -145,10 +138,7 @@ class Queue:
 
     @contextlib.contextmanager
     def beating(self) -> Iterator[None]:
-        """Records heartbeats of the trials taken, as long as the body lasts.
-
-        Those that have not ended by then are left to whoever takes them again.
-        """
+        """Records heartbeats of trials taken, and in the end releases what is left."""
         stop = threading.Event()
 
         def beat() -> None:
@@ -196,7 +186,7 @@ def state(trial: FrozenTrial) -> tuple[str, str]:
         return "waiting", ""
     if trial.state != TrialState.FAIL:
         return trial.state.name.lower(), ""
-    return "failed", trial.user_attrs.get("reason", "too many workers died of it")
+    return "failed", trial.user_attrs.get("reason", _DIED)
 
 
 def left(study: optuna.Study) -> int:
@@ -207,23 +197,15 @@ def left(study: optuna.Study) -> int:
 
 def connect(
     folder: pathlib.Path, url: str = "", retry: Any = None
-) -> optuna.storages.RDBStorage:
-    """Opens the database of a study.
-
-    Args:
-      folder: of the study.
-      url: as SQLAlchemy takes it, such as `postgresql+psycopg://HOST/NAME`; empty for
-        the file in the folder.
-      retry: called with a study and a trial whose worker has died.
-    """
+) -> tuple[str, optuna.storages.RDBStorage]:
+    """Returns a study's name in a database, and that: a file in its folder, or URL."""
     # a connection for each transaction, so that none stays open in the end
     options: dict[str, Any] = {"poolclass": sqlalchemy.NullPool}
     if not url:
-        url = f"sqlite:///{(folder / 'study.db').resolve()}"
         options["connect_args"] = {"timeout": 60}
     with _quiet():
-        return optuna.storages.RDBStorage(
-            url,
+        return folder.resolve().name if url else "study", optuna.storages.RDBStorage(
+            url or f"sqlite:///{(folder / 'study.db').resolve()}",
             engine_kwargs=options,
             heartbeat_interval=INTERVAL,
             grace_period=GRACE,
@@ -241,9 +223,7 @@ def reaching() -> Iterator[None]:
     except (ImportError, *broken) as error:  # of the driver, or of the database
         cause = error.__cause__ or error  # Optuna's own words hide the database's
         reason = (str(cause).splitlines() or [type(cause).__name__])[0]
-        raise errors.DpaError(
-            f"the study's database cannot be used: {reason}"
-        ) from error
+        raise errors.DpaError(f"the database cannot be used: {reason}") from error
 
 
 @contextlib.contextmanager

@@ -12,7 +12,8 @@ import numpy as np
 import optuna
 
 from dpa_jax import config as config_lib
-from dpa_jax import errors, workdir
+from dpa_jax import config_files, errors, workdir
+from dpa_jax.tuning import search as search_lib
 from dpa_jax.tuning import selection
 from dpa_jax.tuning.search import Search
 from dpa_jax.tuning.selection import Ranking
@@ -27,21 +28,15 @@ def write(
     config: ml_collections.ConfigDict,
     search: Search,
 ) -> tuple[Ranking, list[str]]:
-    """Writes ranking.csv, figures and report.md of a study anew.
+    """Writes ranking.csv, figures, report.md and best.json of a study as it stands.
 
-    Args:
-      study: in its database.
-      folder: of the study.
-      config: what trials start from.
-      search: of the study.
+    best.json trains the best trial again on all normal images: its last stage lasts as
+    long as the folds' did on average, and nothing stops it early (method, section 6).
 
     Returns:
       The ranking, without trials if none can be ranked, and what to print.
-
-    Raises:
-      DpaError: a file of the study is damaged.
     """
-    known = study.user_attrs
+    known, name = study.user_attrs, folder.resolve().name
     drawn = np.array(known["drawn"], np.int64)
     trials = selection.read_trials(study, folder, search.options.folds)
     ranking = selection.rank(trials, drawn, known.get("groups"))
@@ -51,62 +46,55 @@ def write(
     basis += [f"Trial {t.number} failed: {t.reason}." for t in trials if t.reason]
     if not known["drawn"]:
         try:
-            selection.check_comparable(configs)
+            search_lib.check_comparable(configs)
         except errors.UsageError as error:
             basis.append(f"Not ranked: {error}.")
             ranking = selection.rank([], drawn)
-    basis += [*_sentences(ranking, known), *known["checked"]]
     weights = [c.perceptual.weights for c in configs if config_lib.uses_vgg(c)]
     if any(name.startswith("random:") for name in weights):
         basis.append("VGG19's weights are random: with others, others may be best.")
-
-    rows, page = _rows(ranking), [f"# Hyper-parameters of {folder.resolve().name}", ""]
-    lines = [", ".join(map("=".join, row.items())) for row in rows[:_LISTED]]
+    header, *rows = _rows(ranking)
+    lines = [
+        ", ".join(map("=".join, zip(header, row, strict=True)))
+        for row in rows[:_LISTED]
+    ]
+    page = [f"# Hyper-parameters of {name}\n"]
     if rows:
-        workdir.write_csv(
-            folder / "ranking.csv", list(rows[0]), [list(row.values()) for row in rows]
-        )
+        basis += [*_sentences(ranking, known), *known["checked"]]
+        workdir.write_csv(folder / "ranking.csv", header, rows)
+        steps = [fold.steps for fold in ranking.trials[0].folds]
+        configs[0].stages.final_steps = round(float(np.mean(steps)))
+        config_files.save(configs[0], folder / "best.json")
         refit = f"dpa-jax train --config={folder}/best.json --workdir={folder}/refit"
-        page += [
-            "The first is best. Train it on all normal images:",
-            "",
-            f"    {refit}",
-        ]
-        page += ["", f"| {' | '.join(rows[0])} |", "|---" * len(rows[0]) + "|"]
-        page += [f"| {' | '.join(row.values())} |" for row in rows[:_PAGE]]
-        page += [""]
-        for file, caption in _draw(study, folder, ranking):
-            page += [f"![{caption}]({file})", "", f"*{caption}*", ""]
-        basis.append(f"To train the best on all normal images: {refit}")
-    page += ["## Basis and limits", "", *(f"- {sentence}" for sentence in basis), ""]
+        page.append(f"The first is best. On all normal images:\n\n    {refit}\n")
+        table = [header, ["---"] * len(header), *rows[:_PAGE]]
+        page += [f"| {' | '.join(row)} |" for row in table]
+        figures = _draw(study, folder, ranking)
+        page += [f"\n![{text}]({file})\n\n*{text}*" for file, text in figures]
+        lines.append(f"To train the best on all normal images: {refit}")
+    page += ["\n## Basis and limits\n", *(f"- {sentence}" for sentence in basis), ""]
     with formats.replacing(folder / "report.md") as temporary:
         temporary.write_text("\n".join(page), encoding="utf-8")
     return ranking, [*lines, *basis, f"See {folder}/report.md."]
 
 
-def _rows(ranking: Ranking) -> list[dict[str, str]]:
-    """Returns the table of the complete trials, the best first."""
-    rows = []
-    for row, (trial, value) in enumerate(
-        zip(ranking.trials, ranking.values, strict=True)
-    ):
-        cells = {"rank": f"{row + 1}", "trial": f"{trial.number}"}
-        cells |= {name: str(given) for name, given in trial.parameters.items()}
-        if ranking.intervals is None:
-            cells["held-out loss"] = f"{value:.6g}"
-        else:
-            low, high = ranking.intervals[row]
-            cells |= {"ROC AUC": f"{value:.6f}", "95%": f"{low:.6f} to {high:.6f}"}
-        cells["folds"] = " ".join(f"{each:.6g}" for each in ranking.folds[row])
-        cells["steps"] = " ".join(f"{fold.steps}" for fold in trial.folds)
-        rows.append(cells)
-    return rows
+def _rows(ranking: Ranking) -> Iterator[list[str]]:
+    """Yields the table of the complete trials, the best first; before it the header."""
+    names = list(dict.fromkeys(name for t in ranking.trials for name in t.parameters))
+    value = ["held-out loss"] if ranking.intervals is None else ["ROC AUC", "95%"]
+    yield ["rank", "trial", *names, *value, "folds", "steps"]
+    for row, trial in enumerate(ranking.trials):
+        cells = [str(trial.parameters.get(name, "")) for name in names]
+        cells.append(f"{ranking.values[row]:.6f}")
+        if ranking.intervals is not None:
+            cells.append("{:.6f} to {:.6f}".format(*ranking.intervals[row]))
+        cells.append(" ".join(f"{each:.6f}" for each in ranking.folds[row]))
+        cells.append(" ".join(f"{fold.steps}" for fold in trial.folds))
+        yield [f"{row + 1}", f"{trial.number}", *cells]
 
 
 def _sentences(ranking: Ranking, known: dict[str, Any]) -> Iterator[str]:
     """Yields what the ranking stands on, and how optimistic it is."""
-    if not ranking.trials:
-        return
     folds = ranking.trials[0].folds
     groups = {name for fold in folds for name in fold.groups if name}
     yield (
@@ -117,18 +105,17 @@ def _sentences(ranking: Ranking, known: dict[str, Any]) -> Iterator[str]:
     if ranking.intervals is None:
         yield (
             "No anomalies were used: trials are ranked by reconstruction loss, which "
-            "tells how well normal images are reproduced and not how far abnormal ones "
-            "stand out. The paper reports 2 points of ROC AUC more with a few anomalies."
+            "does not tell how far abnormal images stand out. The paper reports 2 "
+            "points of ROC AUC more with a few anomalies."
         )
         return
     kinds = collections.Counter(known["kinds"]).most_common()
     each = ", ".join(f"{kind or 'unknown'} {count}" for kind, count in kinds)
-    yield f"Ranked by {len(known['drawn'])} of {known['of']:,} anomalies, kinds: {each}."
+    yield f"Ranked by {len(known['drawn'])} of {known['of']:,} anomalies: {each}."
     yield (
-        "Intervals are of resampled anomalies and normal images, the models as they "
-        f"are. The highest AUC of {len(ranking.trials)} trials is optimistic: the best "
-        f"of a resample has {ranking.bias:.4f} less on all images. A test set that nothing "
-        "was chosen by gives an unbiased figure."
+        "Intervals are of resampled anomalies and normal images. The highest AUC of "
+        f"{len(ranking.trials)} trials is optimistic: the best of a resample has "
+        f"{ranking.bias:.4f} less on all images, and only a new test set is unbiased."
     )
 
 
@@ -158,7 +145,7 @@ def _draw(
     with figure(folder / "parameters.png"):
         figures.plot_slice(study, params=varied, target_name=name)
     with figure(folder / "importance.png"):
-        figures.plot_param_importances(study, evaluator=fanova, params=varied)
+        figures.plot_param_importances(study, fanova, varied, target_name=name)
     yield "parameters.png", f"{name} of each trial by hyper-parameter."
     yield "importance.png", f"Share of each hyper-parameter in {name} (fANOVA)."
 

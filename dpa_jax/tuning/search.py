@@ -14,13 +14,14 @@ import optuna
 
 from dpa_jax import config as config_lib
 from dpa_jax import config_files, errors, validation
-from dpa_jax.tuning import selection
 
 _CHECKED = 8  # suggestions that are checked before anything is trained
 _POSSIBLE = {"sampler": ("tpe", "random", "grid"), "pruner": ("median", "none")}
 _LEAST = {"trials": 1, "folds": 2}  # and 0 of all other numbers
 # fields of a run's data that are equal for all trials of a study
 _EQUAL = ("train", "normal", "data_dir", "test", "test_normal", "test_abnormal")
+# fields that the loss of a held-out image may depend on, beside the model
+_MEASURE = ("data.", "loss.", "perceptual.")
 
 
 def default_options() -> ml_collections.ConfigDict:
@@ -47,15 +48,12 @@ def default_options() -> ml_collections.ConfigDict:
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """A search file that was read.
+    """A search file that was read, and its text.
 
     Attributes:
-      suggest: sets the hyper-parameters of a config to what a trial of Optuna's
-        suggests.
+      suggest: sets the hyper-parameters of a config to what a trial suggests.
       options: see `default_options`.
       grid: by the name of each hyper-parameter, its values; the last change fastest.
-      path: of the file.
-      source: its text.
     """
 
     suggest: Callable[[optuna.trial.BaseTrial, ml_collections.ConfigDict], None]
@@ -80,11 +78,7 @@ class Search:
         base: ml_collections.ConfigDict,
         trial: optuna.trial.BaseTrial | Mapping[str, Any],
     ) -> ml_collections.ConfigDict:
-        """Returns a config with the hyper-parameters of a trial, or given by name.
-
-        Raises:
-          UsageError: `suggest` fails, or sets a field that is equal for all trials.
-        """
+        """Returns a config with the hyper-parameters of a trial, or given by name."""
         result = base.copy_and_resolve_references()
         if isinstance(trial, Mapping):
             trial = optuna.trial.FixedTrial(dict(trial))
@@ -98,16 +92,12 @@ class Search:
     def fold_config(
         self, config: ml_collections.ConfigDict, fold: int
     ) -> ml_collections.ConfigDict:
-        """Returns the config of a trial's run that holds out a fold.
-
-        Raises:
-          UsageError: it cannot work, or sets what the options set.
-        """
+        """Returns the config, checked, of a trial's run that holds out a fold."""
         result, options = config.copy_and_resolve_references(), self.options
         if result.data.folds or result.data.seed >= 0 or result.early_stopping.every:
             raise errors.UsageError(
-                "data.folds, data.seed and early_stopping are set by a study itself: "
-                "--search.folds, --search.seed, --search.early_stopping.every"
+                "data.folds, data.seed and early_stopping are options of a search: "
+                "--search.folds and so on"
             )
         result.data.folds, result.data.fold = options.folds, fold
         result.data.seed = options.seed
@@ -116,30 +106,22 @@ class Search:
         return result
 
     def check(self, base: ml_collections.ConfigDict) -> None:
-        """Checks the options, and the configs that some suggestions lead to.
-
-        All combinations of a grid are checked, else a few random suggestions.
-
-        Raises:
-          UsageError: naming the field, its value and what is possible.
-        """
+        """Checks the options, and the configs of a grid or of some suggestions."""
         for name, value in config_lib.flat(self.options).items():
             possible, least = _POSSIBLE.get(name, (value,)), _LEAST.get(name, 0)
             if value not in possible or not isinstance(value, str) and value < least:
                 wanted = " or ".join(possible) if name in _POSSIBLE else f">= {least}"
                 raise errors.UsageError(f"search.{name} is {value!r}, not {wanted}")
         random = optuna.samplers.RandomSampler(seed=self.options.seed)
-        study, grid = (
-            optuna.create_study(sampler=random),
-            self.options.sampler == "grid",
-        )
+        study = optuna.create_study(sampler=random)
+        grid = self.options.sampler == "grid"
         trials = [optuna.trial.FixedTrial(v) for v in self.plan()] if grid else []
         if grid and not (self.grid and trials):
             raise errors.UsageError(f"{self.path} has no values for a grid")
         configs = []
         for trial in trials or (study.ask() for _ in range(_CHECKED)):
             with warnings.catch_warnings():
-                warnings.simplefilter("error")  # Optuna's of what is out of range
+                warnings.simplefilter("error", UserWarning)  # a value is out of range
                 made = self.config(base, trial)
             if grid and set(trial.params) != set(self.grid):
                 raise errors.UsageError(
@@ -151,7 +133,7 @@ class Search:
             except errors.UsageError as error:
                 raise errors.UsageError(f"with {trial.params}: {error}") from None
         if not (self.options.anomalies.source and self.options.anomalies.count):
-            selection.check_comparable(configs)
+            check_comparable(configs)
 
 
 def load(
@@ -161,17 +143,13 @@ def load(
 ) -> Search:
     """Reads a search file.
 
-    It defines `suggest(trial, config)` and, if the protocol is not the paper's,
-    `get_options(config)`, which returns what differs from `default_options` and, under
-    `grid`, the values that `--search.sampler=grid` combines.
+    It defines `suggest(trial, config)` and may define `get_options(config)`, which
+    returns what differs from `default_options` and the values of a `grid`.
 
     Args:
       location: of the file; looked for among the configs of the package too.
       config: what trials start from.
       options: taken instead of the file's.
-
-    Raises:
-      UsageError: there is no such file, or it cannot be used.
     """
     path = config_files.find(os.fspath(location))
     source = path.read_text(encoding="utf-8")
@@ -187,6 +165,18 @@ def load(
     flat = dict(config_lib.flattened(given))
     completed = config_lib.updated(default_options(), flat, str(path))
     return Search(defined["suggest"], completed, grid, path, source)
+
+
+def check_comparable(configs: Sequence[ml_collections.ConfigDict]) -> None:
+    """Refuses to rank runs by loss if their losses may measure different things."""
+    values = [config_lib.flat(config) for config in configs]
+    for name, first in values[0].items() if values else ():
+        if name.startswith(_MEASURE) and any(v[name] != first for v in values):
+            raise errors.UsageError(
+                "without anomalies trials are ranked by reconstruction loss, which "
+                f"cannot be compared where {name} differs ({first!r} and others): give "
+                "anomalies, or leave that out of the search"
+            )
 
 
 @contextlib.contextmanager

@@ -5,17 +5,12 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import ml_collections
 import numpy as np
 import optuna
 
-from dpa_jax import config as config_lib
-from dpa_jax import errors, roc
+from dpa_jax import roc
 from dpa_jax.tuning import queue
 from dpa_jax.weights import formats
-
-# fields that the loss of a held-out image may depend on, beside the model
-_MEASURE = ("data.", "loss.", "perceptual.")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,10 +34,7 @@ class Fold:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trial:
-    """A trial of a study by its number; `folds` are those of a complete one.
-
-    The states are waiting, running, complete, pruned and failed, the last for a reason.
-    """
+    """A trial: waiting, running, complete (with folds), pruned or failed (why)."""
 
     number: int
     state: str
@@ -63,11 +55,7 @@ def write_fold(path: pathlib.Path, fold: Fold) -> None:
 
 
 def read_fold(path: pathlib.Path) -> Fold:
-    """Reads a fold's scores.
-
-    Raises:
-      DpaError: they are missing, damaged, or not finite.
-    """
+    """Reads a fold's scores; a DpaError is raised if they are damaged or not finite."""
     found: dict[str, Any] = formats.read_npz(path, lambda name: True)
     with formats.reading(path):
         found |= {"steps": int(found["steps"]), "loss": float(found["loss"])}
@@ -77,11 +65,7 @@ def read_fold(path: pathlib.Path) -> Fold:
 
 
 def read_trials(study: optuna.Study, folder: pathlib.Path, folds: int) -> list[Trial]:
-    """Reads the trials of a study by number, and the folds of complete ones.
-
-    Raises:
-      DpaError: a file of a complete trial is missing or damaged.
-    """
+    """Reads the trials of a study by number, and the folds of complete ones."""
     trials = []
     for number, found in sorted(queue.latest(study).items()):
         state, reason = queue.state(found)
@@ -165,24 +149,5 @@ def fold_values(folds: Sequence[Fold], drawn: np.ndarray) -> np.ndarray:
 
 
 def alone(folds: Sequence[Fold]) -> np.ndarray:
-    """Returns each fold's ROC AUC of each anomaly of the pool alone: `[K, m]`.
-
-    That of several anomalies is the mean of theirs.
-    """
+    """Returns each fold's ROC AUC of each anomaly alone, `[K, m]`; others are means."""
     return np.array([roc.wins(f.normal, f.anomalies) / len(f.normal) for f in folds])
-
-
-def check_comparable(configs: Sequence[ml_collections.ConfigDict]) -> None:
-    """Refuses to rank runs by loss if their losses may measure different things.
-
-    Raises:
-      UsageError: naming a field of the images or of the loss that differs.
-    """
-    values = [config_lib.flat(config) for config in configs]
-    for name, first in values[0].items() if values else ():
-        if name.startswith(_MEASURE) and any(v[name] != first for v in values):
-            raise errors.UsageError(
-                "without anomalies trials are ranked by reconstruction loss, which "
-                f"cannot be compared where {name} differs ({first!r} and others): give "
-                "anomalies, or leave that out of the search"
-            )

@@ -9,7 +9,6 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Callable
 from typing import Any
 
 import ml_collections
@@ -17,7 +16,7 @@ import numpy as np
 import optuna
 
 from dpa_jax import config as config_lib
-from dpa_jax import config_files, errors, metrics, workdir
+from dpa_jax import config_files, errors, folds, metrics, workdir
 from dpa_jax.data import test_set
 from dpa_jax.tuning import anomalies, queue, report, selection, trials
 from dpa_jax.tuning import search as search_lib
@@ -52,21 +51,20 @@ def tune(
       again.
 
     Raises:
-      UsageError: the search or a config that it leads to cannot work, or the folder or
-        the database is another study's.
-      DpaError: images or the database cannot be used, an anomaly is among the images
+      DpaError: the search or a config that it leads to cannot work, the folder or the
+        database is another study's, images cannot be used, an anomaly is among those
         trained or tested on, or no trial could be completed.
     """
     folder = pathlib.Path(folder)
     say = metrics.say if visible else lambda text: None
     with queue.reaching():
         search.check(config)
-        if (folder / "config.json").exists() and not (folder / "search.py").exists():
+        if (folder / "checkpoints").exists():
             raise errors.DpaError(f"{folder} holds a run: give another --workdir")
 
         # --- images, and which anomalies serve ---
-        images = trials.Images(search.options, visible)
-        normal, kept, pool = images.load(config)
+        images = trials.loader(search.options, visible)
+        normal, kept, pool = images(config)
         attributes: dict[str, Any] = {"checked": [], "drawn": []}
         if pool is not None:
             test = test_set.load(config, visible=visible)
@@ -78,10 +76,9 @@ def tune(
         joined = queue.Queue(
             folder,
             storage,
+            search,
             _identity(config, search, pool),
-            search.plan(),
-            search.options,
-            "maximize" if attributes["drawn"] else "minimize",
+            maximize=bool(attributes["drawn"]),
         )
         for name, value in attributes.items():
             joined.study.set_user_attr(name, value)
@@ -91,84 +88,44 @@ def tune(
             temporary.write_text(search.source, encoding="utf-8")
 
         # --- trial after trial, until none is left ---
+        def work(trial: optuna.Trial) -> None:
+            try:
+                made = search.config(config, trial)
+                configs = [search.fold_config(made, k) for k in range(count)]
+            except errors.UsageError as error:
+                return joined.end(trial, reason=str(error))
+            number, done = trial.user_attrs["index"], []
+            say(f"trial {number}: {trial.params}")
+            for k, one in enumerate(configs):
+                path, failure = selection.scores(folder, number, k), ""
+                if not path.exists():
+                    asked = None if k else lambda *now: joined.goes_on(trial, *now)
+                    failure = trials.train_fold(one, path, images(one), asked, visible)
+                if failure or not path.exists() or not joined.owns(trial):
+                    # pruned, or taken over by another worker, if it has not failed
+                    say(f"trial {number}, fold {k}: {failure or 'given up'}")
+                    return joined.end(trial, reason=failure and f"fold {k}: {failure}")
+                done.append(selection.read_fold(path))
+                (value,) = selection.fold_values(done[-1:], drawn)
+                say(f"trial {number}, fold {k}: {value:.4f} ({done[-1].steps:,} steps)")
+            joined.end(trial, float(selection.fold_values(done, drawn).mean()))
+
+        count, drawn = search.options.folds, np.array(attributes["drawn"], np.int64)
         with joined.beating():
             while (trial := joined.take()) is not None or queue.left(joined.study):
                 if trial is None:
                     time.sleep(_POLL)
-                    continue
-                _work(joined, trial, config, search, folder, images, say)
-                refresh(joined.study, config, search, folder)
-        ranking, lines = refresh(joined.study, config, search, folder)
+                else:
+                    work(trial)
+                    report.write(joined.study, folder, config, search)
+        ranking, lines = report.write(joined.study, folder, config, search)
     if not ranking.trials:
         raise errors.DpaError(f"{folder} has no best trial: {' '.join(lines)}")
     return ranking, lines
 
 
-def _work(
-    joined: queue.Queue,
-    trial: optuna.Trial,
-    config: ml_collections.ConfigDict,
-    search: Search,
-    folder: pathlib.Path,
-    images: trials.Images,
-    say: Callable[[str], None],
-) -> None:
-    """Trains the folds of a trial that was taken, and ends it."""
-    try:
-        made = search.config(config, trial)
-        configs = [search.fold_config(made, k) for k in range(search.options.folds)]
-    except errors.UsageError as error:
-        return joined.end(trial, reason=str(error))
-    number = trial.user_attrs["index"]
-    drawn = np.array(joined.study.user_attrs["drawn"], np.int64)
-    say(f"trial {number}: {trial.params}")
-
-    def after_stage(step: int, value: float) -> bool:
-        return joined.owns(trial) and not joined.prune(trial, value, step)
-
-    folds: list[selection.Fold] = []
-    for k, one in enumerate(configs):
-        path, failure = selection.scores(folder, number, k), ""
-        if not path.exists():
-            failure = trials.train_fold(one, path, images, None if k else after_stage)
-        if not joined.owns(trial):
-            say(f"trial {number}: another worker has taken it over")
-            return joined.end(trial)
-        if failure or not path.exists():
-            say(f"trial {number}, fold {k}: {failure or 'pruned'}")
-            return joined.end(trial, reason=failure and f"fold {k}: {failure}")
-        folds.append(selection.read_fold(path))
-        (value,) = selection.fold_values(folds[-1:], drawn)
-        say(f"trial {number}, fold {k}: {value:.4f} after {folds[-1].steps:,} steps")
-    joined.end(trial, float(selection.fold_values(folds, drawn).mean()))
-
-
-def refresh(
-    study: optuna.Study,
-    config: ml_collections.ConfigDict,
-    search: Search,
-    folder: pathlib.Path,
-) -> tuple[selection.Ranking, list[str]]:
-    """Writes the report of a study as it stands and best.json.
-
-    That trains the best trial again on all normal images: its last stage lasts as long
-    as the folds' did on average, and nothing stops it early (method, section 6).
-    """
-    ranking, lines = report.write(study, folder, config, search)
-    if ranking.trials:
-        best = search.config(config, ranking.trials[0].parameters)
-        steps = np.mean([fold.steps for fold in ranking.trials[0].folds])
-        best.stages.final_steps = round(float(steps))
-        config_files.save(best, folder / "best.json")
-    return ranking, lines
-
-
 def load(folder: pathlib.Path) -> tuple[ml_collections.ConfigDict, Search]:
-    """Loads the config and the search that a study was begun with.
-
-    Raises:
-      DpaError: there is no study in the folder.
-    """
+    """Loads the config and the search that a study was begun with."""
     if not (folder / "search.py").exists():
         raise errors.DpaError(f"there is no study in {folder}: it has no search.py")
     config = workdir.read_config(folder)
@@ -178,10 +135,10 @@ def load(folder: pathlib.Path) -> tuple[ml_collections.ConfigDict, Search]:
 
 def _identity(config, search: Search, pool: anomalies.Pool | None) -> dict[str, Any]:
     """Returns what makes a study another one, as JSON has it, by name."""
-    pixels = "" if pool is None else "".join(anomalies.hashes(pool.images))
+    pixels = "" if pool is None else "".join(folds.fingerprints(pool.images))
     found = {f"config.{k}": v for k, v in config_lib.flat(config).items()}
     found |= dict(config_lib.flattened(search.values(), "search."))
     for name, text in (("search.py", search.source), ("anomalies", pixels)):
         found[name] = hashlib.sha256(text.encode()).hexdigest()
-    free = {f"{part}.{name}" for name in _FREE for part in ("config", "search")}
-    return json.loads(json.dumps({k: v for k, v in found.items() if k not in free}))
+    kept = {k: v for k, v in found.items() if k.partition(".")[2] not in _FREE}
+    return json.loads(json.dumps(kept))
