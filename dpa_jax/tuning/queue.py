@@ -25,7 +25,7 @@ from dpa_jax.tuning.search import Search
 
 INTERVAL, GRACE = 5, 20  # seconds between heartbeats; without one, a worker is dead
 STARTUP = 5  # complete trials before the median gives up any
-_DIED = "too many workers died of it"
+_DIED, _OPEN = "too many workers died of it", ("waiting", "running")
 
 
 class Queue:
@@ -48,7 +48,7 @@ class Queue:
         maximize: bool,
     ):
         self._folder, self._options = folder, search.options
-        self._mine: dict[int, Trial] = {}  # by Optuna's number
+        self._plan, self._mine = search.plan(), dict[int, Trial]()  # by number
         median, none = optuna.pruners.MedianPruner(STARTUP), optuna.pruners.NopPruner()
         with self._locked(), _quiet():
             self._retry = optuna.storages.RetryHeartbeatStaleTrialCallback(
@@ -62,7 +62,7 @@ class Queue:
                 pruner=median if search.options.pruner == "median" else none,
                 load_if_exists=True,
             )
-            if not self.study.get_trials(deepcopy=False):
+            if not (self.study.user_attrs or self.study.get_trials(deepcopy=False)):
                 self.study.set_user_attr("identity", identity)
             before = self.study.user_attrs.get("identity", {})
             different = [
@@ -75,15 +75,15 @@ class Queue:
                     f"{folder} belongs to another study: {'; '.join(different)}. Give "
                     "another --workdir, or the same values"
                 )
-            for index, values in enumerate(search.plan()):
-                if index not in latest(self.study):
-                    self.study.enqueue_trial(values, {"index": index})
+            trials = max(len(self._plan), self.study.user_attrs.get("trials", 0))
+            self.study.set_user_attr("trials", trials)
+            self._plan += [{}] * (trials - len(self._plan))
         self._id = self._storage.get_study_id_from_name(name)
 
     def take(self) -> Trial | None:
-        """Takes the first waiting trial, None if there is none.
+        """Takes the next trial of the plan, None if all have begun.
 
-        Those of workers that died wait again, unless too many have died of them.
+        Before it come those of workers that died, unless too many have died of them.
         """
         with self._locked(), _quiet():
             optuna.storages.fail_stale_trials(self.study)
@@ -100,10 +100,15 @@ class Queue:
                 elif state(trial) == ("failed", _DIED):
                     self._retry(self.study, again)
             waiting = self.study.get_trials(False, states=(TrialState.WAITING,))
-            if not waiting:
+            index = (
+                waiting[0].user_attrs["index"] if waiting else len(latest(self.study))
+            )
+            if index == len(self._plan):
                 return None
+            if not waiting:
+                self.study.enqueue_trial(self._plan[index], {"index": index})
             # the same values, whichever worker takes the trial
-            seed = (self._options.seed, waiting[0].user_attrs["index"])
+            seed = (self._options.seed, index)
             seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
             tpe = self._options.sampler == "tpe"  # a grid's values are entered
             made = optuna.samplers.TPESampler if tpe else optuna.samplers.RandomSampler
@@ -192,7 +197,7 @@ def state(trial: FrozenTrial) -> tuple[str, str]:
 def left(study: optuna.Study) -> int:
     """Returns how many trials of a study have not ended."""
     states = [state(trial)[0] for trial in latest(study).values()]
-    return states.count("waiting") + states.count("running")
+    return study.user_attrs["trials"] - len(states) + sum(s in _OPEN for s in states)
 
 
 def connect(

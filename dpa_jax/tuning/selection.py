@@ -113,12 +113,13 @@ def rank(
       resamples: of the bootstrap, which resamples whole groups.
     """
     done = [trial for trial in trials if trial.state == "complete"]
+    if not done:
+        return Ranking((), np.zeros((0, 0)), np.zeros(0))
     folds = np.array([fold_values(trial.folds, drawn) for trial in done])
-    folds = folds.reshape(len(done), -1)
-    values = folds.sum(axis=1) / max(1, folds.shape[1])
+    values = folds.mean(axis=1)
     order = best_first(values if len(drawn) else -values)
     done, folds, values = [done[i] for i in order], folds[order], values[order]
-    if not done or not len(drawn):
+    if not len(drawn):
         return Ranking(tuple(done), folds, values)
     found = [
         roc.mean_resamples(
