@@ -88,10 +88,20 @@ def call(*arguments) -> tuple[int, str, str]:
 
 def start(*arguments, **options) -> subprocess.Popen:
     """Starts the command line as a process of its own."""
+    return _start("-m", "dpa_jax", *map(str, arguments), **options)
+
+
+def start_code(code, *arguments, **options) -> subprocess.Popen:
+    """Starts a program given as its text; it can import the tests."""
+    return _start("-c", code, *map(str, arguments), **options)
+
+
+def _start(*arguments, **options) -> subprocess.Popen:
     root = pathlib.Path(__file__).resolve().parents[1]
-    path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
+    known = [str(root), str(root / "tests"), os.environ.get("PYTHONPATH")]
+    path = os.pathsep.join(filter(None, known))
     return subprocess.Popen(
-        [sys.executable, "-m", "dpa_jax", *map(str, arguments)],
+        [sys.executable, *arguments],
         env={**os.environ, "PYTHONPATH": path},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -66,10 +66,7 @@ def tune(options: argparse.Namespace) -> None:
     own, *others = workers.share(devices, options.workers)
     if others and own:
         workers.use(own)
-    arguments = [
-        a for a in sys.argv[1:] if not a.startswith(("--workers", "--devices"))
-    ]
-    with workers.running(arguments, others):
+    with workers.running(sys.argv[1:], others):
         cache.enable(training=True)
         _, lines = study.tune(config, search, folder, storage=options.storage)
     print("\n".join(lines))

@@ -50,7 +50,8 @@ def running(
       arguments: of the command line, for each.
       shares: the devices of each.
     """
-    command = [sys.executable, "-m", "dpa_jax", *arguments]
+    # of an option that is given twice, the last counts
+    command = [sys.executable, "-m", "dpa_jax", *arguments, "--workers=1"]
     processes = [
         # what was found, this process prints
         subprocess.Popen(
