@@ -88,20 +88,10 @@ def call(*arguments) -> tuple[int, str, str]:
 
 def start(*arguments, **options) -> subprocess.Popen:
     """Starts the command line as a process of its own."""
-    return _start("-m", "dpa_jax", *map(str, arguments), **options)
-
-
-def start_code(code, *arguments, **options) -> subprocess.Popen:
-    """Starts a program given as its text; it can import the tests."""
-    return _start("-c", code, *map(str, arguments), **options)
-
-
-def _start(*arguments, **options) -> subprocess.Popen:
     root = pathlib.Path(__file__).resolve().parents[1]
-    known = [str(root), str(root / "tests"), os.environ.get("PYTHONPATH")]
-    path = os.pathsep.join(filter(None, known))
+    path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
     return subprocess.Popen(
-        [sys.executable, *arguments],
+        [sys.executable, "-m", "dpa_jax", *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": path},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

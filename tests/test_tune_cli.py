@@ -5,7 +5,7 @@ import run_factory
 import study_factory
 
 from dpa_jax import errors
-from dpa_jax.verbs import others, workers
+from dpa_jax.verbs import workers
 
 pytest.importorskip("optuna", reason="the extra tune is not installed")
 
@@ -108,13 +108,6 @@ def test_new_study_needs_both_files(files, name):
     assert f"--{name} is missing" in err and "holds no study yet" in err
 
 
-def test_fields_of_a_search_are_for_tune_alone():
-    code, _, err = run_factory.call(
-        "train", "--config=configs/default.py", "--workdir=x", "--search.folds=2"
-    )
-    assert code == 2 and "unrecognized arguments: --search.folds=2" in err
-
-
 def test_learning_curve_is_drawn_from_the_study_s_folder(monkeypatch, tmp_path):
     def drawn(folder, counts, draws, *, storage):
         assert (folder, counts, draws, storage) == (tmp_path, [0, 5], 3, "url")
@@ -125,12 +118,6 @@ def test_learning_curve_is_drawn_from_the_study_s_folder(monkeypatch, tmp_path):
     code, out, err = run_factory.call("tune", f"--workdir={tmp_path}", *flags)
     assert code == 0, err
     assert "5 anomalies: test ROC AUC 0.5000, deviation 0.2500" in out
-
-
-def test_doctor_names_the_extra(monkeypatch):
-    monkeypatch.setattr(others.importlib.util, "find_spec", lambda name: None)
-    code, out, _ = run_factory.call("doctor")
-    assert code == 0 and "pip install 'dpa_jax[tune]'" in out
 
 
 # --- several workers and their devices ---
@@ -150,48 +137,41 @@ def test_devices_are_shared_out_and_none_twice():
         workers.share(["0", "1"], 3)
 
 
-def test_each_worker_is_started_with_its_devices(files, called, monkeypatch):
-    started, argv = [], ["dpa-jax", "tune", "--workers=3", "--devices=0,1,2", "--x=y"]
+@pytest.fixture
+def started(monkeypatch):
+    """Notes the workers and their signals, in the place of starting them."""
+    noted = []
 
     class Process:
         returncode = 0
 
         def __init__(self, command, stdout):
-            started.append(command[3:])
+            noted.append(command[3:])
 
         def wait(self):
             return 0
 
         def poll(self):
-            return 0
+            return None
+
+        send_signal = noted.append
 
     monkeypatch.setattr(workers.subprocess, "Popen", Process)
+    return noted
+
+
+def test_each_worker_is_started_with_its_devices(files, called, started, monkeypatch):
+    argv = ["dpa-jax", "tune", "--workers=3", "--devices=0,1,2", "--x=y"]
     monkeypatch.setattr(workers.sys, "argv", argv)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     code, out, err = tune(files, "--workers=3", "--devices=0,1,2")
     assert (code, out) == (0, "the line\n"), err
     end = ["--workers=1", "--devices=1"], ["--workers=1", "--devices=2"]
-    assert started == [[*argv[1:], *each] for each in end]
+    assert started[:2] == [[*argv[1:], *each] for each in end]
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
 
 
-def test_workers_are_interrupted_with_the_one_that_started_them(monkeypatch):
-    signals = []
-
-    class Process:
-        def __init__(self, command, stdout):
-            pass
-
-        def poll(self):
-            return None
-
-        def wait(self):
-            return 0
-
-        def send_signal(self, number):
-            signals.append(number)
-
-    monkeypatch.setattr(workers.subprocess, "Popen", Process)
+def test_workers_are_interrupted_with_the_one_that_started_them(started):
     with pytest.raises(KeyboardInterrupt), workers.running(["tune"], [[], []]):
         raise KeyboardInterrupt
-    assert signals == [workers.signal.SIGINT] * 2
+    assert started[2:] == [workers.signal.SIGINT] * 2

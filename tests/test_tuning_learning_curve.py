@@ -7,11 +7,11 @@ import run_factory
 import study_factory
 from PIL import Image
 
-from dpa_jax import config_files, errors, roc, workdir
+from dpa_jax import config_files, errors, workdir
 
 optuna = pytest.importorskip("optuna", reason="the extra tune is not installed")
 
-from dpa_jax.tuning import learning_curve, selection, trials  # noqa: E402
+from dpa_jax.tuning import learning_curve, trials  # noqa: E402
 
 # by trial, the AUC of each of four anomalies alone, in both of its folds
 POOL = [[0.9, 0.1, 0.5, 0.5], [0.2, 0.8, 0.6, 0.8], [0.1, 0.1, 0.1, 0.1]]
@@ -73,11 +73,6 @@ def study(tmp_path_factory):
 
 def curve(study, counts, draws=3):
     return learning_curve.learning_curve(study, counts, draws, visible=False)
-
-
-def test_table_of_scores_is_right():
-    for auc, scores in SCORES.items():
-        assert roc.auc(np.array(scores), np.array([0, 0, 1, 1])) == auc
 
 
 def test_all_anomalies_choose_as_the_means_say(study, tested):
@@ -156,9 +151,3 @@ def test_study_that_is_not_finished_or_not_there_is_refused(study, tmp_path):
     study_factory.finished(values, found, known, ["diverged"])
     with pytest.raises(errors.DpaError, match="1 trials left and 0 complete"):
         curve(values, [0])
-
-
-def test_scores_are_found_where_trials_leave_them(study):
-    assert selection.scores(study, 2, 1).relative_to(study).as_posix() == (
-        "trials/0002/fold_1/scores.npz"
-    )

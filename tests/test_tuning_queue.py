@@ -187,13 +187,6 @@ def test_heartbeats_are_recorded_until_the_trial_ends(join, monkeypatch):
     assert len(beaten) >= 3 and len(set(beaten)) == 1
 
 
-def test_failed_trial_keeps_its_reason_and_is_not_tried_again(join):
-    worker = join()
-    worker.end(worker.take(), reason="diverged")
-    assert queue.state(queue.latest(worker.study)[0]) == ("failed", "diverged")
-    assert worker.take().user_attrs["index"] == 1
-
-
 def test_median_prunes_what_is_below_it(join, monkeypatch):
     monkeypatch.setattr(queue, "STARTUP", 2)
     worker = join()

@@ -1,7 +1,6 @@
 import csv
 import sys
 
-import numpy as np
 import pytest
 import run_factory
 import study_factory
@@ -128,12 +127,3 @@ def test_losses_that_cannot_be_compared_are_not_ranked(tmp_path):
     ranking, lines = report.write(study, tmp_path, config, found)
     assert not ranking.trials and not (tmp_path / "best.json").exists()
     assert any("Not ranked" in line and "loss.l1" in line for line in lines)
-
-
-def test_equal_trials_have_no_importance(tmp_path):
-    found = study_factory.search(tmp_path)
-    ends = [[study_factory.fold([0.5, 0.5])] * 2] * 4
-    study = study_factory.finished(tmp_path, found, KNOWN, ends)
-    ranking, _ = report.write(study, tmp_path, run_factory.quick_config(), found)
-    assert np.ptp(ranking.values) == 0
-    assert not (tmp_path / "importance.png").exists()

@@ -41,13 +41,6 @@ def test_grid_has_every_combination_once_and_the_last_changes_fastest(tmp_path):
     assert random.plan() == [{}] * 3
 
 
-def test_suggestion_changes_a_copy_of_the_config(tmp_path, config):
-    found = study_factory.search(tmp_path)
-    made = found.config(config, {"rate": 0.01, "width": 4})
-    assert (made.optimizer.learning_rate, made.model.latent_channels) == (0.01, 4)
-    assert config.optimizer.learning_rate != 0.01
-
-
 def test_fold_s_config_has_the_options_of_the_search(tmp_path, config):
     found = study_factory.search(tmp_path, seed=7, early_stopping__patience=9)
     made = found.fold_config(config, 1)

@@ -15,14 +15,6 @@ from dpa_jax.tuning import selection  # noqa: E402
 NONE = np.zeros(0, np.int64)
 
 
-def test_auc_of_drawn_anomalies_is_the_mean_of_theirs():
-    folds = [study_factory.fold([0.2, 0.6, 1.0])]
-    assert selection.fold_values(folds, np.arange(3)) == pytest.approx([0.6])
-    assert selection.fold_values(folds * 2, np.array([0, 1])) == pytest.approx(
-        [0.4, 0.4]
-    )
-
-
 def test_auc_is_the_area_under_the_curve_with_ties(rng):
     fold = dataclasses.replace(
         study_factory.fold(normal=rng.integers(0, 20, 50)),
@@ -97,36 +89,6 @@ def test_interval_is_that_of_a_plain_bootstrap(rng):
     expected = np.percentile(found, [2.5, 97.5])
     assert ranking.intervals[0] == pytest.approx(expected, abs=0.012)
     assert ranking.bias == pytest.approx(np.mean(found) - ranking.values[0], abs=0.003)
-
-
-def test_only_the_drawn_anomalies_count(rng):
-    folds = noisy_folds(rng)
-    spoilt = [
-        dataclasses.replace(f, anomalies=np.r_[f.anomalies[:6], -9 * np.ones(6, "f")])
-        for f in folds
-    ]
-    one, other = (
-        selection.rank([study_factory.trial(0, *each)], np.arange(6), resamples=60)
-        for each in (folds, spoilt)
-    )
-    np.testing.assert_array_equal(one.intervals, other.intervals)
-
-
-def test_groups_of_normal_images_and_of_anomalies_are_resampled_whole(rng):
-    folds = noisy_folds(rng, groups=[str(i // 20) for i in range(40)])
-    (interval,) = selection.rank(
-        [study_factory.trial(0, *folds)], np.arange(12), ["slide"] * 12, resamples=200
-    ).intervals
-    # two groups of normal images and one of anomalies: few results are possible
-    parts = [(f.normal[:20], f.normal, f.normal[20:]) for f in folds]
-    means = [
-        np.mean(
-            [(f.anomalies[:, None] > n).mean() for f, n in zip(folds, ns, strict=True)]
-        )
-        for ns in ((a, b) for a in parts[0] for b in parts[1])
-    ]
-    for end in interval:
-        assert any(end == pytest.approx(mean, abs=1e-6) for mean in means)
 
 
 def test_bias_is_that_of_choosing_among_equal_trials(rng):

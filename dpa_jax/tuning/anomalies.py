@@ -49,8 +49,7 @@ def load(
       The pool; None if no source is named.
 
     Raises:
-      DpaError: they cannot be loaded, are too few, have no such column, or one is
-        normal.
+      DpaError: they cannot be loaded, are too few, lack a column, or one is normal.
     """
     source = options.source
     if not source:
@@ -108,9 +107,7 @@ def usable(normal: ImageSet, pool: Pool | None, parts: int) -> ImageSet:
 def check(
     pool: Pool, normal: ImageSet, kept: ImageSet, test: ImageSet | None
 ) -> list[str]:
-    """Refuses anomalies that the runs are trained or tested on.
-
-    That is by name or by pixels, and in the test set by patient or slide too.
+    """Refuses anomalies that are trained on, or tested on (or others of a patient).
 
     Args:
       pool: all of it is checked, drawn or not.

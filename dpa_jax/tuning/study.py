@@ -47,8 +47,7 @@ def tune(
       visible: whether to show progress on stderr.
 
     Returns:
-      The ranking, and lines to print. `best.json` in the folder is the config to train
-      again.
+      The ranking, and lines to print; the config to train again is in `best.json`.
 
     Raises:
       DpaError: the search or a config that it leads to cannot work, the folder or the
