@@ -1,11 +1,15 @@
 """Makes searches and studies without training: scores as given."""
 
 import numpy as np
+import pytest
 import run_factory
 
 from dpa_jax.data import ImageSet
-from dpa_jax.tuning import anomalies, queue, selection
-from dpa_jax.tuning import search as search_lib
+
+optuna = pytest.importorskip("optuna", reason="the extra tune is not installed")
+
+from dpa_jax.tuning import anomalies, queue, selection  # noqa: E402
+from dpa_jax.tuning import search as search_lib  # noqa: E402
 
 NORMAL = np.arange(10, dtype=np.float32)  # held-out scores 0 to 9 of every fold
 

@@ -5,11 +5,8 @@ import run_factory
 import study_factory
 
 from dpa_jax import errors
+from dpa_jax.tuning import learning_curve, study
 from dpa_jax.verbs import workers
-
-pytest.importorskip("optuna", reason="the extra tune is not installed")
-
-from dpa_jax.tuning import learning_curve, study  # noqa: E402
 
 
 @pytest.fixture

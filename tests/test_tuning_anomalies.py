@@ -3,16 +3,12 @@ import dataclasses
 import numpy as np
 import pytest
 import run_factory
+import study_factory
 
 from dpa_jax import errors
 from dpa_jax.data import ImageSet, test_set
-
-pytest.importorskip("optuna", reason="the extra tune is not installed")
-
-import study_factory  # noqa: E402
-
-from dpa_jax.tuning import anomalies  # noqa: E402
-from dpa_jax.tuning import search as search_lib  # noqa: E402
+from dpa_jax.tuning import anomalies
+from dpa_jax.tuning import search as search_lib
 
 
 def load(source, **more):

@@ -8,10 +8,7 @@ import study_factory
 from PIL import Image
 
 from dpa_jax import config_files, errors, workdir
-
-optuna = pytest.importorskip("optuna", reason="the extra tune is not installed")
-
-from dpa_jax.tuning import learning_curve, trials  # noqa: E402
+from dpa_jax.tuning import learning_curve, trials
 
 # by trial, the AUC of each of four anomalies alone, in both of its folds
 POOL = [[0.9, 0.1, 0.5, 0.5], [0.2, 0.8, 0.6, 0.8], [0.1, 0.1, 0.1, 0.1]]

@@ -9,12 +9,10 @@ import time
 
 import pytest
 import study_factory
+from study_factory import optuna
 
 from dpa_jax import errors
-
-optuna = pytest.importorskip("optuna", reason="the extra tune is not installed")
-
-from dpa_jax.tuning import queue, study  # noqa: E402
+from dpa_jax.tuning import queue, study
 
 
 @pytest.fixture(scope="module")

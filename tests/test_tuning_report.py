@@ -7,10 +7,7 @@ import study_factory
 from PIL import Image
 
 from dpa_jax import config_files
-
-optuna = pytest.importorskip("optuna", reason="the extra tune is not installed")
-
-from dpa_jax.tuning import report  # noqa: E402
+from dpa_jax.tuning import report
 
 # by trial, the AUC in each of two folds of the two drawn anomalies and of another
 AUCS = [

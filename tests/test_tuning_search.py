@@ -5,10 +5,7 @@ import run_factory
 import study_factory
 
 from dpa_jax import config_files, errors, validation
-
-optuna = pytest.importorskip("optuna", reason="the extra tune is not installed")
-
-from dpa_jax.tuning import search as search_lib  # noqa: E402
+from dpa_jax.tuning import search as search_lib
 
 CONFIGS = pathlib.Path(search_lib.__file__).parents[2] / "configs"
 SEARCHES = [

@@ -7,10 +7,7 @@ import sklearn.metrics
 import study_factory
 
 from dpa_jax import errors
-
-pytest.importorskip("optuna", reason="the extra tune is not installed")
-
-from dpa_jax.tuning import selection  # noqa: E402
+from dpa_jax.tuning import selection
 
 NONE = np.zeros(0, np.int64)
 

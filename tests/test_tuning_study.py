@@ -5,14 +5,12 @@ import numpy as np
 import pytest
 import run_factory
 import study_factory
+from study_factory import optuna
 
 import dpa_jax
 from dpa_jax import config_files, data, errors, folds, stages, stopping, training
-
-optuna = pytest.importorskip("optuna", reason="the extra tune is not installed")
-
-from dpa_jax.tuning import queue, selection, study, trials  # noqa: E402
-from dpa_jax.tuning import search as search_lib  # noqa: E402
+from dpa_jax.tuning import queue, selection, study, trials
+from dpa_jax.tuning import search as search_lib
 
 
 @pytest.fixture(scope="module")
