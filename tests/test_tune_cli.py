@@ -142,7 +142,7 @@ def started(monkeypatch):
     class Process:
         returncode = 0
 
-        def __init__(self, command, stdout):
+        def __init__(self, command, **options):
             noted.append(command[3:])
 
         def wait(self):

@@ -5,6 +5,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -110,6 +111,33 @@ def test_dead_worker_that_comes_back_does_not_end_the_trial(join, tmp_path):
     assert states(other)[0] == "running"
     other.end(again, 0.5)
     assert queue.latest(other.study)[0].value == 0.5
+
+
+def test_one_worker_takes_a_trial_at_a_time(join, monkeypatch):
+    # Optuna alone lets workers of SQLite take one trial: three took 13 of 150 twice
+    one, other, taken = join(), join(), []
+    inside, may_leave = threading.Event(), threading.Event()
+    fail_stale_trials = optuna.storages.fail_stale_trials
+
+    def slow(study):
+        fail_stale_trials(study)
+        inside.set()
+        assert may_leave.wait(60)
+
+    monkeypatch.setattr(optuna.storages, "fail_stale_trials", slow)
+    workers = [
+        threading.Thread(target=lambda w=w: taken.append(w.take().user_attrs["index"]))
+        for w in (one, other)
+    ]
+    workers[0].start()
+    assert inside.wait(60)
+    inside.clear()
+    workers[1].start()
+    assert not inside.wait(0.3) and not taken
+    may_leave.set()
+    for worker in workers:
+        worker.join()
+    assert sorted(taken) == [0, 1]
 
 
 def killed(*_, **__):

@@ -57,6 +57,7 @@ def running(
         subprocess.Popen(
             [*command, *([f"--devices={','.join(devices)}"] if devices else [])],
             stdout=subprocess.DEVNULL,
+            start_new_session=True,  # so that an interrupt comes from here, and once
         )
         for devices in shares
     ]
