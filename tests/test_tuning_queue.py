@@ -6,7 +6,6 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 import study_factory
@@ -196,23 +195,6 @@ def test_interrupted_worker_leaves_its_trial_and_that_is_no_death(join):
         assert states(worker) == ["waiting"] and queue.left(worker.study) == 4
 
 
-def test_heartbeats_are_recorded_until_the_trial_ends(join, monkeypatch):
-    monkeypatch.setattr(queue, "INTERVAL", 0.05)
-    beaten = []
-    worker = join()
-    record = worker._storage.record_heartbeat
-    monkeypatch.setattr(
-        worker._storage, "record_heartbeat", lambda n: [beaten.append(n), record(n)]
-    )
-    with worker.beating():
-        trial = worker.take()
-        deadline = time.monotonic() + 20
-        while len(beaten) < 3 and time.monotonic() < deadline:
-            time.sleep(0.01)
-        worker.end(trial, 0.5)
-    assert len(beaten) >= 3 and len(set(beaten)) == 1
-
-
 def test_median_prunes_what_is_below_it(join, monkeypatch):
     monkeypatch.setattr(queue, "STARTUP", 2)
     worker = join()
@@ -265,7 +247,8 @@ with queue.reaching():
     with worker.beating():
         while (trial := worker.take()) is not None or queue.left(worker.study):
             print(trial and trial.user_attrs["index"], flush=True)
-            time.sleep(0.2 if trial is None else 0.1)
+            # the first lasts longer than a worker may be silent
+            time.sleep(0.2 if trial is None else 4 if trial.number < 3 else 0.1)
             if trial is not None:
                 worker.end(trial, trial.suggest_float("x", 0, 1))
 """
