@@ -31,7 +31,7 @@ def test_kinds_are_the_first_subfolders(tmp_path):
     run_factory.write_folder(tmp_path / "pool" / "mass" / "left", 2)
     run_factory.write_folder(tmp_path / "pool" / "nodule", 2, seed=1)
     run_factory.write_folder(tmp_path / "pool", 1, seed=2)
-    pool = load(tmp_path / "pool")
+    pool = load(f"{tmp_path / 'pool'}/")
     assert pool.kinds == ("", "mass", "mass", "nodule", "nodule")
     assert pool.images.images.shape == (5, 8, 8, 1)  # as the config says
 
@@ -118,7 +118,7 @@ def test_a_few_images_are_left_out_to_make_folds_equal():
 def test_report_says_what_could_not_be_checked():
     normal = image_set(groups=list("abcd"))
     assert "No test set was named" in check(normal, None)
-    assert "anomalies or normal images are unknown" in check(image_set(), None)
+    assert "share no image (patients are unknown)" in check(image_set(), None)
     assert "(patients are unknown)" in check(normal, image_set(6, 2))
     apart = image_set(6, 2, groups=list("efghij"))
     assert "the 6 test images share no image, patient or slide" in check(normal, apart)

@@ -79,8 +79,8 @@ def load(
         )
     kinds = [_text(value) for value in columns.get(options.kind or "kind", ())]
     if not kinds:  # the first subfolder, if it is a folder
-        folder = os.path.expanduser(source) + os.sep
-        inside = [path.removeprefix(folder).partition(os.sep) for path in images.paths]
+        folder = os.path.expanduser(source)
+        inside = [os.path.relpath(p, folder).partition(os.sep) for p in images.paths]
         kinds = [p[0] if p[1] and os.path.isdir(folder) else "" for p in inside]
     drawn = draw(len(images), options.count, options.seed)
     return Pool(images, tuple(kinds), drawn)
@@ -129,7 +129,7 @@ def check(
         "that share none with the rest)."
     ]
     if ours.groups is None or normal.groups is None:
-        found = ["Patients or slides of anomalies or normal images are unknown."]
+        found = ["Anomalies and normal images share no image (patients are unknown)."]
     if uneven := len(normal) - len(kept) - out:
         found.append(f"{uneven:,} normal images are left out to make folds equal.")
     if test is None:
