@@ -4,9 +4,9 @@ Runs the loop of `dpa-jax train` on made-up images, with all it writes, into a f
 that is deleted afterwards. On GPU and TPU the next stage is compiled while one trains,
 so that compiling takes longer than training waits for it; both are shown. Speed and
 memory are noted all along, so that a long run shows whether it keeps both: the last
-third of each stage is compared with its first. With `--through=engine` nothing is read
-or written: the same programs take the same number of steps, stage after stage, each
-from its initial weights.
+third of each stage is compared with its first. With `--through=programs` nothing is
+read or written: the same programs take the same number of steps, stage after stage,
+each from its initial weights.
 """
 
 import math
@@ -16,8 +16,9 @@ import time
 from typing import Any
 
 from benchmarks import measure, problem, train_step
-from dpa_jax import config as config_lib
-from dpa_jax import engine, errors, step
+from dpa_jax import errors
+from dpa_jax.ops import compute
+from dpa_jax.platform import Platform
 
 COLUMNS = {
     "stage": "s",
@@ -49,18 +50,18 @@ def run(argv: list[str]) -> None:
     add("--batch", type=int, help="images per step; as configured if left out")
     add("--steps-scale", type=float, default=1.0, help="times every stage's steps")
     add("--window", type=float, metavar="S", help="between looks at memory; 60 s")
-    add("--precision", default="auto", choices=config_lib.PRECISIONS)
+    add("--precision", default="auto", choices=train_step.PRECISIONS)
     add("--residency", default="auto", choices=("auto", "device", "stream"))
-    add("--through", default="train", choices=("train", "engine"))
+    add("--through", default="train", choices=("train", "programs"))
     add("--images", type=int, default=4096, help="training images")
     add("--weights", default="random:0", help="of VGG19, or a file")
     args = parser.parse_args(argv)
     load = measure.load_before()
-    if args.through == "engine":
+    if args.through == "programs":
         if args.residency == "stream":
-            raise errors.UsageError("--through=engine keeps images on the device")
+            raise errors.UsageError("--through=programs keeps images on the device")
         if args.window is not None:
-            raise errors.UsageError("--through=engine does not look at memory")
+            raise errors.UsageError("--through=programs does not look at memory")
     elif args.window is None:
         args.window = 60.0
     for name, value in (("steps-scale", args.steps_scale), ("window", args.window)):
@@ -76,7 +77,7 @@ def run(argv: list[str]) -> None:
     found = (
         through_train(given, args.window)
         if args.through == "train"
-        else through_engine(given)
+        else through_programs(given)
     )
     rows = found.pop("rows")
     measure.show(rows, COLUMNS)
@@ -99,25 +100,24 @@ def through_train(given: problem.Problem, window: float) -> dict[str, Any]:
     except ImportError as error:
         raise errors.DpaError(
             f"a whole run needs all that dpa_jax depends on, and {error.name} is "
-            "missing: pip install dpa_jax, or give --through=engine"
+            "missing: pip install dpa_jax, or give --through=programs"
         ) from error
     with tempfile.TemporaryDirectory() as folder:
         return timed_run.whole_run(given, pathlib.Path(folder), window)
 
 
-def through_engine(given: problem.Problem) -> dict[str, Any]:
+def through_programs(given: problem.Problem) -> dict[str, Any]:
     """Runs every stage's program for as many steps as a run would.
 
     Returns:
       As `through_train`, without what only files take.
     """
-    precision, batch = engine.precision(given.config.precision), given.config.batch_size
+    precision = compute.resolve(given.config.precision, Platform.here().backend)
+    batch = given.config.batch_size
     rows: list[dict[str, Any]] = []
     begun = time.perf_counter()
     for stage in given.plan:
-        spec = step.StepSpec.from_config(given.config, stage, precision)
-        steps = engine.steps_per_chunk(spec, batch)
-        made = train_step.ours(given, spec, 0, train_step.batches(given, steps))
+        made = train_step.ours(given, stage, precision)
         started = time.perf_counter()
         made.run(stage.steps)
         spent = time.perf_counter() - started

@@ -22,7 +22,7 @@ import ml_collections
 from benchmarks import experiment_table, measure
 from benchmarks.experiment_table import EXPERIMENTS, PROTOCOLS, Experiment
 from dpa_jax import config as config_lib
-from dpa_jax import errors, metrics, stages, validation
+from dpa_jax import console, errors, stages, validation
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -87,7 +87,7 @@ def run(argv: list[str]) -> None:
         if work and left:
             seconds = round(spent / work * left)
             more = f"; about {datetime.timedelta(seconds=seconds)} left"
-        metrics.say(
+        console.print_line(
             f"{number + 1} of {len(planned)} runs: {one.group} {one.name}, seed "
             f"{config.seed}: {told}{more}"
         )

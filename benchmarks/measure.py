@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
-from dpa_jax import errors, step, workdir
+from dpa_jax import errors, step, vgg, workdir
+from dpa_jax.ops.compute import Compute
 
 T = TypeVar("T")
 K = TypeVar("K")
@@ -233,9 +234,10 @@ def matmul_peak(precision: str, with_torch: bool) -> dict[str, float]:
       TFLOP/s by library: a square of 8,192, or 2,048 on CPU, of normal numbers.
     """
     size = 2048 if jax.default_backend() == "cpu" else 8192
-    dtype = step.compute_dtype(precision)
-    a, b = (jax.random.normal(jax.random.key(i), (size, size), dtype) for i in (0, 1))
-    with step.exact(precision):
+    compute = Compute(precision, jax.default_backend())
+    shape = (size, size)
+    a, b = (jax.random.normal(jax.random.key(i), shape, compute.dtype) for i in (0, 1))
+    with compute.matmul_precision():
         multiply = jax.jit(jnp.matmul).lower(a, b).compile()
 
     def with_jax(count: int) -> None:
@@ -256,6 +258,26 @@ def matmul_peak(precision: str, with_torch: bool) -> dict[str, float]:
     return {name: work / statistics.median(seconds) for name, seconds in each.items()}
 
 
+def vgg_operations(spec: step.StepSpec, batch_size: int, cached: bool) -> float:
+    """Counts the floating-point operations of VGG19 in one step.
+
+    The real images forward, unless their features are cached, the reconstructions
+    forward, and the gradient with respect to these; at half the resolution as well in a
+    transition with the smooth loss. The real ones' are shared by the members of a
+    population. The autoencoder's own are a few percent more.
+    """
+    total = 0
+    for loss, resolution in (
+        (spec.loss.full, spec.stage.resolution),
+        (spec.loss.half, spec.stage.resolution // 2),
+    ):
+        if loss is not None and loss.layers:
+            layer = vgg.deepest([name for name, _ in loss.layers])
+            total += vgg.multiply_adds(layer, resolution)
+    passes = 2 * spec.members + (0 if cached else 1)
+    return 2.0 * total * passes * batch_size
+
+
 # --- memory
 
 
@@ -271,11 +293,11 @@ def with_resident_peak(work: Callable[[], T]) -> tuple[T, int | None]:
         trim(0)  # what glibc keeps would be taken again unseen
     try:
         pathlib.Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
-        before = _resident("VmRSS")
+        before = resident("VmRSS")
     except OSError:
         return work(), None
     result = work()
-    return result, max(0, _resident("VmHWM") - before)
+    return result, max(0, resident("VmHWM") - before)
 
 
 def process_bytes() -> int | None:
@@ -284,7 +306,7 @@ def process_bytes() -> int | None:
     Only Linux does.
     """
     try:
-        return _resident("VmRSS")
+        return resident("VmRSS")
     except OSError:
         return None
 
@@ -297,7 +319,12 @@ def device_bytes() -> int:
     return sum(array.nbytes for array in jax.live_arrays())
 
 
-def _resident(field: str) -> int:
+def resident(field: str) -> int:
+    """Returns a size that Linux keeps of this process, such as `VmRSS`, in bytes.
+
+    Raises:
+      OSError: the system does not tell.
+    """
     for line in pathlib.Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024

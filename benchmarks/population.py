@@ -5,15 +5,15 @@ the features of the real images are computed once for all. Images per second cou
 member's: what N runs one after the other would need to reach.
 """
 
-import dataclasses
 import statistics
 from typing import Any
 
 import jax
 
 from benchmarks import measure, problem, train_step
-from dpa_jax import config as config_lib
-from dpa_jax import engine, errors, parallel, step
+from dpa_jax import errors, parallel
+from dpa_jax.ops import compute
+from dpa_jax.stages import Stage
 
 COLUMNS = {
     "stage": "s",
@@ -40,7 +40,7 @@ def run(argv: list[str]) -> None:
     add("--batch", type=int, help="images per step; as configured if left out")
     add("--stages", default="all", help="all, or names such as 64_stabilization,...")
     add("--members", default="1,2,4,8", help="runs at once to compare")
-    add("--precision", default="auto", choices=config_lib.PRECISIONS)
+    add("--precision", default="auto", choices=train_step.PRECISIONS)
     add("--cache-targets", default="auto", choices=("auto", "always", "never"))
     add("--repeats", type=int, default=5, help="turns of each number of members")
     add("--seconds", type=float, default=0.5, help="that one turn takes, about")
@@ -56,12 +56,13 @@ def run(argv: list[str]) -> None:
     given = problem.make(args.config, args.images, "random:0", args.batch)
     given = given.changed({"perceptual.cache_targets": args.cache_targets})
     parallel.check_batch(given.config.batch_size, jax.device_count())
-    precision = engine.precision(args.precision)
+    precision = compute.resolve(args.precision, jax.default_backend())
     print(problem.NOTE)
     rows: list[dict[str, Any]] = []
     for stage in given.select(args.stages):
-        single = step.StepSpec.from_config(given.config, stage, precision)
-        found = measure_stage(given, single, counts, args.repeats, args.seconds)
+        found = measure_stage(
+            given, stage, precision, counts, args.repeats, args.seconds
+        )
         measure.show(found, COLUMNS)
         rows += found
         measure.write(
@@ -71,19 +72,17 @@ def run(argv: list[str]) -> None:
 
 def measure_stage(
     given: problem.Problem,
-    single: step.StepSpec,
+    stage: Stage,
+    precision: str,
     counts: list[int],
     repeats: int,
     seconds: float,
 ) -> list[dict[str, Any]]:
     """Measures one stage with each number of members; returns a row for each."""
-    stage, batch = single.stage, given.config.batch_size
-    first = stage.steps // 2 if stage.transition else 0
-    contestants = {}
-    for count in counts:
-        spec = dataclasses.replace(single, members=count)
-        images = train_step.batches(given, engine.steps_per_chunk(spec, batch))
-        contestants[count] = train_step.ours(given, spec, first, images)
+    batch = given.config.batch_size
+    contestants = {
+        count: train_step.ours(given, stage, precision, count) for count in counts
+    }
     turns = {
         count: measure.sized(made.run, made.unit, seconds)
         for count, made in contestants.items()
@@ -98,7 +97,7 @@ def measure_stage(
                 "stage": stage.name,
                 "members": count,
                 "batch": batch,
-                "precision": single.precision,
+                "precision": precision,
                 "ms_per_step": 1e3 * each,
                 "member_images_per_second": count * batch / each,
                 "turns_ms_per_step": [1e3 * s for s in spent[count]],

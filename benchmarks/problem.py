@@ -15,6 +15,9 @@ import numpy as np
 
 from dpa_jax import config as config_lib
 from dpa_jax import config_files, errors, frozen, models, stages, state, validation, vgg
+from dpa_jax.platform import Platform
+from dpa_jax.training import run as run_lib
+from dpa_jax.training import setup as setup_lib
 from dpa_jax.weights import statistics_files
 
 NOTE = (
@@ -61,6 +64,29 @@ class Problem:
                     f"{', '.join(known)}"
                 )
         return [known[name] for name in names]
+
+    def setup(self, precision: str, members: int = 1) -> setup_lib.Setup:
+        """Returns what `train` derives from it, images on the device.
+
+        The next stage is not compiled while one is measured.
+
+        Args:
+          precision: to compute in.
+          members: runs at once, all of the same parameters.
+        """
+        config = self.changed({"data.residency": "device"}).config
+        one = run_lib.Run(config, pathlib.Path(), self.parameters)
+        platform = dataclasses.replace(Platform.here(), compiles_ahead=False)
+        problem = setup_lib.Problem(
+            plan=self.plan,
+            images=self.images,
+            rows=np.arange(len(self.images)),
+            held_out=np.zeros(0, np.int64),
+            weights=self.weights,
+            statistics=self.statistics,
+            precision=precision,
+        )
+        return setup_lib.Setup([one] * members, problem, platform)
 
 
 def make(

@@ -55,10 +55,10 @@ def run(argv: list[str]) -> None:
     missing = [name for name in WRITERS if importlib.util.find_spec(name) is None]
     if missing and any("end_to_end" in part for part in chosen):
         print(
-            f"{', '.join(missing)} not installed: whole runs go through the engine "
+            f"{', '.join(missing)} not installed: whole runs go through their programs "
             "alone, without files"
         )
-        whole.append("--through=engine")
+        whole.append("--through=programs")
     parts = {
         "nih": (train_step.main, [f"--config={NIH}", *steps]),
         "score": (score.main, [f"--config={NIH}", *turns, f"--batch={args.batch}"]),

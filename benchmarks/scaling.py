@@ -13,8 +13,7 @@ import sys
 import tempfile
 from typing import Any
 
-from benchmarks import measure, problem
-from dpa_jax import config as config_lib
+from benchmarks import measure, problem, train_step
 from dpa_jax import errors
 
 COLUMNS = {
@@ -42,7 +41,7 @@ def run(argv: list[str]) -> None:
     add("--stages", default="all", help="all, or names such as 64_stabilization,...")
     add("--devices", default="1,2,4,8", help="numbers of devices to compare")
     add("--virtual-devices", type=int, default=0, metavar="N", help="of a CPU")
-    add("--precision", default="auto", choices=config_lib.PRECISIONS)
+    add("--precision", default="auto", choices=train_step.PRECISIONS)
     add("--repeats", type=int, default=5, help="turns of each number of devices")
     add("--seconds", type=float, default=0.5, help="that one turn takes, about")
     add("--images", type=int, default=4096, help="training images, on every device")

@@ -16,8 +16,10 @@ import numpy as np
 
 from benchmarks import measure, problem
 from benchmarks.train_step import TOLERANCE
-from dpa_jax import errors, score
+from dpa_jax import errors
 from dpa_jax import images as images_lib
+from dpa_jax.platform import Platform
+from dpa_jax.scorer import Scorer
 
 COLUMNS = {
     "implementation": "s",
@@ -143,10 +145,10 @@ def measure_batch(
     ]
 
 
-def ours(given: problem.Problem, precision: str) -> score.Scorer:
+def ours(given: problem.Problem, precision: str) -> Scorer:
     """Makes what `dpa_jax.load` returns for a run at the end of its last stage."""
     stage = given.plan[-1]
-    return score.Scorer(
+    return Scorer(
         given.config,
         stage,
         stage.end,
@@ -155,6 +157,7 @@ def ours(given: problem.Problem, precision: str) -> score.Scorer:
         given.statistics,
         batch_size=given.config.batch_size,
         precision=precision,
+        platform=Platform.here(),
     )
 
 

@@ -1,78 +1,106 @@
 """A whole training run that notes where its time goes."""
 
+import contextlib
 import pathlib
 import statistics
 import time
+from collections.abc import Sequence
 from typing import Any
+from unittest import mock
 
 import jax
 
 from benchmarks import measure, problem
-from dpa_jax import checkpoint, data, engine, errors, frozen
-from dpa_jax import stages as stages_lib
-from dpa_jax.member import Member
-from dpa_jax.run import Run
+from dpa_jax import errors, training, workdir
+from dpa_jax.stages import Stage
+from dpa_jax.training import programs, samples
+from dpa_jax.training.run import Run
+from dpa_jax.training.setup import Setup
 
 # of a stage, in seconds; `wait_s` is the part of `compile_s` that training waits for
 PARTS = ("train_s", "targets_s", "wait_s", "compile_s", "checkpoint_s", "samples_s")
 
 
-class TimedRun(Run):
-    """A run that notes where the time of each stage goes.
+class Timing:
+    """Notes where the time of each stage goes while a run trains in its `with` block.
+
+    Args:
+      plan: the stages of the run.
+      window: about how many seconds lie between looks at speed and memory.
 
     Attributes:
       spent: for each stage's name its seconds by part; see `PARTS`.
-      windows: for each stage's name how fast it went and what memory it held, about
-        every `window` seconds; see `note`.
+      windows: for each stage's name how fast it went and what memory it held; see
+        `note`.
+      begun: when the first stage began to wait for its program.
+      ended: when the last of these parts was done.
     """
 
-    def __init__(self, *args, window: float, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.spent = {stage.name: dict.fromkeys(PARTS, 0.0) for stage in self.plan}
-        self.windows = {stage.name: [] for stage in self.plan}
-        self._current, self._window = self.plan[0].name, window
+    def __init__(self, plan: Sequence[Stage], window: float):
+        self.spent = {stage.name: dict.fromkeys(PARTS, 0.0) for stage in plan}
+        self.windows: dict[str, list[dict[str, Any]]] = {s.name: [] for s in plan}
+        self.begun = self.ended = 0.0
+        self._window, self._current = window, plan[0].name
+        self._patches = contextlib.ExitStack()
 
-    def add(self, part: str, begun: float, stage: str | None = None) -> None:
-        """Adds the seconds since `begun` to a part of a stage."""
-        self.spent[stage or self._current][part] += time.perf_counter() - begun
+    def __enter__(self) -> "Timing":
+        """Puts clocks around the parts of training."""
+        for owner, name, part in (
+            (Setup, "_compile", "compile_s"),
+            (Setup, "compiled", "wait_s"),
+            (programs, "compute_targets", "targets_s"),
+            (Run, "save", "checkpoint_s"),
+            (samples, "write", "samples_s"),
+        ):
+            timed = self.timed(part, getattr(owner, name))
+            self._patches.enter_context(mock.patch.object(owner, name, timed))
+        fed = self.fed(Setup.feed)
+        self._patches.enter_context(mock.patch.object(Setup, "feed", fed))
+        return self
 
-    def compile(self, stage) -> engine.Program:
-        """Notes how long the compiler worked, in the background or not."""
-        begun = time.perf_counter()
-        program = super().compile(stage)
-        self.add("compile_s", begun, stage.name)
-        return program
+    def __exit__(self, *_) -> None:
+        """Takes the clocks away."""
+        self._patches.close()
 
-    def targets(self, stage):
-        """Notes how long computing the targets took; it is done before the stage is."""
-        self._current = stage.name
-        begun = time.perf_counter()
-        found = jax.block_until_ready(super().targets(stage))
-        self.add("targets_s", begun)
-        return found
+    def timed(self, part: str, function):
+        """Returns a function that does the same and notes how long it took.
 
-    def say(self, stage, program, targets, seconds) -> None:
-        """Notes how long training stood still for the program."""
-        super().say(stage, program, targets, seconds)
-        spent = self.spent[stage.name]
-        spent["wait_s"] = seconds - spent["targets_s"]
-        self._mark = time.perf_counter(), stage.start
+        A checkpoint is handed over in that time; Orbax writes it later.
+        """
 
-    def stage(self, program, train_state, targets, done) -> None:
-        """Notes how long the steps took, less what was written in between."""
-        begun = time.perf_counter()
-        super().stage(program, train_state, targets, done)
-        self.add("train_s", begun)
-        spent = self.spent[self._current]
-        spent["train_s"] -= spent["checkpoint_s"] + spent["samples_s"]
+        def run(*arguments):
+            begun, name = time.perf_counter(), self._current
+            for stage in arguments:
+                if isinstance(stage, Stage):
+                    name = stage.name  # another than the current if compiled ahead
+            if part == "wait_s":
+                self._current, self.begun = name, self.begun or begun
+            result = jax.block_until_ready(function(*arguments))
+            self.ended = time.perf_counter()
+            self.spent[name][part] += self.ended - begun
+            return result
 
-    def record(self, pending) -> None:
-        """Notes a window when one is full."""
-        super().record(pending)
-        if pending is not None:
-            self.note(pending.stage, pending.first + pending.steps)
+        return run
 
-    def note(self, stage: stages_lib.Stage, end: int) -> None:
+    def fed(self, feed):
+        """Returns the same generator of a stage's chunks, its time that of the steps.
+
+        Less what was written in between.
+        """
+
+        def run(setup: Setup, stage: Stage, *rest):
+            begun, spent = time.perf_counter(), self.spent[stage.name]
+            self._mark = begun, stage.start
+            for chunk, data, rows in feed(setup, stage, *rest):
+                yield chunk, data, rows
+                self.note(stage, chunk.end)
+            self.ended = time.perf_counter()
+            written = spent["checkpoint_s"] + spent["samples_s"]
+            spent["train_s"] = self.ended - begun - written
+
+        return run
+
+    def note(self, stage: Stage, end: int) -> None:
         """Notes the window that ends with step `end` of the run, if it is long enough.
 
         Its `ms_per_step` is of all that happened meanwhile, with what was written.
@@ -90,18 +118,6 @@ class TimedRun(Run):
             }
         )
 
-    def save(self, train_state, stage, end, look) -> None:
-        """Notes how long handing over a checkpoint took; Orbax writes it later."""
-        begun = time.perf_counter()
-        super().save(train_state, stage, end, look)
-        self.add("checkpoint_s", begun)
-
-    def samples(self, member, parameters, stage, number) -> None:
-        """Notes how long drawing took."""
-        begun = time.perf_counter()
-        super().samples(member, parameters, stage, number)
-        self.add("samples_s", begun)
-
 
 def whole_run(
     given: problem.Problem, folder: pathlib.Path, window: float
@@ -114,76 +130,61 @@ def whole_run(
       window: seconds between looks at speed and memory.
 
     Returns:
-      Seconds: `total_s` of all but drawing images and weights; of it `data_s` (reading
-      the .npz), `prepare_s` (statistics, moving images to the device), the sums of
-      `PARTS`, `closing_s` (waiting for the last checkpoint) and `other_s` (the rest,
-      such as initial parameters); and `rows`, the same for each stage.
+      Seconds: `total_s` of all; of it `data_s` (reading the .npz), `prepare_s` (the
+      workdir, VGG19's weights, initial parameters, moving images to the device), the
+      sums of `PARTS`, `closing_s` (waiting for the last checkpoint) and `other_s` (the
+      rest, such as a stage's first state); and `rows`, the same for each stage.
     """
     config = problem.as_run(given, folder)
-    workdir = folder / "run"
-    workdir.mkdir()
+    run = folder / "run"
     begun = time.perf_counter()
-    images = data.load(config.data.train, data.Preprocessing.from_config(config)).images
+    images = training.training_images(config, visible=False)
     loaded = time.perf_counter()
-    layers, weights = (
-        frozen.layers_in_use(config, given.plan),
-        jax.device_put(given.weights),
-    )
-    statistics = frozen.load_or_compute_statistics(
-        config, layers, weights, images, workdir, False
-    )
-    ends = [stage.end for stage in given.plan]
-    with checkpoint.Checkpoints(workdir, keep=ends) as checkpoints:
-        member = Member(config, workdir, checkpoints)
-        run = TimedRun(
-            [member],
-            given.plan,
-            images,
-            weights,
-            statistics,
-            visible=False,
-            window=window,
+    with Timing(given.plan, window) as timing:
+        (failure,) = training.train_together(
+            [config], [run], images=images, visible=False
         )
-        jax.block_until_ready(run.resident)
-        ready = time.perf_counter()
-        run.go(0)
-        if member.failure is not None:
-            raise errors.DpaError(member.failure)
-        closing = time.perf_counter()
     ended = time.perf_counter()
-    rows = [stage_row(stage, config.batch_size, run) for stage in given.plan]
+    if failure is not None:
+        raise errors.DpaError(failure)
+    precision = workdir.precision(run)
+    rows = [
+        stage_row(stage, config.batch_size, precision, timing) for stage in given.plan
+    ]
     found = {
         "data_s": loaded - begun,
-        "prepare_s": ready - loaded,
-        "closing_s": ended - closing,
+        "prepare_s": timing.begun - loaded,
         **{part: sum(row[part] for row in rows) for part in PARTS},
     }
-    known = sum(found.values()) - found["compile_s"]
     total = ended - begun
+    found["closing_s"] = ended - timing.ended
+    known = sum(found.values()) - found["compile_s"]
     return {
         "total_s": total,
         **found,
         "other_s": total - known,
-        "steps": ends[-1],
+        "steps": given.plan[-1].end,
         "rows": rows,
     }
 
 
-def stage_row(stage: stages_lib.Stage, batch: int, run: TimedRun) -> dict[str, Any]:
+def stage_row(
+    stage: Stage, batch: int, precision: str | None, timing: Timing
+) -> dict[str, Any]:
     """Returns where the time of a stage went."""
-    spent = run.spent[stage.name]
+    spent, windows = timing.spent[stage.name], timing.windows[stage.name]
     each = spent["train_s"] / stage.steps
     return {
         "stage": stage.name,
         "implementation": "dpa_jax",
-        "precision": run.precision,
+        "precision": precision,
         "batch": batch,
         "steps": stage.steps,
         "ms_per_step": 1e3 * each,
         "images_per_second": batch / each,
         **spent,
-        **drift(run.windows[stage.name]),
-        "windows": run.windows[stage.name],
+        **drift(windows),
+        "windows": windows,
     }
 
 
@@ -191,7 +192,7 @@ def drift(windows: list[dict[str, Any]]) -> dict[str, float]:
     """Compares the last third of a stage with its first.
 
     Args:
-      windows: see `TimedRun.note`; of less than three nothing is said.
+      windows: see `Timing.note`; of less than three nothing is said.
 
     Returns:
       `slowdown`, medians of the time of a step, as a ratio; and the rise of the

@@ -20,12 +20,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import measure, problem
-from dpa_jax import config as config_lib
-from dpa_jax import engine, errors, frozen, images, parallel, state, step
+from dpa_jax import errors, images, parallel, step
+from dpa_jax.ops import compute
+from dpa_jax.ops.compute import Compute
+from dpa_jax.platform import Platform
 from dpa_jax.stages import Stage
+from dpa_jax.training import feeding, programs
 
 # how far the first losses may lie apart, relatively, by the coarser precision
 TOLERANCE = {"float32": 1e-4, "tensorfloat32": 2e-3, "bfloat16": 2e-2}
+PRECISIONS = ("auto", *TOLERANCE)
 COLUMNS = {
     "stage": "s",
     "implementation": "s",
@@ -85,7 +89,7 @@ def run(argv: list[str]) -> None:
     add("--stages", default="all", help="all, or names such as 64_stabilization,...")
     add("--baselines", default="published,tuned", help="none leaves PyTorch out")
     add("--reference-checkout", metavar="DIR", help="a clone of the published code")
-    add("--precision", default="auto", choices=config_lib.PRECISIONS)
+    add("--precision", default="auto", choices=PRECISIONS)
     add("--repeats", type=int, default=5, help="turns of each implementation")
     add("--seconds", type=float, default=0.5, help="that one turn takes, about")
     add("--images", type=int, default=4096, help="training images, on the device")
@@ -103,7 +107,7 @@ def run(argv: list[str]) -> None:
     given = problem.make(args.config, args.images, args.weights, args.batch)
     chosen = given.select(args.stages)
     parallel.check_batch(given.config.batch_size, jax.device_count())
-    precision = engine.precision(args.precision)
+    precision = compute.resolve(args.precision, jax.default_backend())
     peaks = measure.matmul_peak(precision, bool(names))
     print(problem.NOTE)
     print(
@@ -140,13 +144,12 @@ def measure_stage(
     Raises:
       DpaError: the losses of their first step do not agree.
     """
-    spec = step.StepSpec.from_config(given.config, stage, precision)
-    first = stage.steps // 2 if stage.transition else 0  # so that both paths count
-    chunk = engine.steps_per_chunk(spec, given.config.batch_size)
-    rows = batches(given, max(4, chunk))
-    builders = [functools.partial(ours, given, spec, first, rows)]
+    spec = step.StepSpec.from_config(
+        given.config, stage, Compute(precision, jax.default_backend())
+    )
+    builders = [functools.partial(ours, given, stage, precision)]
     for name in names:
-        builders.append(functools.partial(theirs, name, given, spec, first, rows, args))
+        builders.append(functools.partial(theirs, name, given, spec, args))
     contestants = [built(builder) for builder in builders]
     check_losses(stage.name, contestants)
 
@@ -187,7 +190,7 @@ def row(
     # what is computed once is paid by every step of the stage
     fill = contestant.target_fill_s / spec.stage.steps
     each = statistics.median(seconds) + fill
-    rate = engine.flops(spec, batch, contestant.cached_targets) / each / 1e12
+    rate = measure.vgg_operations(spec, batch, contestant.cached_targets) / each / 1e12
     return {
         "stage": spec.stage.name,
         "implementation": contestant.name,
@@ -232,93 +235,76 @@ def check_losses(stage: str, contestants: list[Contestant]) -> None:
 
 
 def batches(given: problem.Problem, steps: int) -> np.ndarray:
-    """Draws which images each step takes, int32 `[steps, batch]`."""
-    rng, count = np.random.default_rng(1), len(given.images)
-    size = given.config.batch_size
-    return np.stack([rng.permutation(count)[:size] for _ in range(steps)]).astype("i4")
+    """Returns which images each step takes, int32 `[steps, batch]`."""
+    count, size = len(given.images), given.config.batch_size
+    return feeding.batch_indices(given.config.seed, count, size, 0, steps)
 
 
-def freeze(given: problem.Problem, spec: step.StepSpec) -> step.Frozen:
-    """Puts on the devices what a step reads, as training does."""
-    return parallel.replicate(
-        step.Frozen(
-            vgg=frozen.place_weights(given.weights, spec.dtype),
-            statistics=frozen.cast(given.statistics, jnp.float32),
-            key=jax.random.fold_in(jax.random.key(given.config.seed), 1),
-            learning_rate=jnp.full(
-                (spec.members,) if spec.members > 1 else (),
-                given.config.optimizer.learning_rate,
-                jnp.float32,
-            ),
-        )
-    )
+def first_step(stage: Stage) -> int:
+    """Returns the step of a stage that is measured: of a transition one halfway.
+
+    Both paths count there.
+    """
+    return stage.steps // 2 if stage.transition else 0
 
 
 def ours(
-    given: problem.Problem, spec: step.StepSpec, first: int, rows: np.ndarray
+    given: problem.Problem, stage: Stage, precision: str, members: int = 1
 ) -> Contestant:
     """Builds a stage as `train` does, and takes the first chunk.
 
     Args:
       given: see `problem.make`.
-      spec: of the stage.
-      first: the step of the stage to begin with.
-      rows: of images, see `batches`; a chunk's worth at least.
+      stage: to build.
+      precision: to compute in.
+      members: runs at once.
     """
-    batch, fixed = given.config.batch_size, freeze(given, spec)
-    data: dict[str, Any] = {"images": parallel.replicate(given.images)}
-    cached, fill = (
-        engine.caches_targets(
-            spec,
-            given.images,
-            batch,
-            spec.stage.steps,
-            given.config.perceptual.cache_targets,
-        ),
-        0.0,
-    )
+    setup, platform = given.setup(precision, members), Platform.here()
+    data: dict[str, Any] = {"images": setup.resident_images()}
+    begun = time.perf_counter()
+    program = setup.compiled(stage)
+    built = time.perf_counter() - begun
+    cached, fill = setup.caches_targets(stage), 0.0
     if cached:
-        single = jax.device_count() == 1
-        source = data["images"] if single else jnp.asarray(given.images)
         with measure.CompileTime() as compiling:
             begun = time.perf_counter()
-            targets = jax.block_until_ready(engine.compute_targets(spec, fixed, source))
+            data["targets"] = jax.block_until_ready(
+                programs.compute_targets(
+                    program.spec, platform, setup.frozen, data["images"]
+                )
+            )
             fill = time.perf_counter() - begun - compiling.seconds
-        data["targets"] = parallel.replicate(targets)
-    train_state = state.begin(given.parameters, spec.architecture, spec.stage)
-    if spec.members > 1:
-        several = jax.tree.map(
-            lambda leaf: jnp.stack([leaf] * spec.members), train_state
-        )
-        train_state = several
-    train_state = parallel.replicate(train_state.replace(step=jnp.int32(first)))
-    begun = time.perf_counter()
-    program = engine.compile_stage(spec, train_state, fixed, data, batch)
-    built = time.perf_counter() - begun
-    # a chunk is one program but on CPU, where it may be of any number of steps
-    unit = 1 if jax.default_backend() == "cpu" else program.steps
+    train_state = setup.begin(stage).replace(step=jnp.int32(first_step(stage)))
+    train_state = parallel.replicate(train_state, platform)
+    rows = parallel.split(batches(given, program.steps), platform, axis=-1)
+    rows = parallel.shard(rows, platform)
 
     def take(count: int) -> tuple[float, float]:
         nonlocal train_state
         found = []
         for done in range(0, count, program.steps):
-            index = program.place(rows[: min(program.steps, count - done)])
-            train_state, scalars = program.run(train_state, fixed, data, index)
-            found.append(scalars["loss"])
+            steps = min(program.steps, count - done)
+            valid = parallel.replicate(np.int32(steps), platform)
+            train_state, scalars = program.run(
+                train_state, setup.frozen, data, rows, valid
+            )
+            if platform.chunks_in_flight == 1:
+                jax.block_until_ready(scalars)
+            found.append(scalars["loss"][:steps])
         jax.block_until_ready(train_state)
-        ends = found[0][0], found[-1][-1]  # of a population one for each member
+        ends = found[0][0], found[-1][-1]  # one for each member
         return measure.finite(*(float(np.mean(loss)) for loss in ends))
 
-    loss, beyond = start(take, unit)
+    loss, beyond = start(take, program.steps)
     peak = None
-    if jax.default_backend() != "cpu" and jax.device_count() == 1:
+    if platform.backend != "cpu" and len(platform.devices) == 1:
         # memory_stats has the highest of all stages so far; the program knows its own
-        peak = _planned(program.run)
+        peak = program.planned_bytes
     return Contestant(
         name="dpa_jax",
-        precision=spec.precision,
+        precision=precision,
         run=take,
-        unit=unit,
+        unit=program.steps,
         first_loss=loss,
         compile_s=built + beyond,
         peak_bytes=peak,
@@ -336,17 +322,6 @@ def start(take: Callable[[int], tuple[float, float]], unit: int) -> tuple[float,
     return loss, max(0.0, (once - begun) - (time.perf_counter() - once))
 
 
-def _planned(compiled: Any) -> int:
-    """Returns the bytes that a compiled program takes with all that it is given."""
-    found = compiled.memory_analysis()
-    return (
-        found.argument_size_in_bytes
-        + found.output_size_in_bytes
-        + found.temp_size_in_bytes
-        - found.alias_size_in_bytes
-    )
-
-
 # --- theirs
 
 
@@ -354,23 +329,22 @@ def theirs(
     name: str,
     given: problem.Problem,
     spec: step.StepSpec,
-    first: int,
-    rows: np.ndarray,
     args: argparse.Namespace,
 ) -> Contestant:
     """Builds a baseline for a stage and takes its first steps."""
     from benchmarks import baselines
 
+    first = first_step(spec.stage)
     alpha = float(spec.stage.alpha(first))
     ready = [
         baselines.to_device(seen(given, spec, first + i, indices))
-        for i, indices in enumerate(rows[:4])
+        for i, indices in enumerate(batches(given, 4))
     ]
 
     def build():
         begun = time.perf_counter()
         made = baselines.train_step(
-            name, given, spec.stage, spec.precision, args.reference_checkout
+            name, given, spec.stage, spec.compute.precision, args.reference_checkout
         )
         take = baselines.contestant(made, ready, alpha)
         loss, _ = take(1)
@@ -383,7 +357,7 @@ def theirs(
     (take, loss, beyond), peak = baselines.with_peak(build)
     return Contestant(
         name=name,
-        precision=baselines.precision(name, spec.precision),
+        precision=baselines.precision(name, spec.compute.precision),
         run=take,
         unit=1,
         first_loss=loss,

@@ -62,7 +62,8 @@ def get_config(argument: str = "pg"):
 
     data = config.data
     data.train, data.test = "tfds:camelyon16/x10:train", "tfds:camelyon16/x10:test"
-    data.channels, data.resolution, data.size = 3, 64, 192
+    data.channels, data.resolution = 3, 64
+    data.crop = data.size = 192  # larger images are cut, not resized
     data.random_crop = data.horizontal_flip = data.vertical_flip = True
 
     config.model.latent_resolution = 8

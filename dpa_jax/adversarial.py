@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from dpa_jax.models import Architecture, Encoder
+from dpa_jax.ops.compute import Compute
 from dpa_jax.stages import Stage
 
 PENALTY = 10.0  # of the gradient's norm, where it is not 1
@@ -48,7 +49,7 @@ def critique(
     *,
     architecture: Architecture,
     stage: Stage,
-    dtype: jnp.dtype,
+    compute: Compute,
 ) -> jax.Array:
     """Rates images: the higher, the more real.
 
@@ -58,13 +59,14 @@ def critique(
       alpha: see `models.Encoder`.
       architecture: of the critic; static.
       stage: static.
-      dtype: what is computed in; parameters stay float32.
+      compute: how.
 
     Returns:
       float32 `[B]`, of no bounds.
     """
-    z: Any = Encoder(architecture, stage, dtype).apply({"params": parameters}, x, alpha)
-    return z.astype(jnp.promote_types(dtype, jnp.float32)).reshape(len(x))
+    encoder = Encoder(architecture, stage, compute)
+    z: Any = encoder.apply({"params": parameters}, x, alpha)
+    return z.astype(compute.wide).reshape(len(x))
 
 
 def critic_loss(

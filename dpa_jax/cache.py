@@ -19,11 +19,13 @@ def enable(training: bool = False) -> None:
 
     Args:
       training: whether training programs are what is compiled: on GPU these are faster
-        without the cache (see `engine.xla_options`).
+        without the cache (see `platform.usable_options`).
     """
     import jax
 
-    if training and jax.default_backend() == "gpu":
+    from dpa_jax.platform import Platform
+
+    if training and Platform.here().backend == "gpu":
         return
     jax.config.update("jax_compilation_cache_dir", str(folder()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -9,7 +9,6 @@ import ml_collections
 from dpa_jax import errors
 
 KINDS = ("residual18", "residual9")
-PRECISIONS = ("auto", "bfloat16", "tensorfloat32", "float32")
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -78,14 +77,18 @@ def default_config() -> ml_collections.ConfigDict:
             "adversarial": {"discriminator_steps": 2},  # before each of the autoencoder
             "optimizer": {"learning_rate": 1e-3},
             "early_stopping": {  # in the last stage, on the loss of the held-out fold
-                "every": 0,  # steps between looks at it; 0: never
-                "patience": 3,  # looks without improvement that are borne
+                "every": 0,  # steps between evaluations; 0: never
+                "patience": 3,  # evaluations in a row that need not improve
                 "min_delta": 1e-3,  # that counts as an improvement
             },
             "population": {"seeds": 1},  # runs of this seed, the next, ... at once
             "batch_size": 128,
+            # parts of a batch taken one after the other, in less memory; 0: chosen
+            "batch_parts": 0,
             "precision": "auto",  # bfloat16 on GPU and TPU, float32 on CPU
             "seed": 0,
+            # steps dispatched at once, without effect on results; 0: by resolution
+            "steps_per_chunk": 0,
             "log_every": 100,  # steps
             "checkpoint_every": 5_000,  # steps; also at the end of each stage
             "sample_every": 5_000,  # steps between grids of reconstructions

@@ -3,7 +3,7 @@
 import os
 import pathlib
 
-from dpa_jax import cache, config_files, data, evaluate, metrics, phantoms, score
+from dpa_jax import cache, config_files, console, data, evaluate, phantoms, score
 from dpa_jax.training import train
 
 
@@ -18,7 +18,7 @@ def demo(folder: str | os.PathLike) -> dict:
     """
     cache.enable(training=True)
     folder = pathlib.Path(folder)
-    metrics.say(
+    console.print_line(
         "Drawing phantom chest radiographs: 600 normal to train on, 200 to test."
     )
     images = phantoms.make_phantoms(folder / "images")

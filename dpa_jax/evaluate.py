@@ -10,7 +10,7 @@ import sklearn.metrics
 from dpa_jax import audit, errors, roc, workdir
 from dpa_jax import config as config_lib
 from dpa_jax.data.image_set import ImageSet
-from dpa_jax.score import Scorer
+from dpa_jax.scorer import Scorer
 
 
 def evaluate(
@@ -34,8 +34,8 @@ def evaluate(
     Returns:
       `roc_auc` and its 95% `roc_auc_interval` (percentile bootstrap),
       `average_precision` with that of a blind guess beside it, counts, and with groups
-      `groups` and, where each has one label, `group_roc_auc` of the groups' highest
-      scores.
+      `groups` and, where each has one label, `group_roc_auc` of the highest score
+      among `group_images` images drawn from each group; see `roc.group_auc`.
 
     Raises:
       DpaError: one of the labels is absent, or a score is not finite.
@@ -61,15 +61,11 @@ def evaluate(
     }
     if groups is not None:
         names, index = np.unique(np.asarray(groups, str), return_inverse=True)
-        highest = np.full(len(names), -np.inf)
-        np.maximum.at(highest, index, scores)
-        first, last = np.ones(len(names)), np.zeros(len(names))
-        np.minimum.at(first, index, labels)
-        np.maximum.at(last, index, labels)
+        abnormal_share = np.bincount(index, labels) / np.bincount(index)
         result["groups"] = len(names)
-        if (first == last).all():
-            result["group_roc_auc"] = float(
-                sklearn.metrics.roc_auc_score(last, highest)
+        if np.isin(abnormal_share, [0, 1]).all():
+            result["group_roc_auc"], result["group_images"] = roc.group_auc(
+                scores, labels, groups
             )
     return result
 
@@ -126,9 +122,11 @@ def describe(result: dict[str, Any]) -> list[str]:
         f"{result['normal']} normal, {result['abnormal']} abnormal"
     ]
     if "group_roc_auc" in result:
+        drawn = result["group_images"]
         lines.append(
-            f"by group (slide or patient), of each the highest score: ROC AUC "
-            f"{result['group_roc_auc']:.4f} over {result['groups']} groups"
+            f"by group (slide or patient), of each the highest score of {drawn} "
+            f"image{'s' * (drawn > 1)}: ROC AUC {result['group_roc_auc']:.4f} "
+            f"over {result['groups']} groups"
         )
     return lines
 

@@ -96,7 +96,11 @@ def groups_of(images: ImageSet) -> list[str]:
 
 def fingerprints(images: ImageSet) -> list[str]:
     """Returns the SHA-256 of each image's pixels, in hexadecimal."""
-    return [hashlib.sha256(image.tobytes()).hexdigest() for image in images.images]
+    return [
+        hashlib.sha256(image.tobytes()).hexdigest()
+        for block in images.blocks()
+        for image in block
+    ]
 
 
 def of_groups(images: ImageSet, groups: Sequence[str] | None) -> np.ndarray:

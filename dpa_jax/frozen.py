@@ -10,7 +10,9 @@ import ml_collections
 import numpy as np
 
 from dpa_jax import config as config_lib
-from dpa_jax import errors, metrics, statistics, vgg, workdir
+from dpa_jax import console, errors, statistics, vgg, workdir
+from dpa_jax.data.image_set import ImageSet
+from dpa_jax.ops.compute import Compute
 from dpa_jax.stages import Stage
 from dpa_jax.weights import files, formats, statistics_files
 
@@ -50,8 +52,9 @@ def load_or_compute_statistics(
     config: ml_collections.ConfigDict,
     layers: dict[str, int],
     weights: files.Weights,
-    images: np.ndarray,
+    images: ImageSet,
     folder: pathlib.Path,
+    backend: str,
     visible: bool,
 ) -> dict[str, dict[str, np.ndarray]]:
     """Returns the statistics of the layers in use, and keeps them in the workdir.
@@ -67,9 +70,13 @@ def load_or_compute_statistics(
     if not layers:
         return {}
     if wanted == "train":
-        with metrics.counting("feature statistics", "images", visible) as show:
+        with console.counting("feature statistics", "images", visible) as show:
             found = statistics.feature_statistics(
-                jax.device_put(weights), images, layers, progress=show
+                jax.device_put(weights),
+                images,
+                layers,
+                backend=backend,
+                progress=show,
             )
     else:
         found = statistics_files.load(wanted)
@@ -112,9 +119,9 @@ def check_fingerprint(
         )
 
 
-def place_weights(weights, dtype) -> vgg.Weights:
+def place_weights(weights, compute: Compute) -> vgg.Weights:
     """Returns VGG19's weights on the default device, arranged for its convolutions."""
-    return vgg.prepare(cast(weights, dtype))
+    return vgg.prepare(cast(weights, compute.dtype), compute.backend)
 
 
 def cast(tree, dtype):

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 
 
-def normalize(images: jax.Array) -> jax.Array:
-    """Brings uint8 images to float32 in [-1, 1]; float images are taken as they are."""
+def normalize(images: jax.Array, dtype: jnp.dtype = jnp.float32) -> jax.Array:
+    """Brings uint8 images to [-1, 1] in `dtype`; float images keep their range."""
     if images.dtype == jnp.uint8:
-        return (images.astype(jnp.float32) / 255 - 0.5) / 0.5
-    return images.astype(jnp.float32)
+        return (images.astype(dtype) / 255 - 0.5) / 0.5
+    return images.astype(dtype)
 
 
 def center_crop(images: jax.Array, size: int) -> jax.Array:

@@ -1,4 +1,7 @@
-"""Losses and anomaly scores: one float32 value per image (section 3; method 1)."""
+"""Losses and anomaly scores: one value per image (section 3; method 1).
+
+Float32, or float64 where images are.
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -77,13 +80,16 @@ class StageLoss:
         )
 
 
-def extract(vgg_weights: vgg.Weights, x: jax.Array, loss: Loss) -> Features:
+def extract(
+    vgg_weights: vgg.Weights, x: jax.Array, loss: Loss, backend: str = "cpu"
+) -> Features:
     """Computes what the perceptual terms compare.
 
     Args:
       vgg_weights: see `vgg.features`.
       x: float `[B, R, R, C]` in [-1, 1].
       loss: says which layers.
+      backend: see `Compute`.
 
     Returns:
       `{layer: [B, h, w, channels]}`, with the preprocessed image under `IMAGE` if it
@@ -93,7 +99,7 @@ def extract(vgg_weights: vgg.Weights, x: jax.Array, loss: Loss) -> Features:
         return {}
     inputs = vgg.preprocess(x)
     names = tuple(name for name, _ in loss.layers)
-    result = vgg.features(vgg_weights, inputs, names) if names else {}
+    result = vgg.features(vgg_weights, inputs, names, backend) if names else {}
     return {**result, IMAGE: inputs} if loss.image_weight else result
 
 
@@ -142,6 +148,7 @@ def stage_per_image(
     x: jax.Array,
     y: jax.Array,
     alpha,
+    backend: str = "cpu",
 ) -> jax.Array:
     """Returns the loss of a stage for each image, float32 `[B]` (method, section 3).
 
@@ -153,28 +160,29 @@ def stage_per_image(
       x: float `[B, R, R, C]` in [-1, 1], mixed in a transition.
       y: the reconstructions.
       alpha: the new resolution's share.
+      backend: see `Compute`.
     """
     full, half = targets
     value = per_image(
-        loss.full, statistics, full, extract(vgg_weights, y, loss.full), x, y
+        loss.full, statistics, full, extract(vgg_weights, y, loss.full, backend), x, y
     )
     if loss.half is None:
         return value
     x, y = images.average_pool2(x), images.average_pool2(y)
     coarse = per_image(
-        loss.half, statistics, half, extract(vgg_weights, y, loss.half), x, y
+        loss.half, statistics, half, extract(vgg_weights, y, loss.half, backend), x, y
     )
     return alpha * value + (1 - alpha) * coarse
 
 
 def stage_targets(
-    loss: StageLoss, vgg_weights: vgg.Weights, x: jax.Array
+    loss: StageLoss, vgg_weights: vgg.Weights, x: jax.Array, backend: str = "cpu"
 ) -> tuple[Features, Features]:
     """Computes the features of the images themselves, at full and half resolution."""
-    full = extract(vgg_weights, x, loss.full)
+    full = extract(vgg_weights, x, loss.full, backend)
     if loss.half is None:
         return full, {}
-    return full, extract(vgg_weights, images.average_pool2(x), loss.half)
+    return full, extract(vgg_weights, images.average_pool2(x), loss.half, backend)
 
 
 def anomaly_map(
@@ -222,7 +230,7 @@ def _total(loss, statistics, features, difference, relative_l1, squared, axes):
         terms.append(loss.l1 * jnp.abs(difference).mean(axes))
     if loss.l2:
         terms.append(loss.l2 * jnp.square(difference).mean(axes))
-    return sum(terms, jnp.zeros(()))
+    return sum(terms, jnp.zeros((), difference.dtype))
 
 
 def _weighted(loss, statistics, real, fake, distance):
@@ -232,10 +240,14 @@ def _weighted(loss, statistics, real, fake, distance):
         layers.append((IMAGE, loss.image_weight))
     total = 0.0
     for name, weight in layers:
-        a, b = real[name].astype(jnp.float32), fake[name].astype(jnp.float32)
+        a, b = _wide(real[name]), _wide(fake[name])
         mean, std = 0.0, 1.0
         if name in statistics:
             mean, std = statistics[name]["mean"], statistics[name]["std"]
         # g(x) - g(y) = (f(x) - f(y)) / std, so that only |g(x)| needs the mean
         total += weight * distance((a - b) / std, jnp.abs(a - mean) / std)
     return total / sum(weight for _, weight in layers)
+
+
+def _wide(features: jax.Array) -> jax.Array:
+    return features.astype(jnp.promote_types(features.dtype, jnp.float32))

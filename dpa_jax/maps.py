@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dpa_jax import errors, samples
+from dpa_jax import errors
+from dpa_jax.training import samples
 from dpa_jax.weights import formats
 
 _LEAST = 256  # pixels of an overlay's side

@@ -17,9 +17,10 @@ import ml_collections
 from flax import linen as nn
 
 from dpa_jax import images
-from dpa_jax.activations import leaky_relu
 from dpa_jax.config import lowest_resolution
-from dpa_jax.convolution import Conv
+from dpa_jax.ops.activations import leaky_relu
+from dpa_jax.ops.compute import Compute
+from dpa_jax.ops.convolution import Conv
 from dpa_jax.stages import Stage
 
 
@@ -83,17 +84,17 @@ class PreAct(nn.Module):
     Attributes:
       features: channels out.
       resample: applied after the first activation and on the skip connection.
-      dtype: what is computed in.
+      compute: how.
     """
 
     features: int
     resample: Callable[[jax.Array], jax.Array] = lambda x: x
-    dtype: jnp.dtype = jnp.float32
+    compute: Compute = Compute()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, H, W, c]` to `[B, H', W', features]`."""
-        conv = functools.partial(Conv, self.features, dtype=self.dtype)
+        conv = functools.partial(Conv, self.features, compute=self.compute)
         y = conv(3, name="conv_0")(self.resample(leaky_relu(x)))
         y = conv(3, name="conv_1")(leaky_relu(y))
         x = self.resample(x)
@@ -107,14 +108,14 @@ class FromImage(nn.Module):
 
     features: int
     depth: int
-    dtype: jnp.dtype = jnp.float32
+    compute: Compute = Compute()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps images `[B, R, R, C]` to `[B, R, R, features]`."""
-        x = Conv(self.features, 3, dtype=self.dtype, name="conv")(x)
+        x = Conv(self.features, 3, compute=self.compute, name="conv")(x)
         for i in range(self.depth):
-            x = PreAct(self.features, dtype=self.dtype, name=f"preact_{i}")(x)
+            x = PreAct(self.features, compute=self.compute, name=f"preact_{i}")(x)
         return x
 
 
@@ -124,12 +125,12 @@ class ActConv(nn.Module):
     features: int
     size: int
     padding: str | tuple[tuple[int, int], ...] = "SAME"
-    dtype: jnp.dtype = jnp.float32
+    compute: Compute = Compute()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, H, W, c]` to `[B, H', W', features]`, linear at the end."""
-        conv = Conv(self.features, self.size, self.padding, self.dtype, name="conv")
+        conv = Conv(self.features, self.size, self.padding, self.compute, name="conv")
         return conv(leaky_relu(x))
 
 
@@ -140,16 +141,16 @@ class Block(nn.Module):
     resample: Callable[[jax.Array], jax.Array]
     resample_name: str
     deep: bool
-    dtype: jnp.dtype = jnp.float32
+    compute: Compute = Compute()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, H, W, c]` to `[B, H', W', features]`."""
         x = PreAct(
-            self.features, self.resample, dtype=self.dtype, name=self.resample_name
+            self.features, self.resample, compute=self.compute, name=self.resample_name
         )(x)
         if self.deep:
-            x = PreAct(self.features, dtype=self.dtype, name="preact")(x)
+            x = PreAct(self.features, compute=self.compute, name="preact")(x)
         return x
 
 
@@ -159,12 +160,12 @@ class Encoder(nn.Module):
     Attributes:
       architecture: the static shape.
       stage: the stage of growth.
-      dtype: what is computed in.
+      compute: how.
     """
 
     architecture: Architecture
     stage: Stage
-    dtype: jnp.dtype = jnp.float32
+    compute: Compute = Compute()
 
     @nn.compact
     def __call__(self, x: jax.Array, alpha=1.0) -> jax.Array:
@@ -183,7 +184,7 @@ class Encoder(nn.Module):
             return FromImage(
                 a.encoder_width(resolution),
                 2 if a.deep else 1,
-                self.dtype,
+                self.compute,
                 name=f"from_image_{resolution}",
             )(x)
 
@@ -193,11 +194,11 @@ class Encoder(nn.Module):
                 images.average_pool2,
                 "down",
                 a.deep,
-                self.dtype,
+                self.compute,
                 name=f"block_{resolution}",
             )(x)
 
-        x = x.astype(self.dtype)
+        x = x.astype(self.compute.dtype)
         resolution = top
         if self.stage.transition:
             old = from_image(top // 2, images.average_pool2(x))
@@ -210,8 +211,10 @@ class Encoder(nn.Module):
             x = block(resolution, x)
             resolution //= 2
         if a.latent_resolution == 1:
-            return ActConv(a.latent_channels, 4, "VALID", self.dtype, name="latent")(x)
-        return PreAct(a.latent_channels, dtype=self.dtype, name="latent")(x)
+            return ActConv(a.latent_channels, 4, "VALID", self.compute, name="latent")(
+                x
+            )
+        return PreAct(a.latent_channels, compute=self.compute, name="latent")(x)
 
 
 class Decoder(nn.Module):
@@ -219,7 +222,7 @@ class Decoder(nn.Module):
 
     architecture: Architecture
     stage: Stage
-    dtype: jnp.dtype = jnp.float32
+    compute: Compute = Compute()
 
     @nn.compact
     def __call__(self, z: jax.Array, alpha=1.0) -> jax.Array:
@@ -228,7 +231,7 @@ class Decoder(nn.Module):
 
         def to_image(resolution, x):
             return ActConv(
-                a.image_channels, 3, dtype=self.dtype, name=f"to_image_{resolution}"
+                a.image_channels, 3, compute=self.compute, name=f"to_image_{resolution}"
             )(x)
 
         def block(resolution, x):
@@ -237,17 +240,17 @@ class Decoder(nn.Module):
                 images.upsample2,
                 "up",
                 a.deep,
-                self.dtype,
+                self.compute,
                 name=f"block_{resolution}",
             )(x)
 
         width = a.decoder_width(a.base)
-        x = z.astype(self.dtype)
+        x = z.astype(self.compute.dtype)
         if a.latent_resolution == 1:
             # a convolution of a 1x1 latent padded by 3 gives 4x4
-            x = ActConv(width, 4, ((3, 3), (3, 3)), self.dtype, name="latent")(x)
+            x = ActConv(width, 4, ((3, 3), (3, 3)), self.compute, name="latent")(x)
         else:
-            x = PreAct(width, dtype=self.dtype, name="latent")(x)
+            x = PreAct(width, compute=self.compute, name="latent")(x)
         resolution = 2 * a.base
         while resolution < top or (resolution == top and not self.stage.transition):
             x = block(resolution, x)
@@ -258,7 +261,7 @@ class Decoder(nn.Module):
             x = _fade(old, new, alpha)
         else:
             x = to_image(top, x)
-        return x.astype(jnp.float32)
+        return x.astype(self.compute.wide)
 
 
 def _fade(old: jax.Array, new: jax.Array, alpha) -> jax.Array:
@@ -267,7 +270,13 @@ def _fade(old: jax.Array, new: jax.Array, alpha) -> jax.Array:
 
 
 def reconstruct(
-    parameters, x: jax.Array, alpha, *, architecture: Architecture, stage: Stage, dtype
+    parameters,
+    x: jax.Array,
+    alpha,
+    *,
+    architecture: Architecture,
+    stage: Stage,
+    compute: Compute,
 ) -> tuple[jax.Array, jax.Array]:
     """Runs the autoencoder of a stage.
 
@@ -278,13 +287,13 @@ def reconstruct(
       alpha: see `Encoder`.
       architecture: static.
       stage: static.
-      dtype: what is computed in; parameters stay float32.
+      compute: how.
 
     Returns:
       The latents `[B, r, r, c]` and the reconstructions, float32 `[B, R, R, C]`.
     """
-    encoder = Encoder(architecture, stage, dtype)
-    decoder = Decoder(architecture, stage, dtype)
+    encoder = Encoder(architecture, stage, compute)
+    decoder = Decoder(architecture, stage, compute)
     z: Any = encoder.apply({"params": parameters["encoder"]}, x, alpha)
     y: Any = decoder.apply({"params": parameters["decoder"]}, z, alpha)
     return z, y

@@ -1,4 +1,9 @@
-"""Data parallelism: the only file that names pmap, devices and processes."""
+"""Data parallelism: the only file that names pmap, shard_map and shardings.
+
+A program is one function of a device's share of the data. On one device it is jitted,
+on several of one process mapped by `jax.pmap`, on those of several processes by jit
+over shard_map: a pmap that is compiled ahead of time does not reach beyond its process.
+"""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -6,53 +11,14 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from dpa_jax import errors
+from dpa_jax.platform import Platform
+from dpa_jax.processes import ProcessGroup
 
 AXIS = "devices"
 _EXCHANGED = 64 << 20  # bytes of an array that a process sends to the others at once
-
-
-def initialize(
-    coordinator: str | None = None,
-    processes: int | None = None,
-    process: int | None = None,
-) -> None:
-    """Joins the processes of one run; call it before anything else touches JAX.
-
-    Args:
-      coordinator: `HOST:PORT` of process 0; None lets JAX ask the cluster (Slurm, Open
-        MPI, Kubernetes, a TPU slice).
-      processes: how many there are.
-      process: which this is, from 0.
-
-    Raises:
-      UsageError: only some of the three are given, or the others did not answer.
-    """
-    given = [value is not None for value in (coordinator, processes, process)]
-    if any(given) and not all(given):
-        raise errors.UsageError(
-            "--coordinator, --processes and --process go together; "
-            "without them --distributed asks the cluster"
-        )
-    try:
-        jax.distributed.initialize(coordinator, processes, process)
-    except (RuntimeError, ValueError) as error:
-        raise errors.UsageError(
-            f"the processes of this run did not find each other: {error}; "
-            "give --coordinator=HOST:PORT, --processes and --process to each"
-        ) from error
-
-
-def process() -> int:
-    """Returns which of the processes this is, from 0."""
-    return jax.process_index()
-
-
-def is_main_process() -> bool:
-    """Says whether this process is the one that writes checkpoints and logs."""
-    return jax.process_index() == 0
 
 
 def check_batch(batch_size: int, devices: int) -> None:
@@ -70,105 +36,183 @@ def check_batch(batch_size: int, devices: int) -> None:
         )
 
 
-def local_part(batch_size: int) -> slice:
-    """Returns which of a batch's images this process reads."""
-    part = batch_size // jax.process_count()
-    return slice(jax.process_index() * part, (jax.process_index() + 1) * part)
+def _sharding(platform: Platform, sharded: bool) -> Any:
+    if len(platform.devices) == 1:
+        return SingleDeviceSharding(platform.devices[0])
+    mesh = Mesh(np.array(platform.devices), (AXIS,))
+    return NamedSharding(mesh, PartitionSpec(AXIS) if sharded else PartitionSpec())
 
 
-def _sharding(*axes: str | None) -> NamedSharding:
-    mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
-    return NamedSharding(mesh, PartitionSpec(*axes))
+def replicate(tree: Any, platform: Platform) -> Any:
+    """Puts arrays on every device; each process gives the same ones."""
+    return _put(tree, _sharding(platform, sharded=False))
 
 
-def replicate(tree: Any) -> Any:
-    """Puts arrays on every local device, as programs made here take them."""
-    if jax.local_device_count() == 1:
-        return jax.device_put(tree, jax.local_devices()[0])
-    return jax.device_put(tree, _sharding())
-
-
-def distribute(tree: Any, axis: int = 0) -> Any:
-    """Spreads this process's part of a batch over its devices.
+def shard(tree: Any, platform: Platform) -> Any:
+    """Spreads arrays over the devices.
 
     Args:
-      tree: arrays with this process's images along `axis`.
-      axis: the batch axis.
+      tree: arrays whose leading axis is that of this process's devices.
+      platform: of the program that takes them.
+    """
+    return _put(tree, _sharding(platform, sharded=True))
+
+
+def _put(tree: Any, sharding: Any) -> Any:
+    def put(leaf):
+        if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
+            return leaf
+        if sharding.is_fully_addressable:
+            return jax.device_put(leaf, sharding)
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            data = put(jax.random.key_data(leaf))
+            return jax.random.wrap_key_data(data)
+        return jax.make_array_from_process_local_data(sharding, np.asarray(leaf))
+
+    return jax.tree.map(put, tree)
+
+
+def split(array: np.ndarray, platform: Platform, axis: int) -> np.ndarray:
+    """Divides what this process reads of a batch among its devices.
+
+    Args:
+      array: with this process's images along `axis`.
+      platform: whose local devices.
+      axis: of the batch.
 
     Returns:
-      Arrays as `compile_program` takes them: of several devices with a leading axis.
+      The array with a leading axis of devices, as `shard` takes it.
     """
-    count = jax.local_device_count()
-    if jax.device_count() == 1:
-        return jax.device_put(tree, jax.local_devices()[0])
+    return np.stack(np.split(array, len(platform.local_devices), axis))
 
-    def split(array):
-        return np.stack(np.split(np.asarray(array), count, axis))
 
-    return jax.device_put(jax.tree.map(split, tree), _sharding(AXIS))
+def abstract(tree: Any, platform: Platform, *, sharded: bool = False) -> Any:
+    """Returns arrays' shapes as `compile_program` takes them.
+
+    Args:
+      tree: arrays or shapes, with the axis of devices where they are sharded: of this
+        process's.
+      platform: where they will lie.
+      sharded: whether they are spread over the devices.
+    """
+    sharding = _sharding(platform, sharded)
+
+    def describe(leaf):
+        shape = leaf.shape
+        if sharded:
+            shape = (len(platform.devices), *shape[1:])
+        return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(describe, tree)
 
 
 def compile_program(
     make: Callable[[str | None], Callable[..., Any]],
+    platform: Platform,
     arguments: tuple[Any, ...],
-    mapped: tuple[bool, ...],
-    options: dict[str, Any] | None = None,
-) -> Callable[..., Any]:
+    sharded: tuple[bool, ...],
+    *,
+    mapped_by: str = "",
+) -> Any:
     """Compiles a function for all devices, its first argument donated.
 
     Args:
       make: given the name of the axis of devices, or None on a single one, returns the
-        function; over several devices its results must be the same on each.
-      arguments: what it will be called with, or `jax.ShapeDtypeStruct`s of it.
-      mapped: which arguments are spread over the devices; the rest are replicated.
-      options: XLA's, by name.
+        function of one device's share; its results must be the same on each.
+      platform: to compile for, at hand or not.
+      arguments: what it will be called with, or `abstract` of it.
+      sharded: which arguments are spread over the devices; the rest are replicated.
+      mapped_by: `pmap` or `shard_map` over several devices; by default the first but of
+        several processes.
 
     Returns:
       The compiled function.
     """
-    if jax.device_count() == 1:
-        compiled = jax.jit(make(None), donate_argnums=0, compiler_options=options)
-        return compiled.lower(*arguments).compile()
-    program = jax.pmap(
-        make(AXIS),
-        AXIS,
-        in_axes=tuple(0 if m else None for m in mapped),
-        out_axes=None,
-        donate_argnums=0,
+    arguments = tuple(
+        abstract(argument, platform, sharded=False)
+        if not is_sharded
+        else jax.tree.map(_structure, argument)
+        for argument, is_sharded in zip(arguments, sharded, strict=True)
     )
-    if jax.process_count() > 1:
-        # of several processes pmap itself makes local arrays global ones, so that it
-        # has to be called, and compiles then, without options
-        return program
-    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arguments)
-    return program.lower(*shapes).compile(options)
+    options = dict(platform.options) or None
+    if len(platform.devices) == 1:
+        function = _without_device_axis(make(None), sharded)
+        jitted = jax.jit(function, donate_argnums=0, compiler_options=options)
+        return jitted.lower(*arguments).compile()
+    if mapped_by == "pmap" or (not mapped_by and platform.group.count == 1):
+        mapped = jax.pmap(
+            make(AXIS),
+            AXIS,
+            in_axes=tuple(0 if s else None for s in sharded),
+            out_axes=None,
+            donate_argnums=0,
+            devices=platform.devices,
+        )
+        shapes = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arguments
+        )
+        return mapped.lower(*shapes).compile(options)
+    function = jax.shard_map(
+        _without_device_axis(make(AXIS), sharded),
+        mesh=Mesh(np.array(platform.devices), (AXIS,)),
+        in_specs=tuple(PartitionSpec(AXIS) if s else PartitionSpec() for s in sharded),
+        out_specs=PartitionSpec(),
+        check_vma=False,
+    )
+    jitted = jax.jit(function, donate_argnums=0, compiler_options=options)
+    return jitted.lower(*arguments).compile()
 
 
-def gather_from_processes(part: np.ndarray) -> np.ndarray:
+def _structure(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+
+
+def _without_device_axis(function, sharded: tuple[bool, ...]):
+    """Takes the axis of devices, of one in each share, from what is sharded."""
+
+    def share(*arguments):
+        return function(
+            *(
+                jax.tree.map(lambda a: a[0], argument) if is_sharded else argument
+                for argument, is_sharded in zip(arguments, sharded, strict=True)
+            )
+        )
+
+    return share
+
+
+def local_part(batch_size: int, platform: Platform) -> slice:
+    """Returns which of a batch's images this process reads."""
+    part = batch_size // platform.group.count
+    first = platform.group.index * part
+    return slice(first, first + part)
+
+
+# --- arrays that each process holds a part of
+
+
+def gather_from_processes(part: np.ndarray, group: ProcessGroup) -> np.ndarray:
     """Joins what every process holds of an array along its first axis, in order."""
-    if jax.process_count() == 1:
+    if group.count == 1:
         return part
     from jax.experimental import multihost_utils
 
     counts = multihost_utils.process_allgather(np.array([len(part)])).ravel()
     padded = np.zeros((counts.max(), *part.shape[1:]), part.dtype)
     padded[: len(part)] = part
-    parts = multihost_utils.process_allgather(padded)
-    return np.concatenate([p[:c] for p, c in zip(parts, counts, strict=True)])
+    gathered = multihost_utils.process_allgather(padded)
+    return np.concatenate([p[:c] for p, c in zip(gathered, counts, strict=True)])
 
 
-def parts(count: int) -> list[slice]:
+def parts(count: int, group: ProcessGroup) -> list[slice]:
     """Divides `count` things among the processes, in order."""
-    ends = [count * i // jax.process_count() for i in range(jax.process_count() + 1)]
+    ends = [count * i // group.count for i in range(group.count + 1)]
     return [slice(*pair) for pair in itertools.pairwise(ends)]
 
 
-def fill_from_processes(array: np.ndarray) -> None:
+def fill_from_processes(array: np.ndarray, group: ProcessGroup) -> None:
     """Completes an array of which each process has filled its own of the `parts`."""
-    if jax.process_count() == 1:
-        return
-    places = parts(len(array))
-    mine = places[jax.process_index()]
+    places = parts(len(array), group)
     # in blocks, since what is exchanged lies on the devices meanwhile
     block = max(1, _EXCHANGED // max(1, array[:1].nbytes))
     for first in range(0, max(p.stop - p.start for p in places), block):
@@ -178,22 +222,14 @@ def fill_from_processes(array: np.ndarray) -> None:
             return slice(start, min(start + block, place.stop))
 
         pieces = [within(place) for place in places]
-        joined = gather_from_processes(array[within(mine)])
+        joined = gather_from_processes(array[pieces[group.index]], group)
         ends = np.cumsum([piece.stop - piece.start for piece in pieces])
         for piece, end in zip(pieces, ends, strict=True):
             array[piece] = joined[end - (piece.stop - piece.start) : end]
 
 
-def gather_lines(lines: Sequence[str]) -> list[str]:
-    """Joins what every process has to say, one text a line, in order."""
-    said = "".join(line + "\n" for line in lines).encode()
-    joined = gather_from_processes(np.frombuffer(said, np.uint8))
+def gather_lines(lines: Sequence[str], group: ProcessGroup) -> list[str]:
+    """Joins lines of text of every process, in order."""
+    text = "".join(line + "\n" for line in lines).encode()
+    joined = gather_from_processes(np.frombuffer(text, np.uint8), group)
     return joined.tobytes().decode().splitlines()
-
-
-def barrier(name: str) -> None:
-    """Waits until every process is here."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(name)

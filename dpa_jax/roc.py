@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import scipy.stats
 
 _BLOCK = 50  # resamples at once
 
@@ -28,7 +29,12 @@ def interval(
     resamples: int = 1000,
     seed: int = 0,
 ) -> list[float]:
-    """Returns the 95% interval of `auc` by a percentile bootstrap.
+    """Returns the 95% interval of `auc`, by a percentile bootstrap where it has width.
+
+    All resamples agree where separation is perfect, or so few groups are left that each
+    resample holds the same: the interval is then that of Clopper and Pearson (1934) for
+    as many independent pairs of a normal and an abnormal unit as there are; of none,
+    0 to 1.
 
     Args:
       scores: numbers `[N]`; of several runs `[K, N]`, whose mean AUC is meant.
@@ -49,7 +55,45 @@ def interval(
         each = [_weighted(run, labels, np.array(times)) for run in runs]
         found.append(np.mean(each, axis=0))
     low, high = np.percentile(np.concatenate(found), [2.5, 97.5])
+    if high - low < 1e-9:
+        counts = [len(np.unique(units[labels == label])) for label in (0, 1)]
+        pairs = min(*counts, len(np.unique(units)) // 2)
+        won = pairs * float(np.mean(found[0]))
+        low = scipy.stats.beta.ppf(0.025, won, pairs - won + 1) if won else 0
+        high = scipy.stats.beta.ppf(0.975, won + 1, pairs - won) if won < pairs else 1
     return [float(low), float(high)]
+
+
+def group_auc(
+    scores: np.ndarray, labels: np.ndarray, groups: Sequence[str]
+) -> tuple[float, int]:
+    """Returns the AUC of groups, each scored by the highest of equally many images.
+
+    The highest of more images is higher by chance, so that groups of unequal size are
+    not compared by all of theirs: of each as many are drawn as the smallest has.
+
+    Args:
+      scores: numbers `[N]`.
+      labels: int `[N]`, 0 normal and 1 abnormal, the same for all of a group.
+      groups: `N` names.
+
+    Returns:
+      The chance that the highest of an abnormal group's draw exceeds that of a normal
+      group's, exactly, without drawing; and how many images are drawn, M.
+    """
+    _, index, sizes = np.unique(
+        np.asarray(groups, str), return_inverse=True, return_counts=True
+    )
+    drawn = int(sizes.min())
+    descending = np.lexsort((-np.asarray(scores), index))  # within each group
+    weights = np.empty(len(index))
+    for members in np.split(descending, np.cumsum(sizes)[:-1]):
+        # The i-th lowest is the highest of a draw in C(i-1, M-1) of C(size, M) ways.
+        i = np.arange(len(members), 1, -1)
+        ratios = np.maximum(i - drawn, 0) / (i - 1)
+        weights[members] = drawn / len(members) * np.cumprod(np.append(1, ratios))
+    found = _weighted(np.asarray(scores), np.asarray(labels), weights[None])
+    return float(found[0]), drawn
 
 
 def wins(normal: np.ndarray, abnormal: np.ndarray) -> np.ndarray:

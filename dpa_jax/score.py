@@ -1,202 +1,14 @@
-"""Anomaly scores and maps from a trained run (section 3.3 of the paper; method 1)."""
+"""A trained run, loaded from its workdir as a function of images."""
 
-import copy
-import functools
 import os
 import pathlib
-from collections.abc import Callable
 
-import jax
-import jax.numpy as jnp
-import ml_collections
-import numpy as np
-
-from dpa_jax import (
-    checkpoint,
-    engine,
-    errors,
-    frozen,
-    models,
-    stages,
-    state,
-    step,
-    stopping,
-)
-from dpa_jax import images as images_lib
-from dpa_jax import losses as losses_lib
+from dpa_jax import errors, frozen, stages
 from dpa_jax import workdir as workdir_lib
+from dpa_jax.platform import Platform
+from dpa_jax.scorer import Scorer
+from dpa_jax.training import checkpoints, early_stopping
 from dpa_jax.weights import statistics_files
-
-Progress = Callable[[int, int], None]
-
-
-class Scorer:
-    """A trained run as a function of images; see `load`.
-
-    Attributes:
-      config: of the run.
-      stage: of growth whose networks score: the last one trained.
-      trained: the number of steps behind them.
-      batch_size: images at a time.
-    """
-
-    def __init__(
-        self,
-        config: ml_collections.ConfigDict,
-        stage: stages.Stage,
-        trained: int,
-        parameters: state.Parameters,
-        weights,
-        statistics,
-        *,
-        batch_size: int,
-        precision: str,
-    ):
-        self.config, self.stage, self.trained = config, stage, trained
-        self.batch_size = batch_size
-        self._architecture = models.Architecture.from_config(config)
-        self._loss = losses_lib.Loss.from_config(config, stage.resolution)
-        self._precision = precision
-        self._alpha = float(stage.alpha(trained - 1 - stage.start))
-        dtype = step.compute_dtype(precision)
-        self._names = state.block_names(self._architecture, stage)
-        self._arguments = jax.device_put(
-            (
-                state.select(parameters, self._names),
-                frozen.place_weights(weights, dtype),
-                frozen.cast(statistics, jnp.float32),
-            )
-        )
-        self._run = functools.cache(self._program)
-
-    def with_parameters(self, parameters: state.Parameters, trained: int) -> "Scorer":
-        """Returns the same with the parameters of another step of a stabilization.
-
-        It shares the compiled programs.
-        """
-        other = copy.copy(self)
-        other.trained = trained
-        chosen = jax.device_put(state.select(parameters, self._names))
-        other._arguments = (chosen, *self._arguments[1:])
-        return other
-
-    @property
-    def resolution(self) -> int:
-        """The side in pixels of the images that are scored."""
-        return self.stage.resolution
-
-    def __call__(
-        self, images: np.ndarray, progress: Progress | None = None
-    ) -> np.ndarray:
-        """Scores images: the higher, the more abnormal.
-
-        Args:
-          images: uint8, 0 to 255, or float, -1 to 1: `[N, S, S, C]`, or `[N, S, S]` in
-            grey. S is the run's resolution, or larger by a power of two or cropped to
-            its centre as the run was trained (`data.random_crop`).
-          progress: called with the images done and in all.
-
-        Returns:
-          float32 `[N]`.
-
-        Raises:
-          DpaError: the images are of another shape, type or range.
-        """
-        return self._each(images, "score", progress)
-
-    def maps(self, images: np.ndarray, progress: Progress | None = None) -> np.ndarray:
-        """Says where images are abnormal.
-
-        Returns:
-          float32 `[N, R, R]`, R the run's resolution; the mean of a map is about the
-          image's score.
-        """
-        return self._each(images, "map", progress)
-
-    def reconstruct(self, images: np.ndarray) -> np.ndarray:
-        """Returns what the autoencoder makes of images: float32 `[N, R, R, C]`."""
-        return self._each(images, "reconstruction", None)
-
-    def _program(self, wanted: str):
-        loss, stage = self._loss, self.stage
-
-        def run(parameters, weights, statistics, images):
-            with step.exact(self._precision):
-                images = images_lib.center_crop(images, self._architecture.resolution)
-                x = images_lib.normalize(images)
-                if stage.transition:
-                    x = images_lib.mix(x, stage.resolution, self._alpha)
-                else:
-                    x = images_lib.downsample(x, stage.resolution)
-                _, y = models.reconstruct(
-                    parameters,
-                    x,
-                    self._alpha,
-                    architecture=self._architecture,
-                    stage=stage,
-                    dtype=step.compute_dtype(self._precision),
-                )
-                if wanted == "reconstruction":
-                    return y
-                real = losses_lib.extract(weights, x, loss)
-                fake = losses_lib.extract(weights, y, loss)
-                if wanted == "map":
-                    return losses_lib.anomaly_map(loss, statistics, real, fake, x, y)
-                return losses_lib.per_image(loss, statistics, real, fake, x, y)
-
-        return jax.jit(run, compiler_options=engine.xla_options())
-
-    def _each(self, images, wanted: str, progress: Progress | None) -> np.ndarray:
-        images = self._checked(images)
-        # one executable for any number of images: the last batch is filled up
-        size = self.batch_size
-        run, done, pending = self._run(wanted), [], None
-        for first in range(0, len(images), size):
-            batch = images[first : first + size]
-            filled = np.resize(batch, (size, *batch.shape[1:]))
-            result = run(*self._arguments, jax.device_put(filled)), len(batch)
-            if pending is not None:
-                done.append(np.asarray(pending[0])[: pending[1]])
-            pending = result
-            if progress is not None:
-                progress(min(first + size, len(images)), len(images))
-        assert pending is not None
-        done.append(np.asarray(pending[0])[: pending[1]])
-        return np.concatenate(done)
-
-    def _checked(self, images) -> np.ndarray:
-        images = np.asarray(images)
-        if images.ndim == 3:
-            images = images[..., None]
-        channels = self._architecture.image_channels
-        if images.ndim != 4 or images.shape[-1] != channels or not len(images):
-            raise errors.DpaError(
-                f"images must be [N, S, S, {channels}] with N at least 1, "
-                f"not {list(images.shape)}"
-            )
-        least = self._architecture.resolution
-        if min(images.shape[1:3]) < least:
-            raise errors.DpaError(
-                f"images of {images.shape[1]}x{images.shape[2]} pixels are smaller "
-                f"than the run's {least}"
-            )
-        if max(images.shape[1:3]) != least and not self.config.data.random_crop:
-            raise errors.DpaError(
-                f"images are {images.shape[1]}x{images.shape[2]} pixels; this run "
-                f"takes {least}x{least}: dpa_jax.data.load_files resizes as in training"
-            )
-        if images.dtype != np.uint8:
-            if images.dtype.kind != "f":
-                raise errors.DpaError(
-                    f"images must be uint8 or float in [-1, 1], not {images.dtype}"
-                )
-            if not (images.min() >= -1.001 and images.max() <= 1.001):
-                raise errors.DpaError(
-                    "float images must lie in [-1, 1] and hold no NaN; found "
-                    f"{images.min()} to {images.max()}"
-                )
-            images = images.astype(np.float32)
-        return images
 
 
 def load(
@@ -204,6 +16,7 @@ def load(
     *,
     batch_size: int = 64,
     precision: str = "float32",
+    platform: Platform | None = None,
 ) -> Scorer:
     """Loads a trained run, or the last checkpoint of one that is still training.
 
@@ -213,6 +26,7 @@ def load(
       workdir: as `train` leaves it.
       batch_size: images at a time.
       precision: `float32`, `tensorfloat32` or `bfloat16`; whatever it was trained in.
+      platform: the machine; None takes the one at hand.
 
     Raises:
       DpaError: there is no trained run, or its VGG19 weights are not to be had, or are
@@ -225,11 +39,11 @@ def load(
             f"{folder} holds {config.population.seeds} runs; give one of them, such as "
             f"{folder / workdir_lib.MEMBERS / '0'}"
         )
-    stopped = stopping.result(folder)
-    trained = stopped.trained if stopped else checkpoint.latest(folder)
+    stopped = early_stopping.result(folder)
+    trained = stopped.trained if stopped else checkpoints.latest(folder)
     if trained is None:
         raise errors.DpaError(f"{folder} has no checkpoint yet; train it first")
-    parameters = checkpoint.restore(folder, trained)["parameters"]
+    parameters = checkpoints.restore(folder, trained).arrays["parameters"]
     plan = stages.schedule(config)
     stage = next(s for s in plan if s.start < trained <= s.end)
     layers = frozen.layers_in_use(config, plan)
@@ -248,4 +62,5 @@ def load(
         statistics,
         batch_size=batch_size,
         precision=precision,
+        platform=platform or Platform.here(),
     )

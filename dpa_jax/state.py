@@ -1,6 +1,6 @@
 """Parameters by name, the part of them a stage trains, and the training state."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.struct
@@ -21,10 +21,12 @@ class TrainState(flax.struct.PyTreeNode):
 
     Attributes:
       step: int32, within the stage.
-      parameters: float32, those of the stage's autoencoder alone.
+      parameters: those of the stage's autoencoder alone, float32 or wider.
       optimizer: Adam's moments over them.
-      critic: float32, the stage's blocks of the critic; None if there is none.
+      critic: the stage's blocks of the critic; None if there is none.
       critic_optimizer: Adam's moments over them.
+
+    In training every array but `step` has a leading axis of the members.
     """
 
     step: jax.Array
@@ -126,25 +128,44 @@ def count(parameters: Parameters) -> int:
 
 
 def begin(
-    parameters: Parameters,
+    members: Sequence[Parameters],
     architecture: Architecture,
     stage: Stage,
     critic: bool = False,
+    dtype: jnp.dtype = jnp.float32,
 ) -> TrainState:
-    """Returns a stage's first state: its blocks and a fresh Adam over them."""
-    # copied, because the state is donated and `parameters` must outlive it
+    """Returns a stage's first state: its blocks and a fresh Adam over them.
+
+    Args:
+      members: all blocks of each autoencoder that is trained.
+      architecture: of the networks.
+      stage: to begin.
+      critic: whether there is one.
+      dtype: of the parameters in training.
+
+    Returns:
+      The state, members along the leading axis of all arrays but `step`.
+    """
+    names = block_names(architecture, stage, critic)
     active = jax.tree.map(
-        jnp.copy, select(parameters, block_names(architecture, stage, critic))
+        lambda *leaves: jnp.stack([jnp.asarray(leaf, dtype) for leaf in leaves]),
+        *(select(parameters, names) for parameters in members),
     )
-    judge = active.pop("critic", None)
-    adam = optimizer(0.0)  # whose state does not depend on the rate
+    critics = active.pop("critic", None)
+    adam = jax.vmap(optimizer(0.0).init)  # whose state does not depend on the rate
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         parameters=active,
-        optimizer=adam.init(active),
-        critic=judge,
-        critic_optimizer=None if judge is None else adam.init(judge),
+        optimizer=adam(active),
+        critic=critics,
+        critic_optimizer=None if critics is None else adam(critics),
     )
+
+
+def member(state: TrainState, number: int) -> TrainState:
+    """Returns one member's part of a state."""
+    part = jax.tree.map(lambda leaf: leaf[number], state.replace(step=None))
+    return part.replace(step=state.step)
 
 
 def trained(state: TrainState) -> Parameters:
@@ -152,3 +173,21 @@ def trained(state: TrainState) -> Parameters:
     if state.critic is None:
         return state.parameters
     return {**state.parameters, "critic": state.critic}
+
+
+def moments(optimizer_state: Any) -> dict[str, jax.Array]:
+    """Returns Adam's state as plain arrays, as a checkpoint holds it."""
+    adam = optimizer_state[0]
+    return {"count": adam.count, "mu": adam.mu, "nu": adam.nu}
+
+
+def with_moments(
+    optimizer_state: Any, members: Sequence[Mapping[str, jax.Array]]
+) -> Any:
+    """Returns Adam's state with each member's `moments` in it."""
+    adam = optimizer_state[0]
+    stacked = {
+        name: jnp.stack([jnp.asarray(one[name], leaf.dtype) for one in members])
+        for name, leaf in moments(optimizer_state).items()
+    }
+    return (adam._replace(**stacked), *optimizer_state[1:])

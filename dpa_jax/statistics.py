@@ -8,13 +8,15 @@ import numpy as np
 
 from dpa_jax import images as images_lib
 from dpa_jax import vgg
+from dpa_jax.data.image_set import ImageSet
 
 
 def feature_statistics(
     weights: vgg.Weights,
-    images: np.ndarray,
+    images: ImageSet,
     resolutions: Mapping[str, int],
     *,
+    backend: str = "cpu",
     batch_size: int = 64,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, dict[str, np.ndarray]]:
@@ -26,9 +28,10 @@ def feature_statistics(
 
     Args:
       weights: see `vgg.features`; float32.
-      images: uint8 `[N, S, S, C]`; of larger ones than the highest of `resolutions`
+      images: of them; of larger ones than the highest of `resolutions`
         the centre of that size, which is what the run's last stage sees of them.
       resolutions: `{layer: resolution in pixels at which its features are taken}`.
+      backend: see `Compute`.
       batch_size: images at a time.
       progress: called with the images done and in all.
 
@@ -49,7 +52,7 @@ def feature_statistics(
         for resolution, layers in by_resolution.items():
             small = images_lib.downsample(x, resolution)
             for layer, f in vgg.features(
-                weights, vgg.preprocess(small), tuple(layers)
+                weights, vgg.preprocess(small), tuple(layers), backend
             ).items():
                 f = f.astype(jnp.float32)
                 share = valid[:, None, None, None] / (
@@ -61,8 +64,7 @@ def feature_statistics(
         return found
 
     count, means, squares = 0, {}, {}
-    for start in range(0, len(images), batch_size):
-        batch = images[start : start + batch_size]
+    for batch in images.blocks(batch_size * images.base[0].nbytes):
         fresh = len(batch)
         # the last batch is filled up, so that one executable serves all
         batch = np.resize(batch, (batch_size, *batch.shape[1:]))

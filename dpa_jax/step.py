@@ -7,6 +7,7 @@ small kernels, which a chunk turns into one dispatch.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ import optax
 from dpa_jax import adversarial, losses, models, vgg
 from dpa_jax import images as images_lib
 from dpa_jax import state as state_lib
+from dpa_jax.ops.compute import Compute
 from dpa_jax.stages import Stage
 
 
@@ -26,11 +28,11 @@ class Frozen:
     """What a step reads and never changes: arguments of the compiled program.
 
     Attributes:
-      vgg: weights up to the deepest layer in use, in the dtype of the computation.
-      statistics: of the layers in use, float32.
+      vgg: weights up to the deepest layer in use, in the format of the computation.
+      statistics: of the layers in use.
       key: of `jax.random`, for what is drawn at random in a step.
-      learning_rate: of Adam, float32; of a population one for each member, `[P]`. An
-        argument, so that runs of other rates share a compiled program.
+      learning_rate: of Adam, float32 `[P]`, one for each member. An argument, so that
+        runs of other rates share a compiled program.
     """
 
     vgg: vgg.Weights
@@ -50,34 +52,34 @@ class StepSpec:
       stage: of growth.
       architecture: of the networks.
       loss: of the stage.
+      compute: precision, and the backend that the program is arranged for.
       horizontal_flip: see `images.augment`.
       vertical_flip: likewise.
-      precision: `bfloat16`, `tensorfloat32` or `float32`.
       adversarial: weight of the critic's term; 0 for no critic.
       discriminator_steps: of the critic before each of the autoencoder.
       members: autoencoders trained at once on the same batches, each with its own
-        parameters and rate; with more than one, these have a leading axis.
-      parts: of a batch, equal ones, whose gradients are computed one after the other
-        and averaged, so that one fits into less memory.
+        parameters and rate, along a leading axis.
+      batch_parts: equal parts of a batch whose gradients are computed one after the
+        other and averaged, so that a step fits into less memory.
     """
 
     stage: Stage
     architecture: models.Architecture
     loss: losses.StageLoss
+    compute: Compute = Compute()
     horizontal_flip: bool = False
     vertical_flip: bool = False
-    precision: str = "float32"
     adversarial: float = 0.0
     discriminator_steps: int = 2
     members: int = 1
-    parts: int = 1
+    batch_parts: int = 1
 
     @classmethod
     def from_config(
         cls,
         config: ml_collections.ConfigDict,
         stage: Stage,
-        precision: str,
+        compute: Compute,
         members: int = 1,
     ) -> "StepSpec":
         """Takes what it needs from a validated configuration."""
@@ -87,7 +89,7 @@ class StepSpec:
             loss=losses.StageLoss.from_config(config, stage),
             horizontal_flip=config.data.horizontal_flip,
             vertical_flip=config.data.vertical_flip,
-            precision=precision,
+            compute=compute,
             adversarial=config.loss.adversarial,
             discriminator_steps=config.adversarial.discriminator_steps,
             members=members,
@@ -98,11 +100,6 @@ class StepSpec:
         """How many batches a step takes: the critic's steps have one each."""
         return 1 + self.discriminator_steps if self.adversarial else 1
 
-    @property
-    def dtype(self) -> jnp.dtype:
-        """What the networks and VGG19 compute in."""
-        return compute_dtype(self.precision)
-
     def augments(self, stored_size: int) -> bool:
         """Says whether an image looks different each time it is drawn."""
         return (
@@ -110,23 +107,6 @@ class StepSpec:
             or self.vertical_flip
             or stored_size != self.architecture.resolution
         )
-
-
-def compute_dtype(precision: str) -> jnp.dtype:
-    """Returns the dtype of activations: float32 unless `precision` is bfloat16."""
-    return jnp.dtype(jnp.bfloat16 if precision == "bfloat16" else jnp.float32)
-
-
-def exact(precision: str):
-    """Returns the context in which matrix products keep what `precision` promises.
-
-    NVIDIA GPUs and TPUs would otherwise multiply float32 with fewer bits.
-    """
-    return jax.default_matmul_precision(
-        {"bfloat16": "default", "tensorfloat32": "tensorfloat32"}.get(
-            precision, "highest"
-        )
-    )
 
 
 def prepare(
@@ -141,7 +121,7 @@ def prepare(
       alpha: of the stage.
 
     Returns:
-      float32 `[B, R, R, C]` in [-1, 1].
+      `[B, R, R, C]` in [-1, 1], float32 or wider.
     """
     size, stage = spec.architecture.resolution, spec.stage
     if keys is None or not spec.augments(images.shape[1]):
@@ -154,7 +134,7 @@ def prepare(
             horizontal_flip=spec.horizontal_flip,
             vertical_flip=spec.vertical_flip,
         )
-    x = images_lib.normalize(images)
+    x = images_lib.normalize(images, spec.compute.wide)
     if stage.transition:
         return images_lib.mix(x, stage.resolution, alpha)
     return images_lib.downsample(x, stage.resolution)
@@ -162,7 +142,7 @@ def prepare(
 
 def targets(spec: StepSpec, frozen: Frozen, x: jax.Array):
     """Computes the features of the images that a step compares with."""
-    return losses.stage_targets(spec.loss, frozen.vgg, x)
+    return losses.stage_targets(spec.loss, frozen.vgg, x, spec.compute.backend)
 
 
 def train_step(
@@ -180,7 +160,7 @@ def train_step(
 
     Args:
       spec: static.
-      state: see `TrainState`.
+      state: see `TrainState`; members along the leading axis of all but `step`.
       frozen: see `Frozen`.
       images: uint8 `[B, S, S, C]`, this device's part of the batch; with a critic
         `[1 + discriminator_steps, B, S, S, C]`, the last the autoencoder's.
@@ -188,12 +168,12 @@ def train_step(
       axis_name: of the devices to average gradients over.
 
     Returns:
-      The next state, and float32 scalars, of a population `[P]` each: `loss`, that of
-      the autoencoder on the whole batch before the step, and what a critic has to say.
+      The next state, and scalars `[P]` each: `loss`, that of the autoencoder on the
+      whole batch before the step, and those of a critic.
     """
     stage = spec.stage
     key = jax.random.fold_in(frozen.key, stage.start + state.step)
-    alpha = jnp.asarray(stage.alpha(state.step), jnp.float32)
+    alpha = jnp.asarray(stage.alpha(state.step), spec.compute.wide)
     *others, last = images if spec.adversarial else images[None]
     batch = len(last)
     place, devices = 0, 1
@@ -226,27 +206,26 @@ def train_step(
         return member, {**loss, **scalars}
 
     member = state.replace(step=None)  # shared by all members, so not mapped over
-    if spec.members > 1:
-        update = _over_members(update, spec.members)
+    update = _over_members(update, spec)
     member, scalars = update(member, frozen.learning_rate)
     return member.replace(step=state.step + 1), scalars
 
 
-def _over_members(function, members: int):
+def _over_members(function, spec: StepSpec):
     """Maps a function over the leading axis of its arguments.
 
-    By vmap, but on CPU one member after the other: a convolution whose kernels differ
+    By vmap, but for CPUs one member after the other: a convolution whose kernels differ
     from member to member becomes a grouped one, which XLA's CPU backend does two to
-    four times slower than as many plain ones (16 channels, 8 to 32 pixels, two cores,
-    JAX 0.10.2; the same was 20 to 90 times slower in a loop of the program).
+    four times slower than as many plain ones, and 20 to 90 times slower in a loop of
+    the program (16 channels, 8 to 32 pixels, two cores, JAX 0.10.2).
     """
-    if jax.default_backend() != "cpu":
+    if spec.members > 1 and spec.compute.backend != "cpu":
         return jax.vmap(function)
 
     def unrolled(*arguments):
         results = [
             function(*jax.tree.map(lambda leaf, i=i: leaf[i], arguments))
-            for i in range(members)
+            for i in range(spec.members)
         ]
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
 
@@ -259,7 +238,14 @@ def _autoencoder_step(spec, member, adam, frozen, x, real, alpha, axis_name):
     def mean_loss(parameters, x, real):
         y = _reconstruct(spec, parameters, x, alpha)
         value = losses.stage_per_image(
-            spec.loss, frozen.vgg, frozen.statistics, real, x, y, alpha
+            spec.loss,
+            frozen.vgg,
+            frozen.statistics,
+            real,
+            x,
+            y,
+            alpha,
+            spec.compute.backend,
         ).mean()
         if not spec.adversarial:
             return value, {"loss": value}
@@ -268,7 +254,7 @@ def _autoencoder_step(spec, member, adam, frozen, x, real, alpha, axis_name):
         return total, {"loss": total, "reconstruction_loss": value}
 
     slope = functools.partial(jax.grad(mean_loss, has_aux=True), member.parameters)
-    gradient, scalars = _mean_over_parts(slope, spec.parts, (x, real))
+    gradient, scalars = _mean_over_parts(slope, spec.batch_parts, (x, real))
     if axis_name:
         scalars, gradient = jax.lax.pmean((scalars, gradient), axis_name)
     updates, optimizer = adam.update(gradient, member.optimizer)
@@ -317,7 +303,7 @@ def _reconstruct(spec, parameters, x, alpha):
         alpha,
         architecture=spec.architecture,
         stage=spec.stage,
-        dtype=spec.dtype,
+        compute=spec.compute,
     )
     return y
 
@@ -329,23 +315,27 @@ def _critic(spec, parameters, alpha):
         alpha=alpha,
         architecture=adversarial.critic_architecture(spec.architecture),
         stage=spec.stage,
-        dtype=spec.dtype,
+        compute=spec.compute,
     )
 
 
-def single(
+def gathering_step(
     spec: StepSpec, axis_name: str | None = None
 ) -> Callable[..., tuple[state_lib.TrainState, dict[str, jax.Array]]]:
     """Returns a step that gathers its own batch: `(state, frozen, data, index)`.
 
-    Its `data` are `{"images": uint8 [N, S, S, C]}` and, with cached targets,
+    Its `data` are `{"images": uint8 [N, S*S*C]}` and, with cached targets,
     `{"targets": features of each image, [N, ...]}`; its `index` int32 `[B]`, or with a
-    critic `[1 + discriminator_steps, B]`.
+    critic `[1 + discriminator_steps, B]`. Images lie flat, since TPUs would lay out
+    `[N, S, S, C]` anew for a gather: the whole data set once a chunk.
     """
+    channels = spec.architecture.image_channels
 
     def run(state, frozen, data, index):
-        with exact(spec.precision):
+        with spec.compute.matmul_precision():
             images = data["images"][index]
+            side = math.isqrt(images.shape[-1] // channels)
+            images = images.reshape(*index.shape, side, side, channels)
             last = index[-1] if spec.adversarial else index
             cached = jax.tree.map(lambda values: values[last], data.get("targets"))
             return train_step(spec, state, frozen, images, cached, axis_name)
@@ -356,20 +346,23 @@ def single(
 def chunk(
     spec: StepSpec, axis_name: str | None = None
 ) -> Callable[..., tuple[state_lib.TrainState, dict[str, jax.Array]]]:
-    """Returns many steps as one program: `(state, frozen, data, indices [K, ...])`.
+    """Returns several steps as one program: `(state, frozen, data, indices, valid)`.
 
-    Steps beyond the stage's end leave the state alone, so that a stage whose last chunk
-    is shorter needs no second executable. Scalars come back with a leading `[K]`.
+    It takes `indices` `[K, ...]` of K steps, and leaves the state alone after the first
+    `valid` of them, int32 from 0 to K: one executable serves chunks of any number of
+    steps up to K. Scalars come back with a leading `[K]`.
     """
-    step = single(spec, axis_name)
+    step = gathering_step(spec, axis_name)
 
-    def run(state, frozen, data, indices):
-        def body(state, index):
+    def run(state, frozen, data, indices, valid):
+        def body(carry, index):
+            number, state = carry
             after, scalars = step(state, frozen, data, index)
-            ended = state.step >= spec.stage.steps
-            after = jax.tree.map(functools.partial(jnp.where, ended), state, after)
-            return after, scalars
+            is_valid = number < valid
+            after = jax.tree.map(functools.partial(jnp.where, is_valid), after, state)
+            return (number + 1, after), scalars
 
-        return jax.lax.scan(body, state, indices)
+        (_, state), scalars = jax.lax.scan(body, (jnp.int32(0), state), indices)
+        return state, scalars
 
     return run

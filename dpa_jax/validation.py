@@ -9,6 +9,7 @@ import ml_collections
 
 from dpa_jax import config as config_lib
 from dpa_jax import errors
+from dpa_jax.ops import compute
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
@@ -40,6 +41,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
         ("model.latent_channels", 1),
         ("stages.final_steps", 1),
         ("batch_size", 1),
+        ("batch_parts", 0),
+        ("steps_per_chunk", 0),
         ("seed", 0),
         ("log_every", 1),
         ("checkpoint_every", 1),
@@ -52,7 +55,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     )
     choices = {
         "model.kind": config_lib.KINDS,
-        "precision": config_lib.PRECISIONS,
+        "precision": compute.PRECISIONS,
         "data.residency": ("auto", "device", "stream"),
         "perceptual.cache_targets": ("auto", "always", "never"),
     }

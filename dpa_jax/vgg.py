@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dpa_jax import convolution, winograd
-from dpa_jax.activations import relu
+from dpa_jax.ops import convolution, winograd
+from dpa_jax.ops.activations import relu
 
 # block -> (convolutions, channels)
 _BLOCKS = {1: (2, 64), 2: (2, 128), 3: (4, 256), 4: (4, 512), 5: (4, 512)}
@@ -70,14 +70,17 @@ def preprocess(images: jax.Array) -> jax.Array:
       images: float `[B, H, W, C]`, C 1 or 3, in [-1, 1]; grey is repeated.
 
     Returns:
-      float32 `[B, H, W, 3]`, less ImageNet's mean and over its standard deviation.
+      `[B, H, W, 3]`, float32 or wider, less ImageNet's mean and over its standard
+      deviation.
     """
-    images = images.astype(jnp.float32) * 0.5 + 0.5
+    dtype = jnp.promote_types(images.dtype, jnp.float32)
+    images = images.astype(dtype) * 0.5 + 0.5
     images = jnp.broadcast_to(images, (*images.shape[:-1], 3))
-    return (images - jnp.asarray(IMAGENET_MEAN)) / jnp.asarray(IMAGENET_STD)
+    mean, std = (jnp.asarray(v, dtype) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    return (images - mean) / std
 
 
-def prepare(weights: Weights) -> Weights:
+def prepare(weights: Weights, backend: str) -> Weights:
     """Adds to the weights what convolutions with them are faster with, if anything is.
 
     On CPU in float32 some layers get their transform for `winograd.convolve`, in eight
@@ -85,8 +88,9 @@ def prepare(weights: Weights) -> Weights:
 
     Args:
       weights: see `features`.
+      backend: see `Compute`.
     """
-    if jax.default_backend() != "cpu":
+    if backend != "cpu":
         return weights
 
     def prepared(layer):
@@ -100,7 +104,10 @@ def prepare(weights: Weights) -> Weights:
 
 
 def features(
-    weights: Weights, inputs: jax.Array, layers: Collection[str]
+    weights: Weights,
+    inputs: jax.Array,
+    layers: Collection[str],
+    backend: str = "cpu",
 ) -> dict[str, jax.Array]:
     """Computes the activations of some layers, and nothing deeper than they.
 
@@ -110,6 +117,7 @@ def features(
       inputs: `[B, H, W, 3]` as `preprocess` returns; H and W divisible by the stride
         of the deepest layer.
       layers: names from `LAYERS`; static.
+      backend: see `Compute`; static.
 
     Returns:
       `{layer: [B, h, w, channels]}` in the dtype of the weights.
@@ -118,7 +126,7 @@ def features(
     wanted: dict[str, jax.Array] = {}
     for name in _ORDER[: _ORDER.index(deepest(layers)) + 1]:
         if name[0] == "c":
-            x = _convolve(x, weights[name])
+            x = _convolve(x, weights[name], backend)
         elif name[0] == "r":
             x = relu(x)
         else:
@@ -128,10 +136,10 @@ def features(
     return wanted
 
 
-def _convolve(x: jax.Array, layer: Mapping[str, Any]) -> jax.Array:
+def _convolve(x: jax.Array, layer: Mapping[str, Any], backend: str) -> jax.Array:
     if "tiled" in layer and x.shape[2] >= _TILED_WIDTH:
         return winograd.convolve(x, layer["tiled"]) + layer["bias"]
-    return convolution.convolve(x, layer["kernel"], layer["bias"])
+    return convolution.convolve(x, layer["kernel"], layer["bias"], backend=backend)
 
 
 def _max_pool2(x: jax.Array) -> jax.Array:

@@ -19,6 +19,7 @@ import numpy as np
 from dpa_jax import config as config_lib
 from dpa_jax import config_files, errors
 from dpa_jax.data.image_set import ImageSet
+from dpa_jax.platform import Platform
 from dpa_jax.weights import formats
 
 # what may change between a run's start and its resumption
@@ -31,7 +32,14 @@ FREE = {
     "data.test_normal",
     "data.test_abnormal",
     "data.data_dir",
+    # without effect on results, the last two but for rounding
+    "data.residency",
+    "steps_per_chunk",
+    "batch_parts",
+    "perceptual.cache_targets",
 }
+# what may only grow: a finished run is trained further
+_GROWS = "stages.final_steps"
 # what a run writes before its first step: of no use to a run of another configuration
 _PREPARED = (
     "data.json",
@@ -41,10 +49,48 @@ _PREPARED = (
     "weights.json",
 )
 # what it writes while it trains
-_TRAINED = ("checkpoints", "early_stopping.json", "metrics.jsonl", "samples")
+_TRAINED = (
+    "checkpoints",
+    "early_stopping.json",
+    "failure.json",
+    "metrics.jsonl",
+    "samples",
+)
+_ENVIRONMENT = "environment.json"
 # the folder of a population's runs, each a workdir
 MEMBERS = "members"
 _PACKAGES = ("dpa_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def local(folder: str | os.PathLike) -> pathlib.Path:
+    """Returns a workdir's path.
+
+    Raises:
+      UsageError: it is no folder of this machine.
+    """
+    scheme, found, _ = os.fspath(folder).partition("://")
+    if found:
+        raise errors.UsageError(
+            f"{os.fspath(folder)}: a workdir is a folder, not {scheme}://; mount the "
+            "bucket as one, or train in a local folder and copy it afterwards. Of "
+            "several processes the first alone needs it"
+        )
+    return pathlib.Path(folder)
+
+
+def make(workdir: pathlib.Path) -> None:
+    """Makes a workdir's folder.
+
+    Raises:
+      DpaError: it cannot be made.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise errors.DpaError(
+            f"{error.filename or workdir}: the workdir cannot be written: "
+            f"{error.strerror}"
+        ) from error
 
 
 def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
@@ -58,8 +104,8 @@ def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
       DpaError: it holds a run's files without its config, or cannot be written.
     """
     path = workdir / "config.json"
+    make(workdir)
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             ours = (*_PREPARED, *_TRAINED)
             strange = [name for name in ours if (workdir / name).exists()]
@@ -97,7 +143,9 @@ def _check_same(path: pathlib.Path, config: ml_collections.ConfigDict) -> None:
     different = [
         f"{name} was {before.get(name)!r}, is {now[name]!r}"
         for name in now
-        if name not in FREE and before.get(name) != now[name]
+        if name not in FREE
+        and before.get(name) != now[name]
+        and not (name == _GROWS and before.get(name, 0) < now[name])
     ]
     if different:
         raise errors.UsageError(
@@ -159,7 +207,10 @@ def record_images(workdir: pathlib.Path, images: ImageSet) -> None:
     Raises:
       DpaError: the run began with other images.
     """
-    digest = hashlib.sha256(np.ascontiguousarray(images.images).data).hexdigest()
+    sha256 = hashlib.sha256()
+    for block in images.blocks():
+        sha256.update(np.ascontiguousarray(block).data)
+    digest = sha256.hexdigest()
     values = {
         "images": len(images),
         "skipped": len(images.skipped),
@@ -183,6 +234,47 @@ def record_images(workdir: pathlib.Path, images: ImageSet) -> None:
     write_json(path, values)
 
 
+def precision(workdir: pathlib.Path) -> str | None:
+    """Returns what a run computes in, if it has begun."""
+    return _read_environment(workdir).get("precision")
+
+
+def record_session(
+    workdir: pathlib.Path, seed: int, step: int, precision: str, platform: Platform
+) -> None:
+    """Adds to `environment.json` where and from which step a run goes on.
+
+    Args:
+      workdir: of the run.
+      seed: of the run.
+      step: of the whole run that it goes on from; 0 begins it.
+      precision: that it computes in.
+      platform: the machine.
+    """
+    session = {
+        **environment(seed),
+        "precision": precision,
+        "backend": platform.backend,
+        "processes": platform.group.count,
+        "step": step,
+    }
+    before = _read_environment(workdir)
+    if not before or not step:
+        found = session
+    else:
+        resumed = [*before.pop("resumed", []), session]
+        found = {"precision": precision, **before, "resumed": resumed}
+    write_json(workdir / _ENVIRONMENT, found)
+
+
+def _read_environment(workdir: pathlib.Path) -> dict[str, Any]:
+    path = workdir / _ENVIRONMENT
+    if not path.exists():
+        return {}
+    text = path.read_text(encoding="utf-8")
+    return config_files.read_object(text, str(path), "an environment")
+
+
 def environment(seed: int) -> dict[str, Any]:
     """Describes versions, devices and source, for `environment.json`."""
     import jax
@@ -199,7 +291,6 @@ def environment(seed: int) -> dict[str, Any]:
         "packages": versions,
         "devices": [str(device) for device in jax.devices()],
         "device_kind": jax.devices()[0].device_kind,
-        "processes": jax.process_count(),
         "git_commit": _git_commit(),
         "seed": seed,
         "command": sys.argv,

@@ -6,6 +6,7 @@ import gzip
 import io
 import pathlib
 import tarfile
+import zipfile
 from collections.abc import Iterable
 
 import numpy as np
@@ -28,7 +29,7 @@ ROWS = [
     for number, (view, findings, age, sex) in enumerate(images)
 ]
 NAMES = [row[0] for row in ROWS]
-LAYOUTS = ("flat", "images", "kaggle", "doubled", "archives", "mixed")
+LAYOUTS = ("flat", "images", "kaggle", "doubled", "archives", "zips", "mixed")
 
 
 @functools.lru_cache
@@ -105,6 +106,7 @@ def write_images(
         ],
         "doubled": [("images", names), ("images/images", names)],
         "archives": [],
+        "zips": [],
         "mixed": [("images", names[:half])],
     }
     for folder, members in places[layout]:
@@ -118,6 +120,11 @@ def write_images(
         write_archive(
             root / "images_02.tar.gz", {f"images/{n}": png(n) for n in names[half:]}
         )
+    if layout == "zips":
+        for number, part in enumerate((names[:half], names[half:]), 1):
+            with zipfile.ZipFile(root / f"images_{number:03d}.zip", "w") as archive:
+                for name in part:
+                    archive.writestr(f"images/{name}", png(name))
     if layout == "mixed":
         write_archive(
             root / "images_02.tar.gz", {f"images/{n}": png(n) for n in names[half:]}

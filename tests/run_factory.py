@@ -2,17 +2,22 @@
 
 import contextlib
 import io
+import json
 import os
 import pathlib
 import struct
 import subprocess
 import sys
+from unittest import mock
 
+import jax
 import numpy as np
+import pytest
 from PIL import Image
 
-from dpa_jax import cli, config_files
+from dpa_jax import cli, config_files, training
 from dpa_jax import config as config_lib
+from dpa_jax.training import checkpoints
 
 
 def tiny_config():
@@ -98,6 +103,50 @@ def start(*arguments, **options) -> subprocess.Popen:
         text=True,
         **options,
     )
+
+
+class Killed(Exception):
+    """Stands for the end of a process."""
+
+
+def train_until(config, folder, step) -> None:
+    """Trains, and ends as if killed when the checkpoint of a step is written."""
+    save = checkpoints.Checkpoints.save
+
+    def save_and_end(self, number, *rest):
+        save(self, number, *rest)
+        if number == step:
+            raise Killed
+
+    with (
+        mock.patch.object(checkpoints.Checkpoints, "save", save_and_end),
+        pytest.raises(Killed),
+    ):
+        training.train(config, folder, visible=False)
+
+
+def arrays(folder, step=None):
+    """Returns all arrays of a checkpoint, by default the last."""
+    step = checkpoints.latest(folder) if step is None else step
+    return checkpoints.restore(folder, step).arrays
+
+
+def rows(folder, without=("images_per_second",)):
+    """Returns the rows of a run's metrics, without what differs from run to run."""
+    lines = (pathlib.Path(folder) / "metrics.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    return [{k: v for k, v in row.items() if k not in without} for row in found]
+
+
+def assert_same_run(folder, other) -> None:
+    """Checks that two runs ended in the same bits and wrote the same metrics."""
+    step = checkpoints.latest(other)
+    assert checkpoints.latest(folder) == step
+    found, expected = arrays(folder, step), arrays(other, step)
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert rows(folder) == rows(other)
 
 
 def files(folder) -> dict[str, int]:

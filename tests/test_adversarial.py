@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dpa_jax import adversarial, models
+from dpa_jax.ops.compute import Compute
 from dpa_jax.stages import Stage
 
 TOLERANCE = 1e-5
@@ -53,29 +54,29 @@ class Problem:
     stage: Stage
     alpha: float
 
-    def critique(self, parameters, dtype=jnp.float32):
+    def critique(self, parameters, precision="float32"):
         return functools.partial(
             adversarial.critique,
             parameters,
             alpha=self.alpha,
             architecture=self.architecture,
             stage=self.stage,
-            dtype=dtype,
+            compute=Compute(precision),
         )
 
-    def critic_loss(self, dtype=jnp.float32):
+    def critic_loss(self, precision="float32"):
         """The loss, its scalars, and its gradient by the critic's parameters."""
 
         @jax.jit
         def compute(parameters, *batch):
             return jax.value_and_grad(
-                lambda p: adversarial.critic_loss(self.critique(p, dtype), *batch),
+                lambda p: adversarial.critic_loss(self.critique(p, precision), *batch),
                 has_aux=True,
             )(parameters)
 
         arrays = (self.parameters, self.real, self.fake, self.t)
         (loss, scalars), gradient = compute(
-            *jax.tree.map(lambda x: jnp.asarray(x, dtype), arrays)
+            *jax.tree.map(lambda x: jnp.asarray(x, Compute(precision).wide), arrays)
         )
         return {"loss": loss, **scalars}, gradient
 
@@ -161,7 +162,7 @@ def test_gradient_of_every_parameter_in_float64():
     problem = make("transition")
     _, expected = torch_critic_loss(problem)
     with jax.enable_x64(True):
-        _, gradient = problem.critic_loss(jnp.float64)
+        _, gradient = problem.critic_loss("float64")
     assert jax.tree.structure(gradient) == jax.tree.structure(expected)
     jax.tree_util.tree_map_with_path(
         lambda path, a, b: np.testing.assert_allclose(
@@ -246,6 +247,6 @@ def test_critic_ends_at_4_pixels(latent_resolution, channels, expected):
 def test_ratings_in_bfloat16_are_one_float32_for_each_image():
     problem = make("transition")
     shape = jax.eval_shape(
-        problem.critique(problem.parameters, jnp.bfloat16), problem.real
+        problem.critique(problem.parameters, "bfloat16"), problem.real
     )
     assert shape == jax.ShapeDtypeStruct((4,), jnp.float32)

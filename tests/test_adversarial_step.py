@@ -14,15 +14,15 @@ import tiny_factory as tiny
 import dpa_jax
 from dpa_jax import (
     adversarial,
-    checkpoint,
     losses,
     models,
     score,
     state,
     step,
-    training,
 )
-from dpa_jax.data import feeding
+from dpa_jax.ops.compute import Compute
+from dpa_jax.platform import Platform
+from dpa_jax.training import checkpoints, feeding
 
 PLAIN = tiny.spec(tiny.GROWN)
 SPEC = dataclasses.replace(PLAIN, adversarial=0.5)
@@ -35,24 +35,24 @@ def begun():
     drawn = state.initialize(
         jax.random.key(1), tiny.ARCHITECTURE, [tiny.GROWN], critic=True
     )
-    return state.begin(drawn, tiny.ARCHITECTURE, tiny.GROWN, critic=True)
+    return state.begin([drawn], tiny.ARCHITECTURE, tiny.GROWN, critic=True)
 
 
 @pytest.fixture(scope="module")
 def taken(begun):
-    data = {"images": jnp.asarray(tiny.images())}
-    return jax.jit(step.single(SPEC))(begun, tiny.frozen(), data, INDEX)
+    data = {"images": tiny.flat()}
+    return jax.jit(step.gathering_step(SPEC))(begun, tiny.frozen(), data, INDEX)
 
 
 def test_a_step_is_two_of_the_critic_and_then_one_of_the_autoencoder(begun, taken):
     """The same from its parts, each batch seen by whom it is for."""
-    frozen, stage = tiny.frozen(), tiny.GROWN
+    frozen, stage, begun = tiny.frozen(), tiny.GROWN, state.member(begun, 0)
     key = jax.random.fold_in(frozen.key, stage.start)
     adam = optax.adam(tiny.RATE, b1=0.9, b2=0.999, eps=1e-8)
 
     def rate(critic, x):
         return adversarial.critique(
-            critic, x, 1.0, architecture=CRITIC, stage=stage, dtype=jnp.float32
+            critic, x, 1.0, architecture=CRITIC, stage=stage, compute=Compute()
         )
 
     def reconstruct(parameters, x):
@@ -62,7 +62,7 @@ def test_a_step_is_two_of_the_critic_and_then_one_of_the_autoencoder(begun, take
             1.0,
             architecture=tiny.ARCHITECTURE,
             stage=stage,
-            dtype=jnp.float32,
+            compute=Compute(),
         )[1]
 
     batches = [tiny.images()[row].astype(np.float32) / 127.5 - 1 for row in INDEX]
@@ -100,7 +100,7 @@ def test_a_step_is_two_of_the_critic_and_then_one_of_the_autoencoder(begun, take
     updates, _ = adam.update(gradient, adam.init(begun.parameters))
     parameters = optax.apply_updates(begun.parameters, updates)
 
-    after, scalars = taken
+    after, scalars = state.member(taken[0], 0), taken[1]
     np.testing.assert_allclose(scalars["critic_loss"], critic_loss, rtol=1e-5)
     np.testing.assert_allclose(scalars["loss"], loss, rtol=1e-5)
     np.testing.assert_allclose(scalars["reconstruction_loss"], value, rtol=1e-5)
@@ -113,9 +113,7 @@ def test_a_step_is_two_of_the_critic_and_then_one_of_the_autoencoder(begun, take
 
 
 def test_without_a_weight_there_is_no_critic():
-    plain = state.begin(
-        tiny.parameters(tiny.ARCHITECTURE, tiny.GROWN), tiny.ARCHITECTURE, tiny.GROWN
-    )
+    plain = tiny.begin(tiny.GROWN)
     assert plain.critic is None and PLAIN.batches == 1
 
 
@@ -129,8 +127,9 @@ def test_a_critic_leaves_the_autoencoders_first_values_alone():
 
 
 def test_batches_of_a_step_are_consecutive_and_fresh():
-    rows = feeding.local_indices(3, 20, 4, first=2, steps=2, batches=3)
-    assert rows.shape == (2, 3, 4)
+    order = feeding.Order(3, 20, 4, batches=3)
+    rows = order.indices(2, 2, Platform.here())
+    assert rows.shape == (1, 2, 3, 4)  # of one device
     flat = feeding.batch_indices(3, 20, 4, first=6, steps=6)
     np.testing.assert_array_equal(rows.reshape(6, 4), flat)
 
@@ -165,7 +164,7 @@ def test_a_growing_run_with_a_critic_stays_finite_and_says_how_it_does(grown):
 
 
 def test_the_critic_grows_and_is_kept(grown):
-    saved = checkpoint.restore(grown, 12)
+    saved = run_factory.arrays(grown, 12)
     assert sorted(saved["parameters"]["critic"]) == [
         "block_16",
         "block_8",
@@ -184,37 +183,17 @@ def test_scores_know_nothing_of_the_critic(grown):
     np.testing.assert_allclose(scorer(images), expected, rtol=1e-5)
 
 
-def test_a_run_with_a_critic_resumes_as_if_uninterrupted(
-    config, grown, tmp_path, monkeypatch
-):
-    class Stop(Exception):
-        pass
-
-    save = checkpoint.Checkpoints.save
-
-    def stopping(self, step, tree):
-        save(self, step, tree)
-        if step == 6:
-            raise Stop
-
+def test_a_run_with_a_critic_resumes_as_if_uninterrupted(config, grown, tmp_path):
     every = config.copy_and_resolve_references()
     every.checkpoint_every = 1
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.Checkpoints, "save", stopping)
-        patch.setattr(training.Run, "chunk", lambda self, stage: 1)
-        with pytest.raises(Stop):
-            dpa_jax.train(every, tmp_path, visible=False)
-    assert checkpoint.latest(tmp_path) == 6
+    run_factory.train_until(every, tmp_path, 6)
+    assert checkpoints.latest(tmp_path) == 6
     dpa_jax.train(every, tmp_path, visible=False)
-    found, expected = (checkpoint.restore(w, 12) for w in (tmp_path, grown))
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_array_equal(a, b)
+    run_factory.assert_same_run(tmp_path, grown)
 
 
 def test_streamed_batches_are_the_resident_ones(config, grown, tmp_path):
     streamed = config.copy_and_resolve_references()
     streamed.data.residency = "stream"
     folder = dpa_jax.train(streamed, tmp_path, visible=False)
-    found, expected = (checkpoint.restore(w, 12) for w in (folder, grown))
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_array_equal(a, b)
+    run_factory.assert_same_run(folder, grown)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import run_factory
 
-from dpa_jax import checkpoint
+from dpa_jax.training import checkpoints
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_unreadable_image_is_named_and_stops_the_run(attempt, folder, damage):
     message = last(err)
     assert f"{folder}/train/07.png: " in message
     assert "--config.data.skip_corrupt=true" in message
-    assert checkpoint.latest(folder / "run") is None
+    assert checkpoints.latest(folder / "run") is None
 
 
 def test_skip_corrupt_counts_lists_and_goes_on(attempt, folder):
@@ -111,7 +111,7 @@ def test_skip_corrupt_counts_lists_and_goes_on(attempt, folder):
     assert rows[1][1] == "the file is empty"
     kept = json.loads((folder / "run" / "data.json").read_text())
     assert kept["images"] == 9 and kept["skipped"] == 3
-    assert checkpoint.latest(folder / "run") == 6
+    assert checkpoints.latest(folder / "run") == 6
 
 
 def test_nothing_but_corrupt_images(attempt, folder):
@@ -280,27 +280,27 @@ def fill(folder):
 
 
 def test_disk_that_fills_up(attempt, folder, monkeypatch):
-    save = checkpoint.Checkpoints.save
+    save = checkpoints.Checkpoints.save
 
-    def filling(self, step, tree):
-        save(self, step, tree)
+    def filling(self, *saved):
+        save(self, *saved)
         self._manager.wait_until_finished()
         fill(folder / "disk")
 
-    monkeypatch.setattr(checkpoint.Checkpoints, "save", filling)
+    monkeypatch.setattr(checkpoints.Checkpoints, "save", filling)
     with disk(folder / "disk", 2 << 20) as small:
-        # chunks of 200 steps, of which the metrics first come to the disk's end
-        flags = "--config.stages.final_steps=400", "--config.checkpoint_every=1"
+        # what comes next to the disk's end is the metrics
+        flags = "--config.stages.final_steps=400", "--config.checkpoint_every=200"
         code, err = attempt(*flags, workdir="disk/run")
         assert code == 1
         assert f"{small}/run" in last(err) and "same command resumes" in last(err)
-        assert checkpoint.latest(small / "run") == 200
+        assert checkpoints.latest(small / "run") == 200
         # with room again it does
         (small / "filler").unlink()
         monkeypatch.undo()
         code, err = attempt(*flags, workdir="disk/run")
         assert code == 0, err
-        assert checkpoint.latest(small / "run") == 400
+        assert checkpoints.latest(small / "run") == 400
 
 
 def test_disk_full_from_the_beginning(attempt, folder):
@@ -322,7 +322,9 @@ def test_metrics_on_a_full_disk(attempt, folder, monkeypatch):
             os.symlink("/dev/full", folder / "run" / "metrics.jsonl")
 
     monkeypatch.setattr(os, "replace", replaced)
-    monkeypatch.setattr("dpa_jax.metrics.Writer._keep_until", lambda *arguments: None)
+    monkeypatch.setattr(
+        "dpa_jax.training.metrics.Writer._keep_until", lambda *arguments: None
+    )
     code, err = attempt()
     assert code == 1
     assert "run: metrics cannot be written: No space left on device" in last(err)

@@ -6,9 +6,20 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import end_to_end, measure, population, report, score, train_step
+from benchmarks import (
+    end_to_end,
+    host_memory,
+    measure,
+    population,
+    problem,
+    report,
+    score,
+    train_step,
+)
 from dpa_jax import config as config_lib
-from dpa_jax import config_files, errors, stages
+from dpa_jax import config_files, errors, losses, stages, step
+from dpa_jax.training import programs
+from dpa_jax.training.chunks import Chunk
 
 ROW = {
     *("stage", "implementation", "batch", "ms_per_step", "images_per_second"),
@@ -143,7 +154,7 @@ def test_other_scores_are_refused():
         score.check_scores(scores)
 
 
-@pytest.mark.parametrize("through", ["train", "engine"])
+@pytest.mark.parametrize("through", ["train", "programs"])
 def test_a_whole_run_is_timed(config_file, tmp_path, through):
     out = tmp_path / "result.json"
     given = [config_file(**{"stages.initial_resolution": 16}), f"--through={through}"]
@@ -184,18 +195,36 @@ def test_the_last_third_of_a_stage_is_compared_with_its_first():
     assert timed_run.drift(unknown) == {"slowdown": 3, "device_rise_megabytes": 0}
 
 
-def test_a_window_is_as_long_as_asked_for(tiny_config, monkeypatch):
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that pass for a timed run only when told to."""
     from benchmarks import timed_run
 
-    clock = [0.0]
-    monkeypatch.setattr(timed_run.time, "perf_counter", lambda: clock[0])
-    stage = stages.schedule(tiny_config)[0]
-    run = object.__new__(timed_run.TimedRun)
-    run.windows, run._window, run._mark = {stage.name: []}, 60, (0.0, 100)
-    for clock[0], step in ((50, 110), (100, 120), (130, 130), (160, 150)):
-        run.note(stage, step)
-    found = [(one["step"], one["ms_per_step"]) for one in run.windows[stage.name]]
-    assert found == [(120, 1e3 * 100 / 20), (150, 1e3 * 60 / 30)]
+    now = [0.0]
+    monkeypatch.setattr(timed_run.time, "perf_counter", lambda: now[0])
+    return now
+
+
+@pytest.fixture
+def timing(tiny_config):
+    from benchmarks import timed_run
+
+    return timed_run.Timing(stages.schedule(tiny_config), 60)
+
+
+def test_a_window_is_as_long_as_asked_for(tiny_config, clock, timing):
+    stage = stages.schedule(tiny_config)[1]  # whose first step is number 4
+
+    def feed(setup, stage):
+        for first in (4, 14, 24, 34):
+            yield Chunk(first, 10), None, None
+
+    for _, clock[0] in zip(
+        timing.fed(feed)(None, stage), (50, 100, 130, 160), strict=True
+    ):
+        pass
+    found = [(one["step"], one["ms_per_step"]) for one in timing.windows[stage.name]]
+    assert found == [(24, 1e3 * 100 / 20), (44, 1e3 * 60 / 20)]
 
 
 def test_members_of_a_population_are_counted(config_file, tmp_path):
@@ -214,27 +243,77 @@ def test_a_critic_is_not_timed(config_file, capsys):
     assert "trains a critic, which no baseline here has" in capsys.readouterr().err
 
 
-def test_writing_checkpoints_is_not_training(monkeypatch):
-    from benchmarks import timed_run
+def test_writing_checkpoints_is_not_training(tiny_config, clock, timing):
+    stage = stages.schedule(tiny_config)[0]
 
-    clock = [0.0]
-    monkeypatch.setattr(timed_run.time, "perf_counter", lambda: clock[0])
+    def feed(setup, stage):
+        for first in (0, 2):
+            clock[0] += 5
+            yield Chunk(first, 2), None, None
 
-    def save(self, *_):
+    def save():
         clock[0] += 3
 
-    def stage(self, *_):
-        clock[0] += 10
-        self.save(*[None] * 4)
+    for _ in timing.fed(feed)(None, stage):
+        timing.timed("checkpoint_s", save)()
+    spent = timing.spent[stage.name]
+    assert (spent["train_s"], spent["checkpoint_s"]) == (10, 6)
 
-    monkeypatch.setattr(timed_run.Run, "save", save)
-    monkeypatch.setattr(timed_run.Run, "stage", stage)
-    run = object.__new__(timed_run.TimedRun)
-    run.spent = {"8_stabilization": dict.fromkeys(timed_run.PARTS, 0.0)}
-    run._current = "8_stabilization"
-    run.stage(*[None] * 4)
-    spent = run.spent["8_stabilization"]
-    assert (spent["train_s"], spent["checkpoint_s"]) == (10, 3)
+
+def test_what_is_compiled_ahead_counts_for_its_own_stage(tiny_config, clock, timing):
+    first, second, _ = stages.schedule(tiny_config)
+
+    def passing(seconds):
+        def run(setup, stage):
+            clock[0] += seconds
+
+        return run
+
+    timing.timed("wait_s", passing(1))(None, first)
+    timing.timed("compile_s", passing(4))(None, second)
+    spent = [timing.spent[stage.name] for stage in (first, second)]
+    assert [(one["wait_s"], one["compile_s"]) for one in spent] == [(1, 0), (0, 4)]
+
+
+def test_a_chunk_is_as_long_as_in_training(config_file):
+    location = config_file(**{"stages.stabilization_steps": 150}).partition("=")[2]
+    given = problem.make(location, 16, "random:0", batch=4)
+    made = train_step.ours(given, given.plan[0], "float32")
+    assert made.unit == programs.default_steps(8) == 100
+
+
+def test_operations_of_vgg_are_counted():
+    # r11 at 8 and 4 pixels: 64 channels, each of 9 multiply-adds for 3 channels in;
+    # the two operations of each three times, for 5 images
+    every = 64 * 9 * 3 * (8 * 8 + 4 * 4) * 2 * 3 * 5
+    loss = losses.Loss((("r11", 1.0),))
+    spec = step.StepSpec(
+        stages.Stage(8, True, 1), None, losses.StageLoss(loss, loss), members=1
+    )
+    assert measure.vgg_operations(spec, 5, cached=False) == every
+    assert measure.vgg_operations(spec, 5, cached=True) == every * 2 / 3
+
+
+def test_memory_of_a_streamed_run_is_measured(config_file, tmp_path):
+    out = tmp_path / "result.json"
+    quick = {"stages.initial_resolution": 16, "loss.relative_perceptual": 0.0}
+    given = [config_file(**quick, **{"loss.l1": 1.0}), f"--folder={tmp_path}"]
+    given += [f"--out={out}", "--images=40", "--side=32", "--batch=4", "--steps=1"]
+    assert host_memory.main(given) == 0
+    (row,) = json.loads(out.read_text())["rows"]
+    assert row["image_bytes"] == 40 * 32 * 32
+    assert 2**25 < row["anonymous_bytes"] < row["peak_bytes"]
+    assert 2**20 < row["file_bytes"] < row["peak_bytes"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "config.json",
+        "result.json",
+    ]
+
+
+def test_a_peak_above_the_limit_is_an_error():
+    host_memory.check_limit(2.0, 2.0)
+    with pytest.raises(errors.DpaError, match="2.25 GiB is above the limit of 2 GiB"):
+        host_memory.check_limit(2.25, 2.0)
 
 
 @pytest.mark.parametrize(
@@ -246,7 +325,8 @@ def test_writing_checkpoints_is_not_training(monkeypatch):
         (score, "--precision=float64", "--precision: there is no 'float64'"),
         (end_to_end, "--steps-scale=0", "--steps-scale is 0"),
         (end_to_end, "--window=inf", "--window is inf, not a number"),
-        (end_to_end, "--window=9 --through=engine", "does not look at memory"),
+        (host_memory, "--images=4", "--images must be at least --batch"),
+        (end_to_end, "--window=9 --through=programs", "does not look at memory"),
     ],
 )
 def test_wrong_arguments_say_what_is_possible(

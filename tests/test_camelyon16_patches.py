@@ -79,6 +79,61 @@ def test_reference_table_says_which_test_slides_have_a_tumour(tmp_path):
     assert found.has_tumour("test_001") and not found.has_tumour("test_002")
 
 
+AWS = (
+    *("images/normal_001.tif", "images/tumor_009.tif"),
+    *("images/test_001.tif", "images/test_002.tif"),
+    *("masks/tumor_009_mask.tif", "masks/test_001_mask.tif", "masks/test_002_mask.tif"),
+)
+HEADER = "image,class,type,center\n"
+
+
+@pytest.mark.parametrize("tumour", ["micro", "macro"])
+def test_reference_table_of_the_public_bucket(tmp_path, tumour):
+    touch(tmp_path, *AWS)
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation/reference.csv").write_text(
+        f"\ufeff{HEADER}normal_001.tif,negative,train,0\n\n"
+        f"test_001.tif,negative,test,1\ntest_002.tif,{tumour},test,0\n"
+    )
+    tasks = patches.tasks_by_rule(layouts.find(tmp_path))
+    assert [(t.split, t.slide, t.label) for t in tasks] == [
+        ("train", "normal_001", 0),
+        ("test", "test_001", 0),
+        ("test", "test_002", 1),
+        ("validation", "tumor_009", 1),
+    ]
+
+
+def test_a_mask_alone_makes_no_test_slide_a_tumour(tmp_path):
+    touch(tmp_path, *AWS)
+    with pytest.raises(DpaError, match="test_001.tif is a test slide, and neither"):
+        patches.tasks_by_rule(layouts.find(tmp_path))
+
+
+def test_a_test_slide_that_the_table_leaves_out_is_not_taken_for_normal(tmp_path):
+    touch(tmp_path, *CHALLENGE)
+    (tmp_path / "reference.csv").write_text("test_002,Normal,None,None\n")
+    with pytest.raises(DpaError, match="test_001.tif is a test slide"):
+        patches.tasks_by_rule(layouts.find(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "slide,diagnosis\ntest_001,negative\n",
+        "test_001,Normal\ntest_002,benign\n",
+        "test_001\n",
+        HEADER + "patient_001.tif,negative,test,0\n",
+        "test_001,Normal\nTest_001.tif,Tumor\n",
+    ],
+)
+def test_reference_table_that_cannot_be_read_is_refused(tmp_path, text):
+    touch(tmp_path, *CHALLENGE)
+    (tmp_path / "reference.csv").write_text(text)
+    with pytest.raises(DpaError, match=r"reference\.csv, line [12]: "):
+        layouts.find(tmp_path)
+
+
 def test_two_slides_of_one_name_are_refused(tmp_path):
     touch(tmp_path, "a/normal_001.tif", "b/Normal_001.tif")
     with pytest.raises(DpaError, match="two files for normal_001"):
@@ -110,7 +165,7 @@ def test_rule_sorts_slides_into_splits_without_the_excluded(tmp_path):
 
 def test_unannotated_test_slides_are_not_taken_for_normal(tmp_path):
     touch(tmp_path, "normal_001.tif", "test_001.tif")
-    with pytest.raises(DpaError, match="which have a tumour"):
+    with pytest.raises(DpaError, match="whether it has a tumour"):
         patches.tasks_by_rule(layouts.find(tmp_path))
 
 

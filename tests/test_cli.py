@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 import run_factory
+from PIL import Image
 
 from dpa_jax import cli, config_files, verbs
 
@@ -247,6 +248,35 @@ def test_evaluate_does_not_replace_an_evaluation_unasked(run, copy):
     assert run_factory.files(copy / "evaluation") == before
     assert run_factory.call(*command, "--overwrite")[0] == 0
     assert run_factory.call(*command, "--out", copy / "other")[0] == 0
+
+
+def test_a_run_on_random_cuts_scores_the_centre_of_images_of_any_size(copy, tmp_path):
+    path = copy / "config.json"
+    config = json.loads(path.read_text())
+    config["data"] |= {"random_crop": True, "crop": 40, "size": 40}
+    path.write_text(json.dumps(config))
+    side = config["data"]["resolution"]
+    (whole,) = run_factory.images(1, 50)
+    for size in (50, 40, 30, side, side - 1):
+        edge = (50 - size) // 2
+        cut = whole[edge : edge + size, edge : edge + size]
+        (tmp_path / "x").mkdir(exist_ok=True)
+        Image.fromarray(cut).save(tmp_path / "x" / f"{size}.png")
+    arguments = [
+        "score",
+        tmp_path / "x",
+        "--workdir",
+        copy,
+        "--out",
+        tmp_path / "s.csv",
+    ]
+    code, _, err = run_factory.call(*arguments)
+    assert code == 1 and f"{side - 1}.png: " in err and f"the crop of {side}" in err
+    (tmp_path / "x" / f"{side - 1}.png").unlink()
+    code, _, err = run_factory.call(*arguments)
+    assert code == 0, err
+    rows = (tmp_path / "s.csv").read_text().splitlines()[1:]
+    assert len(rows) == 4 and len({row.rpartition(",")[2] for row in rows}) == 1
 
 
 def test_evaluate_a_manifest_with_groups(run, copy):

@@ -98,7 +98,7 @@ def in_words(location: str, seed: int) -> dict:
         camelyon16 = dataset == "camelyon16"
         assert flips == (camelyon16,) * 3
         assert data.size == (192 if camelyon16 else 0)
-        assert (data.resize, data.crop, data.equalize) == (0, 0, False)
+        assert (data.resize, data.crop, data.equalize) == (0, data.size, False)
         preprocessing, normal = PREPROCESSING[dataset], "healthy"
         if not camelyon16:
             normal = protocol.removeprefix("class")

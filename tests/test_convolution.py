@@ -1,12 +1,14 @@
 """Convolutions arranged for an accelerator are the plain one, gradients included."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.signal
 
-from dpa_jax import convolution
+from dpa_jax.ops import convolution
 
 
 def draw(rng, width=8, channels=3, features=5):
@@ -25,12 +27,12 @@ def by_scipy(x, kernel, bias):
     return out + bias
 
 
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
 @pytest.mark.parametrize("pixels", [1, 2, 4, 8])
-def test_equals_scipy(rng, pixels):
+def test_equals_scipy(rng, pixels, backend):
     x, kernel, bias = draw(rng)
-    found = jax.jit(convolution.convolve, static_argnums=(3, 4))(
-        x, kernel, bias, "SAME", pixels
-    )
+    convolve = functools.partial(convolution.convolve, pixels=pixels, backend=backend)
+    found = jax.jit(convolve)(x, kernel, bias)
     np.testing.assert_allclose(found, by_scipy(x, kernel, bias), atol=2e-5)
 
 
@@ -41,7 +43,8 @@ def test_gradients_are_those_of_the_plain_one(rng, pixels):
 
     def total(pixels):
         def value(arguments):
-            return (convolution.convolve(*arguments, "SAME", pixels) * weight).sum()
+            y = convolution.convolve(*arguments, pixels=pixels, backend="gpu")
+            return (y * weight).sum()
 
         return jax.grad(value)(arguments)
 
@@ -52,13 +55,12 @@ def test_gradients_are_those_of_the_plain_one(rng, pixels):
     )
 
 
-def test_widening_fills_the_wanted_channels(monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert convolution.pixels_together(64, 16, 16) == 4
-    assert convolution.pixels_together(64, 1, 16) == 4
-    assert convolution.pixels_together(2, 16, 16) == 2
-    assert convolution.pixels_together(64, 64, 64) == 1
+def test_widening_fills_the_channels_of_a_gpu():
+    assert convolution.pixels_together(64, 16, 16, "gpu") == 4
+    assert convolution.pixels_together(64, 1, 16, "gpu") == 4
+    assert convolution.pixels_together(2, 16, 16, "gpu") == 2
+    assert convolution.pixels_together(64, 64, 64, "gpu") == 1
 
 
 def test_a_cpu_convolves_pixel_by_pixel():
-    assert convolution.pixels_together(64, 16, 16) == 1
+    assert convolution.pixels_together(64, 16, 16, "cpu") == 1

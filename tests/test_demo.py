@@ -7,7 +7,8 @@ import pytest
 import run_factory
 from PIL import Image
 
-from dpa_jax import checkpoint, config_files, demo
+from dpa_jax import config_files, demo
+from dpa_jax.training import checkpoints
 
 
 def test_demo_makes_images_trains_evaluates_and_says_where_to_look(
@@ -24,7 +25,7 @@ def test_demo_makes_images_trains_evaluates_and_says_where_to_look(
     assert len(os.listdir(images / "train" / "normal")) == 600
     for label in ("normal", "abnormal"):
         assert len(os.listdir(images / "test" / label)) == 100
-    assert checkpoint.latest(run) == 6
+    assert checkpoints.latest(run) == 6
     assert {path.name for path in (run / "evaluation").iterdir()} == {
         "metrics.json",
         "scores.csv",
@@ -42,11 +43,11 @@ def test_demo_makes_images_trains_evaluates_and_says_where_to_look(
     assert (tmp_path / "demo" / "scores.csv").exists()
     assert len(list((tmp_path / "demo" / "maps").glob("*.png"))) == 100
 
-    before = checkpoint.latest(run), run_factory.files(run / "checkpoints")
+    before = checkpoints.latest(run), run_factory.files(run / "checkpoints")
     code, again, err = run_factory.call("demo", "--workdir", tmp_path / "demo")
     assert (code, again) == (0, out)
     assert "nothing left to train" in err
-    assert (checkpoint.latest(run), run_factory.files(run / "checkpoints")) == before
+    assert (checkpoints.latest(run), run_factory.files(run / "checkpoints")) == before
 
 
 @pytest.fixture(scope="module")

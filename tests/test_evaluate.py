@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import run_factory
+import scipy.stats
 from PIL import Image
 
 import dpa_jax
@@ -32,7 +33,9 @@ def test_extremes(sign, auc):
     found = evaluate.evaluate(sign * np.arange(8.0), np.arange(8) >= 4)
     assert found["roc_auc"] == auc
     assert found["normal"] == found["abnormal"] == 4
-    assert found["roc_auc_interval"] == [auc, auc]
+    # resamples do not differ: the interval is that of four independent pairs
+    expected = scipy.stats.binomtest(int(4 * auc), 4).proportion_ci()
+    assert found["roc_auc_interval"] == pytest.approx(list(expected))
 
 
 def correlated(groups=20, each=25):
@@ -84,6 +87,21 @@ def test_groups_are_scored_by_their_highest_image():
     found = evaluate.evaluate(scores, labels, ["a", "a", "b", "b", "c", "c"])
     # the groups' highest: 0.9 and 0.3 normal, 0.8 abnormal
     assert found["groups"] == 3 and found["group_roc_auc"] == 0.5
+    assert found["group_images"] == 2
+
+
+def test_the_size_of_groups_says_nothing_without_a_signal():
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(60), 30 * [34] + 30 * [50])
+    labels = (groups < 30).astype(int)
+    found = [
+        evaluate.evaluate(
+            rng.gumbel(size=len(labels)), labels, groups.astype(str), resamples=2
+        )["group_roc_auc"]
+        for _ in range(60)
+    ]
+    # one AUC of 30 against 30 has a standard deviation of 0.075 at most
+    assert np.mean(found) == pytest.approx(0.5, abs=3 * 0.075 / np.sqrt(60))
 
 
 def test_groups_of_both_labels_have_no_group_auc():

@@ -7,10 +7,11 @@ import yaml
 from test_interop import GROWING, published_state
 
 import dpa_jax
-from dpa_jax import checkpoint, config_files
 from dpa_jax import config as config_lib
+from dpa_jax import config_files
 from dpa_jax.interop import reference_config
 from dpa_jax.stages import Stage
+from dpa_jax.training import checkpoints
 from dpa_jax.weights import files, statistics_files
 
 torch = pytest.importorskip("torch", reason="torch, an extra, is not installed")
@@ -159,7 +160,7 @@ def test_workdir_has_the_config_and_the_steps_of_the_checkpoint(imported):
     config = config_files.load(str(imported / "config.json"))
     assert config.perceptual.weights == WEIGHTS and config.seed == 11
     # 2 stabilizations of 300, 2 transitions of 200 and 50 at last
-    assert checkpoint.latest(imported) == 1050
+    assert checkpoints.latest(imported) == 1050
     assert (imported / "environment.json").exists()
     assert (imported / "weights.json").exists()
 

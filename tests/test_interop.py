@@ -167,7 +167,7 @@ def test_a_growing_run_is_mapped():
 def test_a_composed_adversarial_run_on_random_crops_is_mapped():
     overrides, notes = reference_config.from_reference(yaml.safe_load(PATCHES))
     expected = {
-        "data.crop": 0,
+        "data.crop": 192,
         "data.size": 192,
         "data.random_crop": True,
         "data.horizontal_flip": True,

@@ -5,8 +5,9 @@ import pytest
 import rich.console
 import run_factory
 
-from dpa_jax import errors, metrics
+from dpa_jax import console, errors
 from dpa_jax.stages import Stage
+from dpa_jax.training import metrics, progress
 
 
 def logged(folder):
@@ -77,9 +78,9 @@ def test_stopwatch_counts_images_per_second(monkeypatch):
     assert watch.add(5) == 5
 
 
-def test_say_neither_wraps_nor_reads_markup(capsys):
+def test_print_line_neither_wraps_nor_reads_markup(capsys):
     text = "folder[bold] " + 40 * "long "
-    metrics.say(text)
+    console.print_line(text)
     assert capsys.readouterr().err == text + "\n"
 
 
@@ -90,12 +91,12 @@ def test_say_neither_wraps_nor_reads_markup(capsys):
 def clock(monkeypatch):
     """Seconds that pass only when told to."""
     now = [0.0]
-    monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
     return now
 
 
 def test_counting_prints_a_line_every_ten_seconds_and_the_last(clock, capsys):
-    with metrics.counting("reading", "images") as show:
+    with console.counting("reading", "images") as show:
         for done in range(1, 9):
             clock[0] = 4.0 * done
             show(done, 8)
@@ -107,19 +108,19 @@ def test_counting_prints_a_line_every_ten_seconds_and_the_last(clock, capsys):
 
 
 def test_counting_can_be_silent(capsys):
-    with metrics.counting("reading", "images", visible=False) as show:
+    with console.counting("reading", "images", visible=False) as show:
         show(8, 8)
     assert capsys.readouterr().err == ""
 
 
 def test_training_prints_stage_alpha_loss_rate_and_time_left(clock, capsys):
     stage = Stage(16, True, 100, start=100)
-    with metrics.TrainingBar(400, 100, visible=True) as bar:
+    with progress.TrainingBar(400, 100, visible=True) as bar:
         clock[0] = 5.0
         bar.update(stage, 110, 0.1, 0.5, 1000.0)  # too early for a line
         clock[0] = 20.0
         bar.update(stage, 140, 0.4, 0.25, 1000.0)
-        bar.say("16_transition: ready")
+        bar.print_line("16_transition: ready")
         clock[0] = 21.0
         bar.update(stage, 200, 1.0, 0.125, 1234.5)  # the end of a stage
         bar.update(Stage(16, False, 200, 200), 400, 1.0, 0.1, 1.0)
@@ -134,8 +135,8 @@ def test_training_prints_stage_alpha_loss_rate_and_time_left(clock, capsys):
 
 
 def test_training_can_be_silent(capsys):
-    with metrics.TrainingBar(400, 0, visible=False) as bar:
-        bar.say("ready")
+    with progress.TrainingBar(400, 0, visible=False) as bar:
+        bar.print_line("ready")
         bar.update(Stage(8, False, 400), 400, 1.0, 0.5, 1.0)
     assert capsys.readouterr().err == ""
 
@@ -147,18 +148,18 @@ def test_training_can_be_silent(capsys):
 def screen(monkeypatch):
     """A terminal of 80 columns; returns what was drawn on it."""
     drawn = io.StringIO()
-    console = rich.console.Console(
+    terminal = rich.console.Console(
         file=drawn, force_terminal=True, width=80, highlight=False, color_system=None
     )
-    monkeypatch.setattr(metrics, "console", lambda: console)
+    monkeypatch.setattr(console, "console", lambda: terminal)
     monkeypatch.setenv("TERM", "xterm")
     return drawn
 
 
 def test_bar_shows_all_on_a_terminal_of_80_columns(screen):
-    with metrics.TrainingBar(1000, 0, visible=True) as bar:
+    with progress.TrainingBar(1000, 0, visible=True) as bar:
         bar.describe("compiling 16_transition")
-        bar.say("16_transition: [ready]")
+        bar.print_line("16_transition: [ready]")
         bar.update(Stage(16, True, 400, 100), 300, 0.5, 0.2345, 1234.0)
     drawn = screen.getvalue()
     assert "16_transition: [ready]" in drawn
@@ -169,7 +170,7 @@ def test_bar_shows_all_on_a_terminal_of_80_columns(screen):
 
 
 def test_counting_shows_a_bar_on_a_terminal(screen):
-    with metrics.counting("reading", "images") as show:
+    with console.counting("reading", "images") as show:
         show(5, 10)
     last = [line for line in screen.getvalue().splitlines() if "%" in line][-1]
     assert "reading" in last and "50%" in last and "5/10 images" in last

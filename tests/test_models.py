@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from dpa_jax import config as config_lib
-from dpa_jax import convolution, models, stages, state
+from dpa_jax import models, stages, state
 from dpa_jax.models import Architecture
+from dpa_jax.ops import convolution
+from dpa_jax.ops.compute import Compute
 from dpa_jax.stages import Stage
 
 
@@ -36,7 +38,7 @@ def count(a, stage):
 
 
 reconstruct = jax.jit(
-    models.reconstruct, static_argnames=("architecture", "stage", "dtype")
+    models.reconstruct, static_argnames=("architecture", "stage", "compute")
 )
 
 
@@ -97,7 +99,7 @@ def test_shapes_of_latents_and_reconstructions(latent_resolution, channels, widt
             1.0,
             architecture=a,
             stage=stage,
-            dtype="float32",
+            compute=Compute(),
         )
     )
     assert z.shape == (2, latent_resolution, latent_resolution, 4)
@@ -113,7 +115,7 @@ def test_bfloat16_computes_in_half_and_returns_float32():
             1.0,
             architecture=a,
             stage=stage,
-            dtype=jnp.bfloat16,
+            compute=Compute("bfloat16"),
         )
     )
     assert (z.dtype, y.dtype) == (jnp.bfloat16, jnp.float32)
@@ -189,7 +191,7 @@ def grown():
 
     def run(stage, x, alpha):
         return reconstruct(
-            parameters, x, alpha, architecture=a, stage=stage, dtype=jnp.float32
+            parameters, x, alpha, architecture=a, stage=stage, compute=Compute()
         )
 
     return {

@@ -91,7 +91,10 @@ def test_an_example_holds_what_the_tables_say(tmp_path, source):
     first = examples(tmp_path / "data", "pa_64", "validation")[0]
     assert first["image"].dtype == np.uint8 and first["image"].shape == (64, 64, 1)
     boxes = first.pop("boxes")
-    np.testing.assert_allclose(boxes["box"], [[0.5, 0.25, 0.5625, 0.375]])
+    # of 300 pixels the crop has those from 38 to 262: its top is at (150 - 38) / 224
+    np.testing.assert_allclose(
+        boxes["box"], [[112 / 224, 37 / 224, 130.75 / 224, 74.5 / 224]], rtol=1e-6
+    )
     assert boxes["finding"] == [nih_forms.nih_metadata.FINDINGS.index("Mass")]
     del first["image"]
     assert first == {
@@ -108,6 +111,28 @@ def test_an_example_holds_what_the_tables_say(tmp_path, source):
     }
 
 
+def test_boxes_frame_the_finding_in_the_stored_image(tmp_path, source):
+    """A white square, where a box says that there is one, is found by its box."""
+    name, (x, y, width, height) = "00000001_001.png", (300, 700, 200, 100)
+    pixels = np.zeros((1024, 1024), np.uint8)
+    pixels[y : y + height, x : x + width] = 255
+    Image.fromarray(pixels).save(source / "images" / name)
+    table = "Image Index,Finding Label,Bbox [x,y,w,h],,,\n"
+    table += f"{name},Mass,{x},{y},{width},{height},,,\n"
+    table += f"{name},Nodule,0,0,100,1024,,,\n"  # in the margin that is cropped
+    table += f"{name},Nodule,0,300,1024,600,,,\n"  # over both edges
+    (source / "BBox_List_2017.csv").write_text(table)
+    for protocol, form in (("pa", "pa_64"), ("native", "native")):
+        nih_prepare.prepare(source, tmp_path / "data", protocol)
+        row = examples(tmp_path / "data", form, "validation")[0]
+        boxes, size = row["boxes"]["box"], row["image"].shape[0]
+        rows, columns = np.nonzero(row["image"][:, :, 0] > 127)
+        edges = rows.min(), columns.min(), rows.max() + 1, columns.max() + 1
+        np.testing.assert_allclose(size * boxes[0], edges, atol=0.6)
+        assert len(boxes) == (2 if form == "pa_64" else 3)
+        assert (boxes[-1][1], boxes[-1][3]) == (0, 1)
+
+
 def test_custom_lists_decide_over_the_table(tmp_path, source):
     lists = nih_factory.write_lists(
         tmp_path / "lists",
@@ -122,7 +147,7 @@ def test_custom_lists_decide_over_the_table(tmp_path, source):
     assert [row["image_id"].decode() for row in rows] == [NAMES[3], NAMES[1]]
     assert [row["label"] for row in rows] == [0, 0]
     assert sorted(os.listdir(tmp_path / "data" / "nih_chest_xray14" / "custom_64")) == [
-        "1.0.0"
+        "2.0.0"
     ]
 
 
@@ -197,7 +222,7 @@ def test_what_is_wrong_is_reported_and_left_out_if_allowed(tmp_path, source):
     assert f"1 unreadable: {NAMES[2]} (" in text
     folder = tmp_path / "data" / "nih_chest_xray14"
     assert sorted(os.listdir(folder)) == [".config", "pa_64"]
-    assert (folder / "pa_64" / "1.0.0" / "problems.csv").is_file()
+    assert (folder / "pa_64" / "2.0.0" / "problems.csv").is_file()
 
 
 @pytest.mark.parametrize("kind", ["unreadable", "size"])
@@ -312,7 +337,7 @@ def test_after_kill_9_it_goes_on_and_writes_the_same_bytes(
     home.mkdir()
     assert in_another_process(source, data_dir, 17, home) == -signal.SIGKILL
     # as if it had been killed while it wrote
-    rest = data_dir / "nih_chest_xray14" / "pa_64" / "incomplete.XYZ_1.0.0"
+    rest = data_dir / "nih_chest_xray14" / "pa_64" / "incomplete.XYZ_2.0.0"
     rest.mkdir(parents=True)
     (rest / "shard").write_bytes(b"half")
     decoded = count_decoding(monkeypatch)
@@ -337,6 +362,29 @@ def test_archives_are_resumed_too(tmp_path, monkeypatch):
     assert made.problems == []
 
 
+def test_the_table_that_was_used_is_told(tmp_path, source):
+    for name in ("Data_Entry_2017.csv", "train_val_list_NIH.txt", "test_list_NIH.txt"):
+        official = name.replace("_NIH", "").replace("2017.csv", "2017_v2020.csv")
+        (source / official).rename(source / name)
+    made = nih_prepare.prepare(source, tmp_path / "data", "pa")
+    assert f"labels as in {source}/Data_Entry_2017.csv" in nih_prepare.describe(made)
+
+
+def test_an_archive_got_again_is_decoded_alone(tmp_path, monkeypatch):
+    root = tmp_path / "source"
+    nih_factory.write_tables(root)
+    nih_factory.write_images(root, "archives")
+    whole = (root / "images_02.tar.gz").read_bytes()
+    (root / "images_02.tar.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DpaError, match="images_02.tar.gz .damaged archive"):
+        nih_prepare.prepare(root, tmp_path / "data")
+    (root / "images_02.tar.gz").write_bytes(whole)
+    decoded = count_decoding(monkeypatch)
+    made = nih_prepare.prepare(root, tmp_path / "data")
+    assert made.problems == [] and made.counts["all_64"]["test"] == (6, 6)
+    assert 0 < len(decoded) <= 12  # of 24
+
+
 def test_a_second_time_it_says_what_is_there(tmp_path, source, monkeypatch):
     first = nih_prepare.prepare(source, tmp_path / "data", "pa")
     before = contents(tmp_path / "data")
@@ -356,7 +404,7 @@ def test_a_data_set_of_other_lists_is_not_overwritten(tmp_path, source):
     folder = nih_factory.write_lists(tmp_path / "lists", lists)
     nih_prepare.prepare(source, tmp_path / "data", "custom", folder)
     nih_factory.write_lists(folder, {"normal/train": NAMES[:2]})
-    with pytest.raises(DpaError, match="custom_64/1.0.0 was prepared from other lists"):
+    with pytest.raises(DpaError, match="custom_64/2.0.0 was prepared from other lists"):
         nih_prepare.prepare(source, tmp_path / "data", "custom", folder)
 
 

@@ -2,7 +2,10 @@
 
 import gzip
 import os
+import stat
 import tarfile
+import tracemalloc
+import zipfile
 
 import nih_factory
 import pytest
@@ -20,7 +23,7 @@ def read(root, names=NAMES):
     nih_source.check_copies(source, names)
     images = {
         name: content if isinstance(content, bytes) else content.read_bytes()
-        for name, content in nih_source.read(source, names, names, problems.append)
+        for name, content, _ in nih_source.read(source, names, names, problems.append)
     }
     return images, problems
 
@@ -82,12 +85,55 @@ def test_archives_are_not_read_if_everything_is_unpacked(tmp_path):
     assert read(tmp_path)[1] == []
 
 
+def write_archive(root, kind, members):
+    """Writes a .tar.gz or a .zip with members of any name."""
+    path = root / f"images_01.{kind}"
+    if kind == "tar.gz":
+        nih_factory.write_archive(path, members)
+    else:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in members.items():
+                archive.writestr(name, content)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["tar.gz", "zip"])
 @pytest.mark.parametrize("path", ["/images/{}", "images/../../{}", "C:/{}"])
-def test_members_that_lead_out_are_refused(tmp_path, path):
+def test_members_that_lead_out_are_refused(tmp_path, path, kind):
     members = {path.format(NAMES[0]): nih_factory.png(NAMES[0])}
-    nih_factory.write_archive(tmp_path / "images_01.tar.gz", members)
-    with pytest.raises(DpaError, match="images_01.tar.gz holds .* leads out of"):
+    write_archive(tmp_path, kind, members)
+    with pytest.raises(DpaError, match=f"images_01.{kind} holds .* leads out of"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["tar.gz", "zip"])
+@pytest.mark.parametrize("name", [NAMES[0], "notes.txt"])
+def test_members_larger_than_any_image_are_refused_unread(tmp_path, kind, name):
+    path = write_archive(tmp_path, kind, {f"images/{name}": bytes(2**26 + 1)})
+    assert path.stat().st_size < 2**20
+    tracemalloc.start()
+    with pytest.raises(DpaError, match=f"holds 'images/{name}' of 67,108,865 bytes"):
+        read(tmp_path)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 2**25
+
+
+def test_links_in_a_zip_are_not_followed(tmp_path):
+    with zipfile.ZipFile(tmp_path / "images_01.zip", "w") as archive:
+        link = zipfile.ZipInfo(f"images/{NAMES[0]}")
+        link.create_system, link.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(link, "/etc/hostname")
+    assert read(tmp_path, NAMES[:1])[0] == {}
+
+
+def test_a_damaged_zip_is_named_and_the_next_one_read(tmp_path):
+    nih_factory.write_images(tmp_path, "zips")
+    path = tmp_path / "images_001.zip"
+    path.write_bytes(path.read_bytes()[:-100])
+    images, problems = read(tmp_path)
+    assert set(images) == set(NAMES[12:])
+    assert problems[0].name == "images_001.zip" and problems[0].kind == "unreadable"
 
 
 def test_links_in_archives_are_not_followed(tmp_path):
@@ -146,7 +192,7 @@ def test_equal_copies_in_archives_are_read_once(tmp_path):
     nih_factory.write_archive(tmp_path / "images_01.tar.gz", content)
     nih_factory.write_archive(tmp_path / "images_01 (1).tar.gz", content)
     source = nih_source.find(tmp_path)
-    names = [n for n, _ in nih_source.read(source, NAMES, NAMES, pytest.fail)]
+    names = [n for n, *_ in nih_source.read(source, NAMES, NAMES, pytest.fail)]
     assert sorted(names) == NAMES
 
 

@@ -5,61 +5,96 @@ import os
 import pathlib
 import subprocess
 import sys
-from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_factory as tiny
 
-from dpa_jax import engine, errors, parallel
-from dpa_jax.data import feeding
+from dpa_jax import errors, parallel, processes, state
+from dpa_jax.ops.compute import Compute
+from dpa_jax.platform import Platform
+from dpa_jax.processes import ProcessGroup
+from dpa_jax.training import feeding, programs
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-BATCH = 16
+BATCH, COUNT = 16, 43
 PLAIN = tiny.spec(tiny.GROWN)
 # crops and flips are drawn for an image's place in the whole batch
 AUGMENTED = tiny.spec(tiny.GROWING, horizontal_flip=True, vertical_flip=True)
+LONG = dataclasses.replace(
+    tiny.spec(dataclasses.replace(tiny.GROWN, steps=50)),
+    compute=Compute("float64"),
+)
 
 
-def train(spec, size):
-    """Trains a stage; returns its arrays, and what it compiled before and meanwhile."""
-    begun = tiny.begin(spec.stage, bool(spec.adversarial), spec.members)
-    rates = tiny.RATE if spec.members == 1 else [tiny.RATE, 2 * tiny.RATE]
-    state, frozen = parallel.replicate((begun, tiny.frozen(rate=rates)))
-    data = parallel.replicate({"images": tiny.images(40, size)})
-    with tiny.compilations() as compiling:
-        program = engine.compile_stage(spec, state, frozen, data, BATCH)
-    stage = spec.stage
-    rows = feeding.local_indices(0, 40, BATCH, stage.start, stage.steps, spec.batches)
-    chunks = range(0, len(rows), program.steps)
-    placed = [program.place(rows[i : i + program.steps]) for i in chunks]
+def train(spec, size=16, steps=3, **options):
+    """Trains a stage in chunks; returns its losses and its last state as arrays.
+
+    Args:
+      spec: of the stage.
+      size: of the stored images.
+      steps: of a chunk.
+      **options: `is_streamed`, `caches` (targets) or `mapped_by`.
+    """
+    platform, stage, wide = Platform.here(), spec.stage, spec.compute.wide
+    each = [
+        tiny.parameters(tiny.ARCHITECTURE, stage, critic=spec.batches > 1, seed=2 + i)
+        for i in range(spec.members)
+    ]
+    begun = state.begin(each, tiny.ARCHITECTURE, stage, spec.batches > 1, wide)
+    frozen = tiny.frozen(wide, [tiny.RATE * (1 + i) for i in range(spec.members)])
+    train_state, frozen = parallel.replicate((begun, frozen), platform)
+    stored = tiny.images(COUNT, size)
+    images = parallel.replicate(jnp.asarray(stored.reshape(COUNT, -1)), platform)
+    order = feeding.Order(0, COUNT, BATCH, spec.batches)
+    data = {"images": images}
+    if options.get("caches"):
+        data["targets"] = programs.compute_targets(spec, platform, frozen, images, 2)
+    firsts = range(0, stage.steps, steps)
+    pairs = [(stage.start + i, min(steps, stage.steps - i)) for i in firsts]
+    if options.get("is_streamed"):
+        blocks = feeding.stream(stored, np.arange(COUNT), order, pairs, steps, platform)
+        fed = [
+            parallel.shard(({"images": block.images}, block.indices), platform)
+            for block in blocks
+        ]
+        data = fed[0][0]
+    else:
+        each = [order.indices(*pair, platform) for pair in pairs]
+        fed = [
+            (data, parallel.shard(feeding.padded(rows, steps), platform))
+            for rows in each
+        ]
+    program = programs.compile_stage(
+        spec,
+        platform,
+        train_state,
+        frozen,
+        data,
+        BATCH,
+        steps,
+        is_streamed=bool(options.get("is_streamed")),
+    )
     losses = []
-    with tiny.compilations() as running, jax.transfer_guard("disallow"):
-        for chunk in placed:
-            state, scalars = program.run(state, frozen, data, chunk)
-            losses.append(scalars["loss"])
-    losses = np.concatenate([np.stack(jax.device_get(one)) for one in losses])
-    losses = losses[: len(rows)]
-    leaves = jax.tree.leaves((losses, state))
-    return [np.asarray(leaf) for leaf in leaves], [len(compiling), len(running)]
-
-
-def scan(spec, size):
-    """The same as a GPU would, by one program of many steps."""
-    with (
-        mock.patch.object(jax, "default_backend", lambda: "gpu"),
-        mock.patch.object(engine, "steps_per_chunk", lambda *_: 3),
-    ):
-        return train(spec, size)
+    for (block, rows), (_, count) in zip(fed, pairs, strict=True):
+        valid = parallel.replicate(np.int32(count), platform)
+        with jax.transfer_guard("disallow"):
+            train_state, scalars = program.run(train_state, frozen, block, rows, valid)
+        losses.append(np.asarray(scalars["loss"])[:count])
+    found = np.concatenate(losses), train_state
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(found)]
 
 
 RUNS = {
-    "adversarial": (train, dataclasses.replace(PLAIN, adversarial=0.5), 16),
-    "population": (train, dataclasses.replace(PLAIN, members=2), 16),
-    "augmented": (train, AUGMENTED, 20),
-    "plain": (train, PLAIN, 16),
-    "scanned": (scan, PLAIN, 16),
+    "adversarial": lambda: train(dataclasses.replace(PLAIN, adversarial=0.5)),
+    "population": lambda: train(dataclasses.replace(PLAIN, members=2)),
+    "augmented": lambda: train(AUGMENTED, 20),
+    "plain": lambda: train(PLAIN),
+    "streamed": lambda: train(PLAIN, is_streamed=True),
+    "targets cached": lambda: train(PLAIN, caches=True),
+    "long": lambda: train(LONG, steps=7),
 }
 
 
@@ -88,25 +123,39 @@ def eight(tmp_path_factory):
         return dict(arrays)
 
 
-@pytest.mark.parametrize("name", list(RUNS))
-def test_eight_devices_give_the_numbers_of_one(eight, name):
-    run, *arguments = RUNS[name]
-    expected, _ = run(*arguments)
-    assert len(expected) > 30
-    for number, value in enumerate(expected):
+@pytest.fixture(scope="module")
+def one():
+    """What one device makes of the runs that differ in what is computed."""
+    return {name: run_here(name) for name in RUNS}
+
+
+def run_here(name):
+    if name == "long":
+        with jax.enable_x64(True):
+            return RUNS[name]()
+    return RUNS[name]()
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if name != "long"])
+def test_eight_devices_give_the_numbers_of_one(eight, one, name):
+    assert len(one[name]) > 30
+    for number, value in enumerate(one[name]):
         np.testing.assert_allclose(
             eight[f"{name}/{number}"], value, rtol=1e-6, atol=1e-6
         )
 
 
-@pytest.mark.parametrize("name", list(RUNS))
-def test_eight_devices_share_one_executable(eight, name):
-    compiling, running = eight[f"{name}/compiled"]
-    assert (compiling, running) == (1, 0)
+def test_after_fifty_steps_in_float64_eight_devices_are_at_rounding(eight, one):
+    for number, value in enumerate(one["long"]):
+        found = eight[f"long/{number}"]
+        assert found.dtype == value.dtype
+        if value.dtype == np.float64:
+            assert np.abs(found - value).max() < 1e-9 * max(1, np.abs(value).max())
 
 
-def test_many_steps_do_not_wait_for_each_other_for_ever():
-    on_devices(2, "many steps")  # XLA would end it after a minute
+def test_a_step_is_the_same_program_by_pmap_and_by_shard_map(eight):
+    assert eight["pmap"] == eight["shard_map"]
+    np.testing.assert_array_equal(eight["by pmap"], eight["by shard_map"])
 
 
 def test_a_batch_that_devices_cannot_share_is_refused():
@@ -119,30 +168,58 @@ def test_a_batch_that_devices_cannot_share_is_refused():
 
 def test_processes_that_are_half_described_are_refused():
     with pytest.raises(errors.UsageError, match="go together"):
-        parallel.initialize("localhost:1234", 2, None)
+        processes.initialize("localhost:1234", 2, None)
 
 
-def test_one_process_reads_the_whole_batch():
-    assert parallel.local_part(16) == slice(0, 16)
-    assert parallel.is_main_process()
+def test_one_process_reads_the_whole_batch_and_gathers_what_it_has():
+    here, part = Platform.here(), np.arange(3)
+    assert parallel.local_part(16, here) == slice(0, 16) and here.is_main
+    assert parallel.gather_from_processes(part, here.group) is part
 
 
-def test_one_process_gathers_what_it_has():
-    part = np.arange(3)
-    assert parallel.gather_from_processes(part) is part
-    parallel.barrier("alone")
+def test_processes_divide_what_they_read():
+    found = parallel.parts(10, ProcessGroup(1, 3))
+    assert [list(range(10))[part] for part in found] == [
+        [0, 1, 2],
+        [3, 4, 5],
+        [6, 7, 8, 9],
+    ]
+
+
+def compare_mappings():
+    """Compiles one step by pmap and by shard_map: operations, and what they give."""
+    platform, found = Platform.here(), {}
+
+    def make(axis):
+        def step(x, w, y):
+            z = jnp.tanh(y @ w) + jax.lax.axis_index(axis)
+            return x + jax.lax.pmean(z.sum(0), axis), jax.lax.pmean(z, axis)
+
+        return step
+
+    w = jnp.asarray(np.random.default_rng(0).normal(size=(6, 6)), jnp.float32)
+    y = np.random.default_rng(1).normal(size=(8, 5, 6)).astype(np.float32)
+    w, y = parallel.replicate(w, platform), parallel.shard(y, platform)
+    for way in ("pmap", "shard_map"):
+        x = parallel.replicate(jnp.zeros(6), platform)
+        program = parallel.compile_program(
+            make, platform, (x, w, y), (False, False, True), mapped_by=way
+        )
+        lines = [line.partition(" = ")[2] for line in program.as_text().splitlines()]
+        names = [line.partition("(")[0].split(" ")[-1] for line in lines if line]
+        found[way] = np.array(" ".join(sorted(names)))
+        found[f"by {way}"] = np.concatenate(
+            [np.ravel(leaf) for leaf in program(x, w, y)]
+        )
+    return found
 
 
 def main(path):
-    """Saves every run of this process's devices, or takes many steps at once."""
-    if path == "many steps":
-        train(tiny.spec(dataclasses.replace(tiny.GROWN, steps=400)), 16)
-        return
-    arrays = {"devices": np.array(jax.device_count())}
-    for name, (run, *arguments) in RUNS.items():
-        leaves, compiled = run(*arguments)
+    """Saves every run of this process's devices."""
+    arrays = {"devices": np.array(jax.device_count()), **compare_mappings()}
+    for name in RUNS:
+        leaves = run_here(name)
         arrays |= {f"{name}/{number}": leaf for number, leaf in enumerate(leaves)}
-        arrays[f"{name}/compiled"] = np.array(compiled)
     np.savez(path, **arrays)
 
 

@@ -1,9 +1,10 @@
 """Several runs at once: each as it would be alone."""
 
+import dataclasses
 import json
+from unittest import mock
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import run_factory
@@ -11,26 +12,18 @@ import sklearn.metrics
 import tiny_factory as tiny
 
 import dpa_jax
-from dpa_jax import (
-    checkpoint,
-    config_files,
-    engine,
-    errors,
-    score,
-    statistics,
-    step,
-    stopping,
-    training,
-)
 from dpa_jax import config as config_lib
+from dpa_jax import config_files, errors, score, statistics, step, training
+from dpa_jax.ops.compute import Compute
+from dpa_jax.training import checkpoints, early_stopping
 
 TOLERANCE = 1e-5
 
 
 def assert_alike(ours, theirs):
-    step = checkpoint.latest(theirs)
-    assert checkpoint.latest(ours) == step
-    a, b = (checkpoint.restore(w, step)["parameters"] for w in (ours, theirs))
+    step = checkpoints.latest(theirs)
+    assert checkpoints.latest(ours) == step
+    a, b = (run_factory.arrays(w, step)["parameters"] for w in (ours, theirs))
     assert jax.tree.structure(a) == jax.tree.structure(b)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_allclose(x, y, rtol=0, atol=TOLERANCE)
@@ -150,34 +143,58 @@ def test_rates_are_the_members_own(quick, tmp_path):
         assert_alike(folder, alone)
 
 
+def killed_after(step, configs, folders):
+    """Trains, and ends as if killed when the first run's checkpoint is written."""
+    save = checkpoints.Checkpoints.save
+
+    def once(self, number, *rest):
+        save(self, number, *rest)
+        if number == step:
+            raise run_factory.Killed
+
+    with (
+        mock.patch.object(checkpoints.Checkpoints, "save", once),
+        pytest.raises(run_factory.Killed),
+    ):
+        training.train_together(configs, folders, visible=False)
+
+
 def test_interrupted_between_two_checkpoints_all_go_on_from_the_earlier(
-    quick, tmp_path, monkeypatch
+    quick, tmp_path
 ):
-    monkeypatch.setattr(engine, "steps_per_chunk", lambda spec, batch, span=0: 1)
     quick.checkpoint_every = 2
     configs = with_rates(quick, 1e-3, 2e-3)
-
-    class Stop(Exception):
-        pass
-
-    save = checkpoint.Checkpoints.save
-
-    def once(self, step, tree):
-        save(self, step, tree)
-        if step == 4:
-            raise Stop  # the first member has step 4, the second only step 2
-
     folders = [tmp_path / "a", tmp_path / "b"]
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.Checkpoints, "save", once)
-        with pytest.raises(Stop):
-            training.train_together(configs, folders, visible=False)
-    assert [checkpoint.latest(folder) for folder in folders] == [4, 2]
+    killed_after(4, configs, folders)
+    # the first has step 4, the second only step 2
+    assert [checkpoints.latest(folder) for folder in folders] == [4, 2]
     training.train_together(configs, folders, visible=False)
     whole = [tmp_path / "c", tmp_path / "d"]
     training.train_together(configs, whole, visible=False)
     for folder, other in zip(folders, whole, strict=True):
-        assert_alike(folder, other)
+        run_factory.assert_same_run(folder, other)
+
+
+def test_one_that_diverged_costs_the_others_nothing_on_resumption(quick, tmp_path):
+    quick.checkpoint_every, quick.stages.final_steps = 5, 40
+    configs = with_rates(quick, 1e-3, 1e6)
+    folders = [tmp_path / "good", tmp_path / "bad"]
+    killed_after(30, configs, folders)  # long after the second was given up
+    failure = json.loads((tmp_path / "bad" / "failure.json").read_text())
+    assert failure["step"] < 10 and "training diverged" in failure["reason"]
+    found = []
+
+    class Watched(checkpoints.Checkpoints):
+        def forget(self, after):
+            found.append(after)
+            super().forget(after)
+
+    with mock.patch.object(checkpoints, "Checkpoints", Watched):
+        failures = training.train_together(configs, folders, visible=False)
+    assert failures == [None, failure["reason"]]
+    assert found == [30]  # nothing of the good one was given up
+    alone = dpa_jax.train(configs[0], tmp_path / "alone", visible=False)
+    assert_alike(tmp_path / "good", alone)
 
 
 def test_one_that_diverges_leaves_the_others_alone(quick, tmp_path):
@@ -185,8 +202,8 @@ def test_one_that_diverges_leaves_the_others_alone(quick, tmp_path):
     configs = with_rates(quick, 1e-3, 1e6)
     failures = training.train_together(configs, folders, visible=False)
     assert failures[0] is None and "training diverged" in failures[1]
-    assert checkpoint.latest(tmp_path / "good") == 6
-    assert checkpoint.latest(tmp_path / "bad") is None
+    assert checkpoints.latest(tmp_path / "good") == 6
+    assert checkpoints.latest(tmp_path / "bad") is None
     alone = dpa_jax.train(configs[0], tmp_path / "alone", visible=False)
     assert_alike(tmp_path / "good", alone)
 
@@ -199,9 +216,9 @@ def test_early_stopping_ends_each_by_itself(quick, tmp_path):
     configs = with_rates(quick, 1e-9, 3e-3)  # the first cannot improve
     folders = [tmp_path / "still", tmp_path / "learning"]
     training.train_together(configs, folders, visible=False)
-    still, learning = map(stopping.result, folders)
+    still, learning = map(early_stopping.result, folders)
     assert (still.steps, still.stopped) == (10, True)
-    assert checkpoint.latest(tmp_path / "still") == 30
+    assert checkpoints.latest(tmp_path / "still") == 30
     assert learning.steps > 30
 
 
@@ -221,7 +238,7 @@ def test_after_a_stage_a_member_may_be_given_up(config, tmp_path):
         (0, "16_transition", 16),
         (1, "16_transition", 16),
     ]
-    assert [checkpoint.latest(folder) for folder in folders] == [12, 8]
+    assert [checkpoints.latest(folder) for folder in folders] == [12, 8]
 
 
 def test_what_one_program_cannot_train_is_refused(quick, tmp_path):
@@ -233,14 +250,17 @@ def test_what_one_program_cannot_train_is_refused(quick, tmp_path):
         training.train_together([quick, other], [tmp_path / "a", tmp_path / "b"])
 
 
-def test_an_accelerators_program_computes_the_same(monkeypatch):
+def test_an_accelerators_program_computes_the_same():
     """By vmap, with an accelerator's arrangement of convolutions, run here."""
     spec = tiny.spec(tiny.GROWING, members=2)
-    begun, frozen = tiny.begin(tiny.GROWING, members=2), tiny.frozen(rate=[1e-4, 3e-4])
-    data, index = {"images": jnp.asarray(tiny.images())}, np.arange(4)
-    here, losses_here = jax.jit(step.single(spec))(begun, frozen, data, index)
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    there, losses_there = jax.jit(step.single(spec))(begun, frozen, data, index)
+    begun, frozen = tiny.begin(tiny.GROWING, members=2), tiny.frozen(rates=[1e-4, 3e-4])
+    data, index = {"images": tiny.flat()}, np.arange(4)
+    (here, losses_here), (there, losses_there) = (
+        jax.jit(step.gathering_step(dataclasses.replace(spec, compute=compute)))(
+            begun, frozen, data, index
+        )
+        for compute in (Compute(), Compute(backend="gpu"))
+    )
     np.testing.assert_allclose(losses_here["loss"], losses_there["loss"], rtol=1e-5)
     for a, b in zip(
         jax.tree.leaves(here.parameters), jax.tree.leaves(there.parameters), strict=True

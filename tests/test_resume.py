@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import signal
 import time
@@ -9,7 +10,8 @@ import pytest
 import run_factory
 
 import dpa_jax
-from dpa_jax import checkpoint, config_files, errors, run
+from dpa_jax import config_files, errors
+from dpa_jax.training import checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -37,20 +39,6 @@ def whole(growing, tmp_path_factory):
     return dpa_jax.train(growing, tmp_path_factory.mktemp("whole"), visible=False)
 
 
-def logged(workdir):
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
-
-
-def assert_same_end(workdir, whole):
-    step = checkpoint.latest(whole)
-    assert checkpoint.latest(workdir) == step
-    found, expected = (checkpoint.restore(w, step) for w in (workdir, whole))
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
 def test_killed_run_ends_bit_identical_to_an_uninterrupted_one(
     growing, whole, tmp_path
 ):
@@ -66,14 +54,14 @@ def test_killed_run_ends_bit_identical_to_an_uninterrupted_one(
     try:
         deadline = time.monotonic() + 240
         # past the first checkpoint within the transition, which lasts from 4 to 804
-        while (checkpoint.latest(workdir) or 0) <= 4:
+        while (checkpoints.latest(workdir) or 0) <= 4:
             assert process.poll() is None, process.stderr.read()
             assert time.monotonic() < deadline
             time.sleep(0.005)
     finally:
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    stopped = checkpoint.latest(workdir)
+    stopped = checkpoints.latest(workdir)
     assert 4 < stopped < 804
     # as a kill may leave them: half a line, and steps beyond the checkpoint
     with open(workdir / "metrics.jsonl", "a") as log:
@@ -82,82 +70,108 @@ def test_killed_run_ends_bit_identical_to_an_uninterrupted_one(
     code, _, err = run_factory.call(*command)
 
     assert code == 0, err
-    assert_same_end(workdir, whole)
-    assert [row["step"] for row in logged(workdir)] == [
-        row["step"] for row in logged(whole)
-    ]
-    at = stopped - stopped % 50  # up to here nothing was averaged anew
-    for found, expected in zip(logged(workdir), logged(whole), strict=True):
-        assert found["alpha"] == expected["alpha"]
-        if found["step"] <= at or found["step"] > at + 50:
-            assert found["loss"] == expected["loss"], found["step"]
+    run_factory.assert_same_run(workdir, whole)
     names = {path.name for path in (workdir / "checkpoints").iterdir()}
     assert all(name.isdigit() for name in names)
     assert {"4", "804", "808"} <= names
 
 
-@pytest.mark.parametrize("last", [4, 200, 804])
-def test_going_on_from_any_checkpoint_ends_the_same(
-    growing, whole, tmp_path, monkeypatch, last
-):
-    class Stop(Exception):
-        pass
-
-    save = checkpoint.Checkpoints.save
-
-    def stopping(self, step, tree):
-        save(self, step, tree)
-        if step >= last:
-            raise Stop
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.Checkpoints, "save", stopping)
-        with pytest.raises(Stop):
-            dpa_jax.train(growing, tmp_path, visible=False)
-    assert last <= checkpoint.latest(tmp_path) < 808
-    dpa_jax.train(growing, tmp_path, visible=False)
-    assert_same_end(tmp_path, whole)
+@pytest.mark.parametrize("last", [4, 150, 804])
+def test_going_on_from_any_checkpoint_ends_the_same(growing, whole, tmp_path, last):
+    config = growing.copy_and_resolve_references()
+    config.checkpoint_every = 150  # in the middle of a window of metrics
+    run_factory.train_until(config, tmp_path, last)
+    assert checkpoints.latest(tmp_path) == last
+    dpa_jax.train(config, tmp_path, visible=False)
+    run_factory.assert_same_run(tmp_path, whole)
 
 
 def test_half_written_checkpoint_is_not_taken_and_cleared(growing, whole, tmp_path):
     torn = tmp_path / "checkpoints" / "500.orbax-checkpoint-tmp" / "default"
     torn.mkdir(parents=True)
     (torn / "d").write_bytes(b"half")
-    assert checkpoint.latest(tmp_path) is None
+    assert checkpoints.latest(tmp_path) is None
     (tmp_path / "config.json").write_text(config_files.to_json(growing))
     dpa_jax.train(growing, tmp_path, visible=False)
-    assert_same_end(tmp_path, whole)
+    run_factory.assert_same_run(tmp_path, whole)
     assert not torn.exists()
 
 
-def test_other_images_than_it_began_with_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(run.engine, "steps_per_chunk", lambda spec, batch, span=0: 2)
+@pytest.fixture
+def quick(tmp_path):
+    """A run that ended as if killed at step 4 of 6, its checkpoints every 2."""
     config = run_factory.quick_config()
     config.checkpoint_every = 2
     config.data.train = run_factory.write_npz(tmp_path / "train.npz")
-    record = run.Run.record
-    calls = []
+    run_factory.train_until(config, tmp_path / "run", 4)
+    return config
 
-    def interrupted(self, pending):
-        if calls.append(pending) or len(calls) > 4:
-            raise KeyboardInterrupt
-        record(self, pending)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(run.Run, "record", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            dpa_jax.train(config, tmp_path / "run", visible=False)
-    assert 0 < checkpoint.latest(tmp_path / "run") < 6
+def test_other_images_than_it_began_with_are_refused(quick, tmp_path):
     run_factory.write_npz(tmp_path / "train.npz", images=run_factory.images(seed=1))
     with pytest.raises(errors.DpaError, match="was trained on 24 other images"):
-        dpa_jax.train(config, tmp_path / "run", visible=False)
+        dpa_jax.train(quick, tmp_path / "run", visible=False)
+    assert checkpoints.steps(tmp_path / "run") == [2, 4]
 
 
-def test_damaged_checkpoint_is_named_with_what_to_do(trained, tmp_path):
+def damage(checkpoint):
+    """Leaves a checkpoint with half of what it needs to be read."""
+    for path in checkpoint.rglob("manifest.ocdbt"):
+        path.write_bytes(path.read_bytes()[:10])
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(quick, tmp_path):
+    whole = dpa_jax.train(quick, tmp_path / "whole", visible=False)
+    damage(tmp_path / "run" / "checkpoints" / "4")
+    code, _, err = run_factory.call(
+        "train",
+        "--config",
+        tmp_path / "run" / "config.json",
+        "--workdir",
+        tmp_path / "run",
+    )
+    assert code == 0, err
+    assert re.search(r"checkpoints/4: .*; set aside as .*checkpoints/4\.damaged\n", err)
+    run_factory.assert_same_run(tmp_path / "run", whole)
+
+
+def test_if_every_checkpoint_is_damaged_nothing_is_trained(quick, tmp_path):
+    for step in (2, 4):
+        damage(tmp_path / "run" / "checkpoints" / str(step))
+    with pytest.raises(errors.DpaError, match="no checkpoint is left to go on from"):
+        dpa_jax.train(quick, tmp_path / "run", visible=False)
+    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert kept == ["2.damaged", "4.damaged"]
+
+
+def test_a_damaged_checkpoint_does_not_score(trained, tmp_path):
     workdir = shutil.copytree(trained, tmp_path / "run")
-    for path in (workdir / "checkpoints" / "12").rglob("manifest.ocdbt"):
-        path.write_bytes(b"")
+    damage(workdir / "checkpoints" / "12")
     with pytest.raises(errors.DpaError, match="checkpoints/12: the checkpoint cannot"):
         dpa_jax.load(workdir)
     shutil.rmtree(workdir / "checkpoints" / "12")
     assert dpa_jax.load(workdir).trained == 8
+
+
+def test_a_finished_run_that_is_given_more_steps_is_the_longer_run(quick, tmp_path):
+    folder = dpa_jax.train(quick, tmp_path / "run", visible=False)
+    quick.stages.final_steps = 11
+    whole = dpa_jax.train(quick, tmp_path / "whole", visible=False)
+    dpa_jax.train(quick, folder, visible=False)
+    assert checkpoints.latest(folder) == 11
+    for a, b in zip(
+        *(jax.tree.leaves(run_factory.arrays(w)) for w in (folder, whole)), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_run_keeps_its_precision_on_another_machine(quick, tmp_path, capsys):
+    path = tmp_path / "run" / "environment.json"
+    about = json.loads(path.read_text())
+    about["precision"] = "bfloat16"  # as on the accelerator where it began
+    path.write_text(json.dumps(about))
+    dpa_jax.train(quick, tmp_path / "run")
+    assert "computing in bfloat16, in which this run began" in capsys.readouterr().err
+    about = json.loads(path.read_text())
+    assert about["resumed"][0]["precision"] == "bfloat16"
+    assert about["resumed"][0]["step"] == 4

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import sklearn.metrics
@@ -24,10 +26,27 @@ def test_is_the_area_under_the_curve(made):
     assert roc.auc(scores, labels) == pytest.approx(expected, abs=1e-12)
 
 
-def test_one_group_of_all_images_leaves_no_doubt(made):
+def test_of_one_group_nothing_is_known(made):
     scores, labels, _ = made
-    value = roc.auc(scores, labels)
-    assert roc.interval(scores, labels, ["a"] * 120) == [value, value]
+    assert roc.interval(scores, labels, ["a"] * 120) == [0, 1]
+
+
+@pytest.mark.parametrize("units", [20, 7])
+def test_perfect_separation_leaves_doubt(rng, units):
+    labels = np.repeat([0, 1], [60, 20])
+    groups = np.r_[np.arange(60), 100 + np.arange(20) % units].astype(str)
+    low, high = roc.interval(rng.random(80) + labels, labels, groups)
+    # the AUC with which so many independent pairs are all won one time in forty
+    assert low**units == pytest.approx(0.025) and high == 1
+    low, high = roc.interval(rng.random(80) - labels, labels, groups)
+    assert low == 0 and (1 - high) ** units == pytest.approx(0.025)
+
+
+def test_of_two_groups_hardly_anything_is_known():
+    labels = np.array([0, 0, 1, 1])  # the only pair of groups has the AUC 3/4
+    low, high = roc.interval(np.array([1, 3, 2, 4]), labels, list("aabb"))
+    # Beta(1, 1 + x) below and Beta(1 + x, 1) above, if x of one pair were won
+    assert 0 < low < 0.025 and 0.975 < high < 1
 
 
 @pytest.mark.parametrize("grouped", [True, False])
@@ -47,7 +66,25 @@ def test_interval_resamples_whole_groups(made, grouped):
 
 def test_resamples_without_one_of_the_labels_are_drawn_again():
     labels = np.array([0, 1])  # half of the resamples hold one image twice
-    assert roc.interval(np.array([0.0, 1.0]), labels) == [1.0, 1.0]
+    # and the one pair is won: see Clopper and Pearson
+    assert roc.interval(np.array([0.0, 1.0]), labels) == pytest.approx([0.025, 1])
+
+
+def test_groups_are_compared_by_the_highest_of_every_draw(rng):
+    groups = np.array(list("aaaaabbbccccdddd"))
+    labels = np.isin(groups, ["a", "d"]).astype(int)
+    scores = rng.integers(0, 6, len(groups))  # with ties
+    highest = {
+        name: [max(d) for d in itertools.combinations(scores[groups == name], 3)]
+        for name in "abcd"
+    }
+    chances = [
+        np.mean([(x > y) + (x == y) / 2 for x in highest[one] for y in highest[other]])
+        for one in "ad"
+        for other in "bc"
+    ]
+    found, drawn = roc.group_auc(scores, labels, groups)
+    assert found == pytest.approx(np.mean(chances), abs=1e-12) and drawn == 3
 
 
 # --- of several models and the same anomalies ---

@@ -7,7 +7,10 @@ import run_factory
 from PIL import Image
 
 import dpa_jax
-from dpa_jax import checkpoint, config_files, errors, score, stages
+from dpa_jax import config_files, errors, frozen, stages
+from dpa_jax.platform import Platform
+from dpa_jax.scorer import Scorer
+from dpa_jax.training import checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -155,15 +158,16 @@ def test_a_run_in_progress_is_scored_by_its_last_checkpoint(trained, tmp_path):
             layer: {key: archive[f"{layer}/{key}"] for key in ("mean", "std")}
             for layer in ("r11", "r12")
         }
-    stabilized = score.Scorer(
+    stabilized = Scorer(
         config,
         stages.schedule(config)[-1],
         12,
-        checkpoint.restore(workdir, 8)["parameters"],
-        score.frozen.load_weights(config, ("r11", "r12")),
+        checkpoints.restore(workdir, 8).arrays["parameters"],
+        frozen.load_weights(config, ("r11", "r12")),
         statistics,
         batch_size=64,
         precision="float32",
+        platform=Platform.here(),
     )
     np.testing.assert_allclose(grown(IMAGES), stabilized(IMAGES), rtol=1e-5)
 

@@ -77,7 +77,7 @@ def test_file_that_is_no_xml_is_named(tmp_path):
         annotations.from_xml(tmp_path / "a.xml")
 
 
-@pytest.mark.parametrize(("tumour", "tissue"), [(1, 0), (255, 0), (2, 1)])
+@pytest.mark.parametrize(("tumour", "tissue"), [(2, 0), (255, 0), (2, 1)])
 def test_mask_is_an_annotation(tmp_path, tumour, tissue):
     mask = np.full((512, 640), tissue, np.uint8)
     mask[:, :32] = 0
@@ -92,6 +92,20 @@ def test_mask_is_an_annotation(tmp_path, tumour, tissue):
         assert coverage(200, 200, 100) == 1
         assert coverage(64, 128, 128) == 0.5
         assert coverage(400, 200, 100) == 0
+
+
+@pytest.mark.parametrize("inside", [0, 1])
+def test_mask_that_does_not_say_what_is_tumour_is_refused(tmp_path, inside):
+    mask = np.zeros((512, 640), np.uint8)
+    mask[128:384, 128:384] = inside
+    slide_factory.write(tmp_path / "a.tif", np.zeros((512, 640, 3), np.uint8), levels=1)
+    slide_factory.write(tmp_path / "mask.tif", mask)
+    with (
+        reader.open_slide(tmp_path / "a.tif") as slide,
+        reader.open_slide(tmp_path / "mask.tif") as opened,
+    ):
+        with pytest.raises(DpaError, match=r"mask\.tif has no value above 1"):
+            annotations.from_mask(opened, slide)
 
 
 def test_mask_of_another_size_is_named(tmp_path):

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from tiny_factory import ARCHITECTURE, GROWING, GROWN
 
-from dpa_jax import checkpoint, state
+from dpa_jax import state
 from dpa_jax.errors import DpaError
 from dpa_jax.slides import provenance, stain
+from dpa_jax.training.checkpoints import Checkpoints
 
 PROFILE = stain.StainProfile(np.eye(2, 3), np.ones(2), "normal_056:1,2,3,4")
 
@@ -16,10 +17,10 @@ PROFILE = stain.StainProfile(np.eye(2, 3), np.ones(2), "normal_056:1,2,3,4")
 def run(tmp_path, tiny_config):
     """A workdir with the checkpoint of one step."""
     parameters = state.initialize(jax.random.key(0), ARCHITECTURE, [GROWING, GROWN])
-    with checkpoint.Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(1, {"parameters": parameters})
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, {"parameters": parameters}, {})
         changed = jax.tree.map(lambda leaf: leaf + 1e-3, parameters)
-        checkpoints.save(2, {"parameters": changed})
+        checkpoints.save(2, {"parameters": changed}, {})
     (tmp_path / "statistics.npz").write_bytes(b"statistics")
     return tmp_path
 

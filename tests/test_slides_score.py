@@ -224,10 +224,13 @@ def test_folder_of_other_files_is_refused(path, tmp_path):
         score.score_slide(path, darkness, tmp_path, batch=8)
 
 
-def test_threshold_is_the_95th_percentile_by_default(path, tmp_path, expected):
-    summary = score.score_slide(path, darkness, tmp_path / "out", batch=64)
-    known = expected[~np.isnan(expected)]
-    assert summary["threshold"] == pytest.approx(np.percentile(known, 95), rel=1e-6)
+def test_without_a_threshold_nothing_is_called_anomalous(path, tmp_path):
+    out = tmp_path / "out"
+    assert score.score_slide(path, darkness, out, batch=64, threshold=120)["regions"]
+    assert (out / "regions.geojson").exists()
+    summary = score.score_slide(path, darkness, out, batch=64)
+    assert summary["threshold"] is None and summary["regions"] is None
+    assert not (out / "regions.geojson").exists()
 
 
 def test_tiles_are_normalised_as_training_patches_are(path, pixels, tmp_path):

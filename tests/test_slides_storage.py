@@ -27,6 +27,15 @@ def test_folder_is_listed_in_order(tmp_path):
     ]
 
 
+def test_linked_folders_are_followed(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "normal_001.tif").write_bytes(b"abc")
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "images").symlink_to(tmp_path / "disk")
+    path = str(tmp_path / "source" / "images" / "normal_001.tif")
+    assert storage.list_files(tmp_path / "source") == [(path, 3)]
+
+
 def test_object_storage_is_listed_in_order(bucket):
     assert storage.list_files(bucket) == [
         ("memory:///bucket/a/one.tif", 1),

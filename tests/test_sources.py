@@ -498,11 +498,11 @@ def test_truncated_archive(tmp_path):
 def test_tfds_is_delegated(monkeypatch):
     calls = []
     stand_in = types.ModuleType("dpa_jax.data.tfds_source")
-    stand_in.load_tfds = lambda *call: calls.append(call) or "the images"
+    stand_in.load_tfds = lambda *call, **rest: calls.append(call) or "the images"
     monkeypatch.setitem(sys.modules, "dpa_jax.data.tfds_source", stand_in)
     found = data.load("tfds:nih/subset:train[:10%]", GREY, data_dir="somewhere")
     assert found == "the images"
-    assert calls == [("nih/subset", "train[:10%]", GREY, "somewhere")]
+    assert calls == [("nih/subset", "train[:10%]", GREY, "somewhere", None)]
 
 
 @pytest.mark.parametrize("location", ["tfds:", "tfds:cifar10", "tfds::train"])

@@ -5,18 +5,23 @@ import numpy as np
 import pytest
 import tiny_factory as tiny
 
-from dpa_jax import statistics, vgg
+from dpa_jax import data, statistics, vgg
 
 # few enough sizes that one compiled program serves most tests
 WEIGHTS = tiny.vgg_weights("c21", 6)
 RESOLUTIONS = {"r11": 8, "r21": 16, "r12": 16}
 
 
+def compute(images, weights=WEIGHTS, resolutions=RESOLUTIONS, **options):
+    """The statistics of images in memory, in batches of four unless told otherwise."""
+    image_set = data.ImageSet(images, [str(i) for i in range(len(images))])
+    options = {"batch_size": 4, **options}
+    return statistics.feature_statistics(weights, image_set, resolutions, **options)
+
+
 @pytest.fixture(scope="module")
 def found():
-    return statistics.feature_statistics(
-        WEIGHTS, tiny.images(11), RESOLUTIONS, batch_size=4
-    )
+    return compute(tiny.images(11))
 
 
 def whole(layer, x):
@@ -39,12 +44,8 @@ def test_statistics_are_those_of_all_features_together(found, layer):
 
 def test_statistics_do_not_depend_on_the_batch(found):
     shown = []
-    other = statistics.feature_statistics(
-        WEIGHTS,
-        tiny.images(11),
-        RESOLUTIONS,
-        batch_size=7,
-        progress=lambda *counts: shown.append(counts),
+    other = compute(
+        tiny.images(11), batch_size=7, progress=lambda *counts: shown.append(counts)
     )
     for layer, arrays in found.items():
         for name, value in arrays.items():
@@ -54,7 +55,7 @@ def test_statistics_do_not_depend_on_the_batch(found):
 
 def test_of_larger_images_the_centre_counts():
     x = tiny.images(4, size=20)
-    found = statistics.feature_statistics(WEIGHTS, x, {"r11": 16}, batch_size=4)
+    found = compute(x, resolutions={"r11": 16})
     mean, std = whole("r11", x[:, 2:18, 2:18].astype(np.float32) / 127.5 - 1)
     np.testing.assert_allclose(found["r11"]["mean"], mean, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found["r11"]["std"], std, rtol=1e-5)
@@ -63,12 +64,8 @@ def test_of_larger_images_the_centre_counts():
 def test_a_channel_that_never_varies_gets_the_median_spread():
     kernel = WEIGHTS["c11"]["kernel"].at[..., 2].set(0.0)
     bias = WEIGHTS["c11"]["bias"].at[2].set(-1.0)
-    found = statistics.feature_statistics(
-        {"c11": {"kernel": kernel, "bias": bias}},
-        tiny.images(4),
-        {"r11": 16},
-        batch_size=4,
-    )["r11"]
+    weights = {"c11": {"kernel": kernel, "bias": bias}}
+    found = compute(tiny.images(4), weights, {"r11": 16})["r11"]
     assert found["mean"][2] == 0
     others = np.delete(found["std"], 2)
     assert (others > 0.1).all()
@@ -86,8 +83,7 @@ def test_a_large_mean_costs_no_precision():
     }
     plain = {"c11": {**weights["c11"], "bias": WEIGHTS["c11"]["bias"]}}
     found, expected = (
-        statistics.feature_statistics(w, tiny.images(11), {"c11": 16}, batch_size=4)
-        for w in (weights, plain)
+        compute(tiny.images(11), w, {"c11": 16}) for w in (weights, plain)
     )
     np.testing.assert_allclose(
         found["c11"]["mean"] - 1000, expected["c11"]["mean"], rtol=0, atol=1e-3

@@ -10,6 +10,7 @@ import tiny_factory as tiny
 
 from dpa_jax import images as images_lib
 from dpa_jax import step
+from dpa_jax.ops.compute import Compute
 from dpa_jax.stages import Stage
 
 # a transition with everything that a step can do: crops, flips, the smooth loss
@@ -19,12 +20,12 @@ INDICES = np.arange(24).reshape(6, 4) % 20
 
 @pytest.fixture(scope="module")
 def data():
-    return {"images": jnp.asarray(tiny.images(size=20))}
+    return {"images": tiny.flat(size=20)}
 
 
 @pytest.fixture(scope="module")
 def single():
-    return jax.jit(step.single(SPEC))
+    return jax.jit(step.gathering_step(SPEC))
 
 
 @pytest.fixture(scope="module")
@@ -34,15 +35,15 @@ def looped(single, data):
     for row in INDICES[:4]:
         after, scalars = single(states[-1], tiny.frozen(), data, row)
         states.append(after)
-        losses.append(scalars["loss"])
+        losses.append(scalars["loss"][0])
     return states, losses
 
 
 @pytest.fixture(scope="module")
 def scanned(data):
-    """The same by one program of six steps, two of them beyond the stage's end."""
+    """The same by one program of six steps, of which four are taken."""
     chunk = jax.jit(step.chunk(SPEC))
-    return chunk(tiny.begin(tiny.GROWING), tiny.frozen(), data, INDICES)
+    return chunk(tiny.begin(tiny.GROWING), tiny.frozen(), data, INDICES, 4)
 
 
 def assert_close(ours, theirs, tolerance):
@@ -56,16 +57,16 @@ def assert_close(ours, theirs, tolerance):
 def test_a_chunk_takes_the_steps_of_the_loop(looped, scanned):
     states, losses = looped
     after, scalars = scanned
-    np.testing.assert_allclose(scalars["loss"][:4], losses, rtol=1e-6)
+    np.testing.assert_allclose(scalars["loss"][:4, 0], losses, rtol=1e-6)
     # Adam divides small gradients by their own size: rounding shows in the parameters
     assert_close(after.parameters, states[4].parameters, 1e-5)
     assert len(set(map(float, losses))) == 4
 
 
-def test_steps_beyond_the_end_leave_the_state_alone(looped, scanned):
+def test_steps_that_are_not_taken_leave_the_state_alone(looped, scanned):
     states, _ = looped
     after, scalars = scanned
-    assert scalars["loss"].shape == (6,)
+    assert scalars["loss"].shape == (6, 1)
     assert after.step == 4
     np.testing.assert_allclose(
         after.optimizer[0].count, states[4].optimizer[0].count, rtol=0
@@ -88,7 +89,7 @@ def small(data):
     def take(dtype=jnp.float32, **changes):
         changed = dataclasses.replace(spec, **changes)
         arguments = tiny.begin(spec.stage), tiny.frozen(dtype), data, INDICES[0]
-        return jax.jit(step.single(changed))(*arguments)
+        return jax.jit(step.gathering_step(changed))(*arguments)
 
     return take, take()
 
@@ -101,7 +102,7 @@ def test_augmentation_changes_with_the_step_of_the_run(small):
 
 def test_bfloat16_is_close_to_float32(small):
     take, (expected, scalars) = small
-    found, half = take(jnp.bfloat16, precision="bfloat16")
+    found, half = take(jnp.bfloat16, compute=Compute("bfloat16"))
     assert 0 < abs(half["loss"] / scalars["loss"] - 1) < 0.01
     assert half["loss"].dtype == jnp.float32
     # every parameter stays float32 and moves by about the learning rate
@@ -123,9 +124,9 @@ def test_parts_of_a_batch_give_the_step_of_the_whole(data, parts, adversarial):
 
     def take(**changes):
         changed = dataclasses.replace(spec, **changes)
-        return jax.jit(step.single(changed))(begun, tiny.frozen(), data, index)
+        return jax.jit(step.gathering_step(changed))(begun, tiny.frozen(), data, index)
 
-    (found, scalars), (expected, whole) = take(parts=parts), take()
+    (found, scalars), (expected, whole) = take(batch_parts=parts), take()
     assert scalars.keys() == whole.keys()
     assert_close(scalars, whole, 1e-6)
     # the gradient, of which parameters would only show the sign after one step
@@ -176,8 +177,8 @@ def test_only_flips_and_crops_make_an_image_look_different():
 
 def test_spec_of_a_config(tiny_config):
     tiny_config.data.horizontal_flip = True
-    spec = step.StepSpec.from_config(tiny_config, tiny.GROWING, "bfloat16")
+    spec = step.StepSpec.from_config(tiny_config, tiny.GROWING, Compute("bfloat16"))
     assert (spec.horizontal_flip, spec.vertical_flip) == (True, False)
-    assert spec.dtype == jnp.bfloat16
+    assert spec.compute.dtype == jnp.bfloat16
     assert spec.loss.half.layers == (("r11", 1.0),)
     assert hash(spec) == hash(dataclasses.replace(spec))

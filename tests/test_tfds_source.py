@@ -65,6 +65,7 @@ def test_reads_a_split_with_all_that_is_known(data_dir):
         np.testing.assert_array_equal(image, nih_factory.published(name))
     columns = {name: list(values) for name, values in images.columns.items()}
     assert columns == {
+        "class": [*["normal"] * 2, *["abnormal"] * 4],
         "age": [61, 61, 34, 34, 12, 12],
         "findings": [(), (), *[("Pneumonia",)] * 2, *[("Mass",)] * 2],
         "follow_up": [1, 3] * 3,
@@ -145,6 +146,7 @@ def test_a_data_set_of_others(data_dir):
 class Animals(tfds.core.GeneratorBasedBuilder):
     """Images as CIFAR10 has them: PNG, and classes named by the files."""
 
+    NAMES = ("bird", "cat", "deer")
     VERSION = tfds.core.Version("1.0.0")
 
     def _info(self):
@@ -154,19 +156,19 @@ class Animals(tfds.core.GeneratorBasedBuilder):
                 {
                     "id": tfds.features.Text(),
                     "image": tfds.features.Image(shape=(4, 4, 3)),
-                    "label": tfds.features.ClassLabel(num_classes=3),
+                    "label": tfds.features.ClassLabel(num_classes=len(self.NAMES)),
                 }
             ),
         )
 
     def _split_generators(self, dl_manager):
-        self.info.features["label"].names = ["bird", "cat", "deer"]
+        self.info.features["label"].names = self.NAMES
         return {"train": self._generate_examples()}
 
     def _generate_examples(self):
         for i in range(6):
             image = Image.new("RGB", (4, 4), (40 * i, 0, 255))
-            yield i, {"id": f"train_{i}", "image": image, "label": i % 3}
+            yield i, {"id": f"train_{i}", "image": image, "label": i % len(self.NAMES)}
 
 
 def test_classes_have_their_names_and_colour_becomes_grey_as_in_pillow(tmp_path):
@@ -183,6 +185,41 @@ def test_classes_have_their_names_and_colour_becomes_grey_as_in_pillow(tmp_path)
         assert image[0, 0, 0] == (40 * number * 19595 + 255 * 7471 + 0x8000) >> 16
     cats = labels.matches(images, "class=cat")
     assert sorted(np.array(images.paths)[cats]) == ["train_1", "train_4"]
+
+
+class Blood(Animals):
+    """Two classes, of which the first is not the normal one."""
+
+    NAMES = ("parasitized", "uninfected")
+
+
+class Scans(Blood):
+    """Two classes, of which the second is called normal."""
+
+    NAMES = ("Stroke", "Normal")
+
+
+def by_path(images):
+    return dict(zip(images.paths, images.columns["class"], strict=True))
+
+
+def test_of_two_classes_the_first_is_not_taken_for_normal(tmp_path):
+    Blood(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    images = load("tfds:blood:train", Preprocessing(1, 4), data_dir=str(tmp_path))
+    assert images.labels is None
+    assert by_path(images)["train_2"] == "parasitized"
+    with pytest.raises(UsageError, match="classes parasitized, uninfected; say which"):
+        labels.labelled(images, "", "tfds:blood:train")
+    found = labels.labelled(images, "class=uninfected", "tfds:blood:train")
+    assert [path[-1] in "024" for path in found.paths] == found.labels.tolist()
+
+
+def test_a_class_called_normal_is_normal_wherever_it_stands(tmp_path):
+    Scans(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    images = load("tfds:scans:train", Preprocessing(1, 4), data_dir=str(tmp_path))
+    assert [path[-1] in "024" for path in images.paths] == images.labels.tolist()
+    assert by_path(images)["train_1"] == "Normal"
+    assert labels.labelled(images, "", "tfds:scans:train") is images
 
 
 @pytest.mark.parametrize(
@@ -221,7 +258,7 @@ def test_an_unknown_data_set_is_refused(data_dir, name):
     ("name", "told"),
     [
         ("nih_chest_xray14/pa_46", r"pa_46 not found .* It may be subset_64, pa_64, "),
-        ("nih_chest_xray14/pa_64:9.9.9", "at version 9.9.9, only: 1.0.0"),
+        ("nih_chest_xray14/pa_64:9.9.9", "at version 9.9.9, only: 2.0.0"),
         ("nih_chest_xray15", "nih_chest_xray15: Dataset nih_chest_xray15 not found.$"),
     ],
 )
@@ -246,7 +283,7 @@ def test_an_unknown_split_is_refused(data_dir):
 
 def test_columns_follow_a_selection():
     images = ImageSet(
-        images=np.zeros((3, 2, 2, 1), np.uint8),
+        base=np.zeros((3, 2, 2, 1), np.uint8),
         paths=["a", "b", "c"],
         columns={"view": ["PA", "AP", "PA"], "age": np.array([1, 2, 3])},
     )

@@ -1,3 +1,5 @@
+import dataclasses
+import functools
 import json
 
 import jax
@@ -7,16 +9,8 @@ import run_factory
 from PIL import Image
 
 import dpa_jax
-from dpa_jax import (
-    checkpoint,
-    config_files,
-    engine,
-    errors,
-    models,
-    score,
-    state,
-    training,
-)
+from dpa_jax import config_files, errors, models, score, state, training
+from dpa_jax.training import checkpoints, programs
 
 
 def rows(workdir):
@@ -71,7 +65,7 @@ def test_tensorboard_has_the_same_losses(trained):
 
 
 def test_checkpoint_holds_all_parameters_and_adam_of_the_stage(trained):
-    saved = checkpoint.restore(trained, 12)
+    saved = run_factory.arrays(trained, 12)
     architecture = models.Architecture.from_config(run_factory.tiny_config())
     names = {part: sorted(blocks) for part, blocks in saved["parameters"].items()}
     assert names == {
@@ -87,8 +81,8 @@ def test_checkpoint_holds_all_parameters_and_adam_of_the_stage(trained):
 
 
 def test_parameters_of_a_finished_stage_stay(trained):
-    grown = checkpoint.restore(trained, 8)["parameters"]
-    last = checkpoint.restore(trained, 12)["parameters"]
+    grown = run_factory.arrays(trained, 8)["parameters"]
+    last = run_factory.arrays(trained, 12)["parameters"]
     # from_image_8 is not part of the last stage, from_image_16 is
     kernel = ("from_image_8", "conv", "kernel")
     np.testing.assert_array_equal(
@@ -122,7 +116,7 @@ def test_a_run_is_a_function_of_its_seed(quick, tmp_path):
     def parameters(name, seed):
         quick.seed = seed
         folder = dpa_jax.train(quick, tmp_path / name, visible=False)
-        return jax.tree.leaves(checkpoint.restore(folder, 6)["parameters"])
+        return jax.tree.leaves(run_factory.arrays(folder)["parameters"])
 
     first, again, other = (
         parameters("a", 0),
@@ -168,27 +162,19 @@ def test_streamed_images_give_the_same_run(quick, tmp_path):
     resident = dpa_jax.train(quick, tmp_path / "resident", visible=False)
     quick.data.residency = "stream"
     streamed = dpa_jax.train(quick, tmp_path / "streamed", visible=False)
-    for a, b in zip(
-        jax.tree.leaves(checkpoint.restore(resident, 6)),
-        jax.tree.leaves(checkpoint.restore(streamed, 6)),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(a, b)
+    run_factory.assert_same_run(streamed, resident)
 
 
-def test_sample_grids_come_as_often_as_asked(quick, tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, "steps_per_chunk", lambda spec, batch, span=0: 2)
-    quick.sample_every = 3
+def test_sample_grids_come_as_often_as_asked(quick, tmp_path):
+    quick.sample_every, quick.steps_per_chunk = 3, 2
     folder = dpa_jax.train(quick, tmp_path / "run", visible=False)
-    # of chunks of two steps, at the first end at or after each multiple of three
     assert sorted(path.name for path in (folder / "samples").iterdir()) == [
-        "00000004_8_stabilization.png",
+        "00000003_8_stabilization.png",
         "00000006_8_stabilization.png",
     ]
 
 
-def test_checkpoints_come_as_often_as_asked(quick, tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, "steps_per_chunk", lambda spec, batch, span=0: 1)
+def test_checkpoints_come_as_often_as_asked(quick, tmp_path):
     quick.checkpoint_every = 2
     folder = dpa_jax.train(quick, tmp_path / "run", visible=False)
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
@@ -200,25 +186,29 @@ def test_checkpoints_come_as_often_as_asked(quick, tmp_path, monkeypatch):
 # --- divergence ---
 
 
+def replace_steps(monkeypatch, step):
+    """Makes compiled chunks be taken by `step(run, state, ...)`."""
+    real = programs.compile_stage
+
+    def compile_stage(*arguments, **options):
+        program = real(*arguments, **options)
+        return dataclasses.replace(program, run=functools.partial(step, program.run))
+
+    monkeypatch.setattr(programs, "compile_stage", compile_stage)
+
+
 @pytest.fixture
 def diverging(quick, tmp_path, monkeypatch):
     """Runs with a checkpoint after each step and the loss given for step 4."""
-    monkeypatch.setattr(engine, "steps_per_chunk", lambda spec, batch, span=0: 1)
     quick.checkpoint_every = 1
-    real = engine.compile_stage
 
     def run(value):
-        def compile_stage(*arguments):
-            program = real(*arguments)
+        def step(run, state, *rest):
+            now = int(state.step) + 1
+            state, scalars = run(state, *rest)
+            return state, {"loss": np.array([[value]])} if now == 4 else scalars
 
-            def step(state, *rest):
-                now = int(state.step) + 1
-                state, scalars = program.run(state, *rest)
-                return state, {"loss": [value]} if now == 4 else scalars
-
-            return program.__class__(program.spec, 1, step, program.place)
-
-        monkeypatch.setattr(engine, "compile_stage", compile_stage)
+        replace_steps(monkeypatch, step)
         return run_factory.call(
             "train",
             "--config",
@@ -239,41 +229,42 @@ def test_divergence_stops_names_the_step_and_keeps_the_last_good(
     assert code == 1
     assert f"the loss of step 4 (8_stabilization) is {value:g}" in err
     assert "Traceback" not in err
-    assert checkpoint.latest(tmp_path / "run") == 3
+    assert checkpoints.latest(tmp_path / "run") == 3
     assert [row["step"] for row in rows(tmp_path / "run")] == [1, 2, 3]
     assert not (tmp_path / "run" / "samples").exists()
 
 
+def test_a_run_that_diverged_does_not_begin_again(diverging, tmp_path):
+    first = diverging(1.5e6)
+    before = run_factory.files(tmp_path / "run")
+    code, _, err = diverging(0.1)
+    assert (code, err.splitlines()) == (first[0], first[2].splitlines()[-1:])
+    assert run_factory.files(tmp_path / "run") == before
+
+
 def test_a_large_loss_below_the_limit_goes_on(diverging, tmp_path):
     assert diverging(0.9e6)[0] == 0
-    assert checkpoint.latest(tmp_path / "run") == 6
+    assert checkpoints.latest(tmp_path / "run") == 6
 
 
 def test_real_divergence_is_found(quick, tmp_path):
     quick.optimizer.learning_rate = 1e6
     with pytest.raises(errors.DpaError, match=r"the loss of step \d+ .* diverged"):
         dpa_jax.train(quick, tmp_path / "run", visible=False)
-    assert checkpoint.latest(tmp_path / "run") is None
+    assert checkpoints.latest(tmp_path / "run") is None
 
 
 def test_parameters_that_are_not_finite_are_never_saved(quick, tmp_path, monkeypatch):
     # a gradient can be NaN where the loss before that step was not
-    real = engine.compile_stage
+    def step(run, state, *rest):
+        state, scalars = run(state, *rest)
+        broken = jax.tree.map(lambda leaf: np.nan * np.asarray(leaf), state.parameters)
+        return state.replace(parameters=broken), scalars
 
-    def compile_stage(*arguments):
-        program = real(*arguments)
-
-        def step(state, *rest):
-            state, scalars = program.run(state, *rest)
-            broken = jax.tree.map(lambda leaf: leaf * np.nan, state.parameters)
-            return state.replace(parameters=broken), scalars
-
-        return program.__class__(program.spec, program.steps, step, program.place)
-
-    monkeypatch.setattr(engine, "compile_stage", compile_stage)
+    replace_steps(monkeypatch, step)
     with pytest.raises(errors.DpaError, match="not finite after step 6"):
         dpa_jax.train(quick, tmp_path / "run", visible=False)
-    assert checkpoint.latest(tmp_path / "run") is None
+    assert checkpoints.latest(tmp_path / "run") is None
 
 
 # --- what it says ---

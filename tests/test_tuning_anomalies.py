@@ -133,7 +133,7 @@ def test_anomaly_of_the_same_name_or_pixels_is_refused(tested, tmp_path, monkeyp
     for other, name in (
         (image_set(paths=named), "anomaly 1, which is .*anomaly 1"),
         (
-            dataclasses.replace(image_set(), images=images),
+            dataclasses.replace(image_set(), base=images),
             "anomaly 2, which is set 0, 2",
         ),
     ):

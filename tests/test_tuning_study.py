@@ -8,7 +8,8 @@ import study_factory
 from study_factory import optuna
 
 import dpa_jax
-from dpa_jax import config_files, data, errors, folds, stages, stopping, training
+from dpa_jax import config_files, data, errors, folds, stages, training
+from dpa_jax.training import early_stopping
 from dpa_jax.tuning import queue, selection, study, trials
 from dpa_jax.tuning import search as search_lib
 
@@ -110,7 +111,7 @@ def test_folds_are_trained_without_the_patients_of_drawn_anomalies(
                 search.options.anomalies.source, data.Preprocessing.from_config(config)
             )
             np.testing.assert_array_equal(found.anomalies, scorer(pool.images))
-            stopped = stopping.result(path.parent)
+            stopped = early_stopping.result(path.parent)
             assert (found.steps, found.loss) == (stopped.steps, stopped.loss)
             seen += [*found.groups]
         assert sorted(seen) == sorted(kept.groups)

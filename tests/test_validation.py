@@ -66,6 +66,8 @@ def changed(config, **values):
         ({"data__folds": 3, "data__fold": 3}, "data.fold is 3 of data.folds 3"),
         ({"early_stopping__every": 10}, "needs held-out images: set data.folds"),
         ({"population__seeds": 0}, "population.seeds is 0"),
+        ({"batch_parts": -1}, "batch_parts is -1; it must be at least 0"),
+        ({"steps_per_chunk": -1}, "steps_per_chunk is -1; it must be at least 0"),
         ({"data__seed": -2}, "data.seed is -2"),
     ],
 )
@@ -90,6 +92,7 @@ def test_a_field_that_is_missing_is_named(config):
         {"loss__relative_perceptual": 0.0, "loss__l1": 1.0, "perceptual__layers": ""},
         {"perceptual__layers": "8:r12 16:r22 32:r32 64:r32*1+r42*0.5"},
         {"data__size": 192, "data__random_crop": True},
+        {"precision": "float64"},
     ],
 )
 def test_what_can_work_is_accepted(config, values):

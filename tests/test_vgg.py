@@ -108,7 +108,7 @@ def test_every_layer_is_pytorchs(rng):
 
 def test_prepared_weights_give_the_same_features_and_gradients(rng):
     weights = tiny.vgg_weights("c32")
-    prepared = vgg.prepare(weights)
+    prepared = vgg.prepare(weights, "cpu")
     images = jnp.asarray(rng.uniform(-1, 1, (8, 32, 32, 3)), jnp.float32)
     wanted = ("r31", "r32")
 
@@ -132,19 +132,18 @@ def test_prepared_weights_give_the_same_features_and_gradients(rng):
     assert np.linalg.norm(slope - other) < 0.01 * np.linalg.norm(other)
 
 
-def test_only_wide_layers_on_a_cpu_in_float32_are_prepared(monkeypatch):
+def test_only_wide_layers_on_a_cpu_in_float32_are_prepared():
     weights = tiny.vgg_weights("c32")
-    found = vgg.prepare(weights)
+    found = vgg.prepare(weights, "cpu")
     tiled = [name for name in found if "tiled" in found[name]]
     assert tiled == ["c12", "c21", "c22", "c31", "c32"]
     halved = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), weights)
-    assert vgg.prepare(halved) == halved
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert vgg.prepare(weights) is weights
+    assert vgg.prepare(halved, "cpu") == halved
+    assert vgg.prepare(weights, "gpu") is weights
 
 
 def test_small_images_are_convolved_directly():
-    weights = vgg.prepare(tiny.vgg_weights("c31"))
+    weights = vgg.prepare(tiny.vgg_weights("c31"), "cpu")
 
     def convolutions(side):
         program = jax.make_jaxpr(lambda x: vgg.features(weights, x, ["c31"]))(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dpa_jax import winograd
+from dpa_jax.ops import winograd
 
 # of the largest result; float32 loses this much by the transforms
 TOLERANCE = 1e-5

@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 import run_factory
 
-from dpa_jax import checkpoint, errors, workdir
+from dpa_jax import errors, workdir
 from dpa_jax.data import ImageSet, Skipped
+from dpa_jax.platform import Platform
+from dpa_jax.training import checkpoints
 
 
 @pytest.fixture
@@ -16,8 +18,8 @@ def config():
 
 def trained(folder):
     """Leaves what a run that has begun to train leaves."""
-    with checkpoint.Checkpoints(folder) as checkpoints:
-        checkpoints.save(1, {"x": np.zeros(2)})
+    with checkpoints.Checkpoints(folder) as kept:
+        kept.save(1, {"x": np.zeros(2)}, {})
 
 
 def test_claiming_makes_the_folder_and_stores_the_config(tmp_path, config):
@@ -146,8 +148,42 @@ def test_environment_names_versions_devices_commit_and_seed():
     found = workdir.environment(seed=5)
     assert found["seed"] == 5
     assert found["packages"]["numpy"] == np.__version__
-    assert found["devices"] and found["processes"] == 1
+    assert found["devices"]
     assert found["git_commit"] is None or len(found["git_commit"]) == 40
+
+
+def test_where_a_run_went_on_is_added_to_where_it_began(tmp_path):
+    here = Platform.here()
+    workdir.record_session(tmp_path, 3, 0, "float32", here)
+    first = json.loads((tmp_path / "environment.json").read_text())
+    assert (first["seed"], first["step"], first["backend"]) == (3, 0, "cpu")
+    assert workdir.precision(tmp_path) == "float32"
+    for step in (7, 9):
+        workdir.record_session(tmp_path, 3, step, "float32", here)
+    found = json.loads((tmp_path / "environment.json").read_text())
+    assert [session["step"] for session in found.pop("resumed")] == [7, 9]
+    assert found == first
+
+
+def test_more_steps_of_the_last_stage_are_the_same_run_and_fewer_are_not(
+    tmp_path, config
+):
+    workdir.claim(tmp_path, config)
+    trained(tmp_path)
+    config.stages.final_steps = 9
+    workdir.claim(tmp_path, config)
+    assert workdir.read_config(tmp_path).stages.final_steps == 9
+    config.stages.final_steps = 8
+    with pytest.raises(errors.UsageError, match="final_steps was 9, is 8"):
+        workdir.claim(tmp_path, config)
+
+
+@pytest.mark.parametrize("place", ["gs://bucket/run", "s3://bucket/run"])
+def test_a_bucket_is_no_workdir_and_nothing_is_made(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(errors.UsageError, match=f"{place}.*mount the bucket"):
+        workdir.local(place)
+    assert not list(tmp_path.iterdir())
 
 
 def test_files_are_replaced_as_a_whole_or_not_at_all(tmp_path):

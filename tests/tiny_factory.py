@@ -57,11 +57,11 @@ def spec(stage, **changes):
     )
 
 
-def frozen(dtype=jnp.float32, rate=RATE):
-    """VGG19 to c21, statistics, the key of augmentation, and the learning rate."""
+def frozen(dtype=jnp.float32, rates=(RATE,)):
+    """VGG19 to c21, statistics, the key of augmentation, and the learning rates."""
     weights = jax.tree.map(lambda w: w.astype(dtype), vgg_weights("c21"))
     return step.Frozen(
-        weights, jax.device_put(STATISTICS), jax.random.key(5), jnp.float32(rate)
+        weights, jax.device_put(STATISTICS), jax.random.key(5), jnp.float32(rates)
     )
 
 
@@ -80,26 +80,23 @@ def parameters(architecture, *plan, critic=False, seed=2):
 
 
 def begin(stage, critic=False, members=1):
-    """The first state of a stage; of several members with a leading axis."""
+    """The first state of a stage."""
     each = [
-        state.begin(
-            parameters(ARCHITECTURE, stage, critic=critic, seed=2 + i),
-            ARCHITECTURE,
-            stage,
-            critic,
-        )
+        parameters(ARCHITECTURE, stage, critic=critic, seed=2 + i)
         for i in range(members)
     ]
-    if members == 1:
-        return each[0]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
-    return stacked.replace(step=jnp.int32(0))
+    return state.begin(each, ARCHITECTURE, stage, critic)
 
 
 def images(count=20, size=16):
     """Noise, which reconstructs badly: uint8 `[count, size, size, 1]`."""
     shape = (count, size, size, 1)
     return np.random.default_rng(3).integers(0, 256, shape, dtype=np.uint8)
+
+
+def flat(count=20, size=16):
+    """The same as a program takes them: `[count, size * size]`."""
+    return jnp.asarray(images(count, size).reshape(count, -1))
 
 
 @contextlib.contextmanager

@@ -82,7 +82,7 @@ def _add_score_slide(add: shared.Add) -> None:
     slide.add_argument(
         "--threshold",
         type=float,
-        help="scores above it become regions (default: the slide's 95th percentile)",
+        help="scores above it become regions (default: no regions)",
     )
     _batching(slide, "tiles")
 

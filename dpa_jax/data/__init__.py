@@ -1,4 +1,4 @@
-"""Images on disk to uint8 arrays in host memory.
+"""Images on disk to uint8 arrays, in host memory or mapped from a file.
 
 What decodes is imported when first used: training from arrays does without Pillow.
 """
@@ -6,7 +6,7 @@ What decodes is imported when first used: training from arrays does without Pill
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from dpa_jax.data.image_set import ImageSet, Skipped, joined
+from dpa_jax.data.image_set import ImageSet, Skipped, joined, release
 
 if TYPE_CHECKING:
     from dpa_jax.data.decode import ImageError, Preprocessing
@@ -22,6 +22,7 @@ __all__ = [
     "list_images",
     "load",
     "load_files",
+    "release",
 ]
 
 

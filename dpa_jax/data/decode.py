@@ -90,15 +90,23 @@ class Preprocessing:
             )
 
     @classmethod
-    def from_config(cls, config: ml_collections.ConfigDict) -> "Preprocessing":
-        """Takes what it needs from a configuration."""
-        return cls(
-            channels=config.data.channels,
-            size=config.data.size or config.data.resolution,
-            resize=config.data.resize,
-            crop=config.data.crop,
-            equalize=config.data.equalize,
-        )
+    def from_config(
+        cls, config: ml_collections.ConfigDict, scoring: bool = False
+    ) -> "Preprocessing":
+        """Takes what it needs from a configuration.
+
+        Args:
+          config: of a run.
+          scoring: whether the images are to be scored, not trained on. A run on random
+            crops takes their centre; where it gets them by cutting alone, `data.crop`
+            being `data.size`, that centre is cut at once, so that images need not be
+            larger than what is scored.
+        """
+        data = config.data
+        crop, size = data.crop, data.size or data.resolution
+        if scoring and data.random_crop and crop == size:
+            crop = size = data.resolution
+        return cls(data.channels, size, data.resize, crop, data.equalize)
 
 
 def decode(

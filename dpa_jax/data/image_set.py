@@ -1,9 +1,13 @@
-"""A set of decoded images in host memory, whatever they were read from."""
+"""A set of decoded images, in memory or mapped, whatever they were read from."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import mmap
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+
+_ALL: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,29 +23,35 @@ class ImageSet:
     """Decoded images with what is known about each.
 
     Attributes:
-      images: uint8 `[N, S, S, C]`, 0 to 255, in the order of `paths`.
+      base: uint8 `[M, S, S, C]`, 0 to 255, in memory or mapped from a file; it may
+        hold other images besides those of the set.
       paths: `N` names: the file of an image, or what identifies it in its source.
       labels: int8 `[N]`, 0 normal and 1 abnormal, or None if the source has none.
       groups: `N` names of what images share (patient, slide), or None if unknown.
       skipped: the images left out because `skip_corrupt` was set.
       columns: whatever else the source says about each image, by name: `N` values
         each, an array where they are numbers. None if it says nothing.
+      rows: int64 `[N]`, which images of `base` the set has, in the order of `paths`;
+        all of them if not given.
     """
 
-    images: np.ndarray
+    base: np.ndarray
     paths: Sequence[str]
     labels: np.ndarray | None = None
     groups: Sequence[str] | None = None
     skipped: Sequence[Skipped] = ()
     columns: Mapping[str, Sequence | np.ndarray] | None = None
+    rows: np.ndarray = _ALL
 
     def __post_init__(self):
-        count = len(self.images)
-        if self.images.dtype != np.uint8 or self.images.ndim != 4:
+        if self.base.dtype != np.uint8 or self.base.ndim != 4:
             raise ValueError(
-                f"images must be uint8 [N, S, S, C], got {self.images.dtype} "
-                f"{list(self.images.shape)}"
+                f"images must be uint8 [N, S, S, C], got {self.base.dtype} "
+                f"{list(self.base.shape)}"
             )
+        if self.rows is None:
+            object.__setattr__(self, "rows", np.arange(len(self.base)))
+        count = len(self)
         for name in ("paths", "labels", "groups"):
             value = getattr(self, name)
             if value is not None and len(value) != count:
@@ -51,14 +61,43 @@ class ImageSet:
                 raise ValueError(f"{count} images but {len(value)} values of {name}")
 
     def __len__(self):
-        return len(self.images)
+        return len(self.rows)
+
+    @property
+    def images(self) -> np.ndarray:
+        """The images as uint8 `[N, S, S, C]`: `base` itself if the set has all of it.
+
+        Those of a selection are copied at each access; `base[rows]`, part by part, or
+        `blocks` take less memory.
+        """
+        if np.array_equal(self.rows, np.arange(len(self.base))):
+            return self.base
+        return self.base[self.rows]
+
+    def blocks(self, size: int = 2**26) -> Iterator[np.ndarray]:
+        """Yields all images in order, in copies of a bounded size.
+
+        Args:
+          size: of a block, in bytes; a block has one image at least.
+
+        Yields:
+          uint8 `[B, S, S, C]`.
+        """
+        count = max(1, size // max(1, self.base[:1].nbytes))
+        for first in range(0, len(self), count):
+            block = self.base[self.rows[first : first + count]]
+            release(self.base)
+            yield block
 
     def select(self, index) -> "ImageSet":
-        """Returns the images at `index`, an integer or boolean array, as a set."""
+        """Returns the images at `index`, an integer or boolean array, as a set.
+
+        No pixel is copied: the set shares its `base` with this one.
+        """
         index = np.arange(len(self))[index]
         return dataclasses.replace(
             self,
-            images=self.images[index],
+            rows=self.rows[index],
             paths=[self.paths[i] for i in index],
             labels=None if self.labels is None else self.labels[index],
             groups=None if self.groups is None else [self.groups[i] for i in index],
@@ -66,6 +105,23 @@ class ImageSet:
             if self.columns is None
             else {name: taken(v, index) for name, v in self.columns.items()},
         )
+
+
+def release(images: np.ndarray) -> None:
+    """Lets go of the memory that reading a mapped array has taken up.
+
+    The array stays as it is: what is read again comes from the file again, or from the
+    system's cache of it. Arrays that are not mapped, or that may be written to, are
+    left alone.
+    """
+    owner: Any = images
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    if isinstance(owner, memoryview):
+        owner = owner.obj
+    # A private map that was written to would lose what was written.
+    if isinstance(owner, mmap.mmap) and not images.flags.writeable:
+        owner.madvise(mmap.MADV_DONTNEED)
 
 
 def taken(values: Sequence | np.ndarray, index) -> Sequence | np.ndarray:
@@ -89,7 +145,7 @@ def joined(sets: Sequence[ImageSet], labels: Sequence[int]) -> ImageSet:
     columns = [s.columns or {} for s in sets]
     common = [name for name in columns[0] if all(name in c for c in columns)]
     return ImageSet(
-        images=np.concatenate([s.images for s in sets]),
+        np.concatenate([s.images for s in sets]),
         paths=[path for s in sets for path in s.paths],
         labels=np.repeat(np.array(labels, np.int8), [len(s) for s in sets]),
         groups=None

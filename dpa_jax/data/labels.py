@@ -1,5 +1,6 @@
 """What sources say about images: names of fields, labels, conditions on columns."""
 
+import dataclasses
 import difflib
 import re
 from collections.abc import Sequence
@@ -85,6 +86,32 @@ def matches(images: ImageSet, condition: str) -> np.ndarray:
                 f"{'is' if len(there) == 1 else 'are'} {', '.join(there)}"
             )
     return np.isin(found, values)
+
+
+def labelled(images: ImageSet, normal: str, source: str) -> ImageSet:
+    """Returns images labelled by what is normal, or as their source labels them.
+
+    Args:
+      images: of a source.
+      normal: a condition, see `matches`, that is true of the normal images alone, such
+        as a config's `data.normal`; empty to leave the labels as they are.
+      source: where the images are, for messages.
+
+    Raises:
+      UsageError: there is no condition, and the images are of several classes of which
+        it is not known which is normal.
+      DpaError: see `matches`.
+    """
+    if normal:
+        found = (~matches(images, normal)).astype(np.int8)
+        return dataclasses.replace(images, labels=found)
+    classes = sorted(set(map(_text, (images.columns or {}).get("class", ()))))
+    if images.labels is None and len(classes) > 1:
+        raise errors.UsageError(
+            f"{source} has the classes {', '.join(classes[:10])}; say which are "
+            f"normal, such as --config.data.normal='class={classes[0]}'"
+        )
+    return images
 
 
 def column(name: str, values: Sequence[str]) -> np.ndarray | list:

@@ -2,19 +2,20 @@
 
 import concurrent.futures
 import dataclasses
-import functools
 import json
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from dpa_jax import errors, parallel
-from dpa_jax.data import arrays, manifest
+from dpa_jax.data import arrays, disk_cache, folders, manifest
 from dpa_jax.data.decode import ImageError, Preprocessing, decode, prepare
-from dpa_jax.data.image_set import ImageSet, Skipped, taken
+from dpa_jax.data.image_set import ImageSet, Skipped
+from dpa_jax.processes import ProcessGroup
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".dicom")
 _BLOCK = 16  # images that a thread takes at once, at most
@@ -24,10 +25,14 @@ Progress = Callable[[int, int], None]
 
 @dataclasses.dataclass(frozen=True)
 class _Listing:
-    """What a source holds before anything is decoded; `read(i)` gives image `i`."""
+    """What a source holds before anything is decoded; `read(i)` gives image `i`.
+
+    `files` are those that its images are read from.
+    """
 
     paths: Sequence[str]
     read: Callable[[int], np.ndarray]
+    files: Sequence[str]
     labels: np.ndarray | None = None
     groups: Sequence[str] | None = None
     columns: Mapping[str, Sequence | np.ndarray] | None = None
@@ -41,9 +46,11 @@ def load(
     workers: int = 0,
     progress: Progress | None = None,
     data_dir: str | None = None,
-    shared: bool = False,
+    group: ProcessGroup | None = None,
+    memory: int | None = None,
+    log: Callable[[str], None] | None = None,
 ) -> ImageSet:
-    """Loads all images of a source into memory.
+    """Loads all images of a source.
 
     Args:
       location: one of
@@ -63,9 +70,15 @@ def load(
       workers: threads that decode; 0 for one for each core.
       progress: called with the numbers of images done and in all as they come in.
       data_dir: where TFDS keeps its data; None for its own default.
-      shared: whether each process of a run decodes a part and sends it to the others;
-        all of them must call this then. From TFDS, whose images are stored as small
-        arrays, each reads all.
+      group: of processes, each of which decodes a part and sends it to the others; all
+        of them must call this then, with the same `memory`. From TFDS, whose
+        images are stored as small arrays, each reads all, and so it does above
+        `memory`.
+      memory: bytes that the decoded images may take in memory; None for no limit.
+        Larger ones are decoded once into a file in the cache and mapped, read-only;
+        the file is used again until an image or the preprocessing changes. An .npz
+        itself is read into memory even then.
+      log: called with a line that says where that file is.
 
     Returns:
       The images, in the order of the source.
@@ -81,7 +94,9 @@ def load(
             raise errors.UsageError(f"{where} is not tfds:NAME[/CONFIG]:SPLIT")
         from dpa_jax.data.tfds_source import load_tfds
 
-        return load_tfds(name, split, preprocessing, data_dir)
+        return load_tfds(
+            name, split, preprocessing, data_dir, progress, memory=memory, log=log
+        )
     where = os.path.expanduser(where)
     if not os.path.exists(where):
         raise errors.DpaError(f"there is no file or folder {where}")
@@ -99,7 +114,9 @@ def load(
         listing = _arrays(where, preprocessing)
     else:
         listing = _files([where], preprocessing)
-    return _gather(listing, preprocessing, skip_corrupt, workers, progress, shared)
+    return _gather(
+        listing, preprocessing, skip_corrupt, workers, progress, group, memory, log
+    )
 
 
 def load_files(
@@ -125,45 +142,24 @@ def load_files(
 def list_images(folder: str | os.PathLike) -> list[str]:
     """Lists the image files in a folder and its subfolders, sorted by path.
 
-    Images are known by their extension, in whatever case. Names that begin with a dot
-    are ignored; links are followed, and a folder reached twice is listed once.
+    Images are known by their extension, in whatever case; see `folders.list_files`.
 
     Raises:
       DpaError: there is no such folder, it holds no images, or a part of it may not be
         read.
     """
-    found: list[str] = []
-    seen: set[str] = set()
-    pending = [os.fspath(folder)]
-    while pending:
-        current = pending.pop()
-        real = os.path.realpath(current)
-        if real in seen:
-            continue
-        seen.add(real)
-        try:
-            with os.scandir(current) as entries:
-                for entry in sorted(entries, key=lambda entry: entry.name):
-                    if entry.name.startswith("."):
-                        continue
-                    if entry.is_dir():
-                        pending.append(entry.path)
-                    elif entry.name.lower().endswith(EXTENSIONS):
-                        found.append(entry.path)
-        except OSError as error:
-            raise errors.DpaError(
-                f"{current}: the folder cannot be read: {error.strerror}"
-            ) from error
+    files = folders.list_files(folder)
+    found = [path for path in files if path.lower().endswith(EXTENSIONS)]
     if not found:
         raise errors.DpaError(
             f"{os.fspath(folder)} holds no images: files that end in "
             f"{', '.join(EXTENSIONS)} are looked for, in subfolders too"
         )
-    return sorted(found)
+    return found
 
 
 def _files(paths: Sequence[str], preprocessing: Preprocessing) -> _Listing:
-    return _Listing(paths, lambda i: decode(paths[i], preprocessing))
+    return _Listing(paths, lambda i: decode(paths[i], preprocessing), paths)
 
 
 def _arrays(location: str, preprocessing: Preprocessing) -> _Listing:
@@ -171,6 +167,7 @@ def _arrays(location: str, preprocessing: Preprocessing) -> _Listing:
     return _Listing(
         found.paths,
         lambda i: prepare(found.image(i), preprocessing, found.paths[i]),
+        [location],
         found.labels,
         found.groups,
         found.columns or None,
@@ -183,50 +180,67 @@ def _gather(
     skip_corrupt: bool,
     workers: int,
     progress: Progress | None,
-    shared: bool = False,
+    group: ProcessGroup | None = None,
+    memory: int | None = None,
+    log: Callable[[str], None] | None = None,
 ) -> ImageSet:
-    """Decodes a listing into one array."""
+    """Decodes a listing into one array, or into a file that is mapped as one."""
     if workers < 0:
         raise errors.UsageError(f"workers must be 0 or more, not {workers}")
     count, size = len(listing.paths), preprocessing.size
-    images = np.empty((count, size, size, preprocessing.channels), np.uint8)
-    read = functools.partial(
-        _decode, listing, images, skip_corrupt, workers or os.cpu_count() or 1, progress
+    threads = workers or os.cpu_count() or 1
+
+    def read(images: disk_cache.Writable, wanted: range) -> tuple[dict[int, str], int]:
+        return _decode(listing, images, skip_corrupt, threads, progress, wanted)
+
+    def check(failed: dict[int, str], done: int) -> None:
+        if failed and (len(failed) == count or not skip_corrupt):
+            raise _unusable(listing.paths, failed, done)
+
+    def decode_all(images: Any) -> disk_cache.Notes:
+        if group and group.count > 1 and isinstance(images, np.ndarray):
+            failed, done = _decode_shared(read, images, group)
+        else:
+            failed, done = read(images, range(count))
+        check(failed, done)  # here, so that no file is kept of what cannot be used
+        return {"failed": list(failed.items())}
+
+    images, notes = disk_cache.fill(
+        (count, size, size, preprocessing.channels),
+        decode_all,
+        memory,
+        lambda: [dataclasses.astuple(preprocessing), disk_cache.stamps(listing.files)],
+        log,
     )
-    if shared and len(parallel.parts(count)) > 1:
-        failed, done = _decode_shared(read, images)
-    else:
-        failed, done = read(range(count))
-    if failed and (len(failed) == count or not skip_corrupt):
-        raise _unusable(listing.paths, failed, done)
-    return _leave_out(listing, images, failed)
+    failed = {i: reason for i, reason in notes["failed"]}
+    check(failed, count)
+    found = ImageSet(
+        images,
+        listing.paths,
+        listing.labels,
+        listing.groups,
+        [Skipped(listing.paths[i], failed[i]) for i in sorted(failed)],
+        listing.columns,
+    )
+    return found.select([i for i in range(count) if i not in failed])
 
 
-def _decode_shared(read, images: np.ndarray) -> tuple[dict[int, str], int]:
+def _decode_shared(
+    read, images: np.ndarray, group: ProcessGroup
+) -> tuple[dict[int, str], int]:
     """Decodes this process's part of the images and receives the others'."""
-    mine = parallel.parts(len(images))[parallel.process()]
-    said, stopped = {}, ""
-    try:
-        failed, done = read(range(mine.start, mine.stop))
-        said = {"failed": list(failed.items()), "done": done}
-    except errors.DpaError as error:
-        # told to the others, which would wait for this one's images for ever
-        stopped = str(error)
-    heard = [
-        json.loads(line)
-        for line in parallel.gather_lines([json.dumps({"stopped": stopped, **said})])
-    ]
-    for one in heard:
-        if one["stopped"]:
-            raise errors.DpaError(one["stopped"])
-    parallel.fill_from_processes(images)
-    failed = {i: reason for one in heard for i, reason in one["failed"]}
-    return failed, sum(one["done"] for one in heard)
+    mine = parallel.parts(len(images), group)[group.index]
+    failed, done = read(images, range(mine.start, mine.stop))
+    own = json.dumps({"failed": list(failed.items()), "done": done})
+    every = [json.loads(line) for line in parallel.gather_lines([own], group)]
+    parallel.fill_from_processes(images, group)
+    failed = {i: reason for one in every for i, reason in one["failed"]}
+    return failed, sum(one["done"] for one in every)
 
 
 def _decode(
     listing: _Listing,
-    images: np.ndarray,
+    images: disk_cache.Writable,
     skip_corrupt: bool,
     workers: int,
     progress: Progress | None,
@@ -295,23 +309,4 @@ def _unusable(
         f"{message} (with it, {len(failed)} of the {done} images read so far cannot be "
         "used; --config.data.skip_corrupt=true, or --skip-corrupt where images are "
         "scored, leaves such images out and lists them)"
-    )
-
-
-def _leave_out(
-    listing: _Listing, images: np.ndarray, failed: dict[int, str]
-) -> ImageSet:
-    """Closes the gaps that failed images left, without a copy of the whole array."""
-    good = [i for i in range(len(images)) if i not in failed]
-    if failed:
-        for to, i in enumerate(good):
-            images[to] = images[i]
-    columns = listing.columns
-    return ImageSet(
-        images=images[: len(good)],
-        paths=[listing.paths[i] for i in good],
-        labels=None if listing.labels is None else listing.labels[good],
-        groups=None if listing.groups is None else [listing.groups[i] for i in good],
-        skipped=[Skipped(listing.paths[i], failed[i]) for i in sorted(failed)],
-        columns=columns and {name: taken(v, good) for name, v in columns.items()},
     )

@@ -5,7 +5,7 @@ import dataclasses
 import ml_collections
 import numpy as np
 
-from dpa_jax import data, errors, metrics
+from dpa_jax import console, data, errors
 from dpa_jax.data import labels as label_names
 from dpa_jax.data.image_set import ImageSet
 
@@ -45,7 +45,7 @@ def read(
     location: str, config: ml_collections.ConfigDict, description: str, visible: bool
 ) -> ImageSet:
     """Loads images as a configuration says; `description` is shown meanwhile."""
-    with metrics.counting(description, "images", visible) as show:
+    with console.counting(description, "images", visible) as show:
         return data.load(
             location,
             data.Preprocessing.from_config(config),

@@ -1,5 +1,6 @@
 """Images from a data set that TFDS has prepared, read without TensorFlow."""
 
+import dataclasses
 import numbers
 import os
 import re
@@ -9,15 +10,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from dpa_jax.data import disk_cache
 from dpa_jax.data.decode import Preprocessing, prepare
 from dpa_jax.data.image_set import ImageSet
 from dpa_jax.errors import DpaError, UsageError
 
-_BLOCK = 512  # examples read at once
+_BLOCK = 64  # examples read at once, 192 MiB of colour images of 1,024 px
 # The first feature of these names that a data set has tells images, and what they
 # share, apart.
 _IDS = ("image_id", "name", "file_name", "id")
 _GROUPS = ("patient_id", "group", "slide")
+_NORMAL = {"normal", "healthy", "negative"}  # names of classes that say so
 
 
 def load_tfds(
@@ -25,8 +28,12 @@ def load_tfds(
     split: str,
     preprocessing: Preprocessing,
     data_dir: str | os.PathLike | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    memory: int | None = None,
+    log: Callable[[str], None] | None = None,
 ) -> ImageSet:
-    """Loads a split of a prepared data set into memory.
+    """Loads a split of a prepared data set.
 
     Args:
       name: of the data set, with its configuration: `nih_chest_xray14/pa_64`.
@@ -34,19 +41,24 @@ def load_tfds(
       preprocessing: what to bring the images to. Images stored in that form are taken
         as they are.
       data_dir: the folder of TFDS data sets; None or empty for its own default.
+      progress: called with the numbers of images done and in all as they come in.
+      memory: see `sources.load`.
+      log: see there.
 
     Returns:
       The images in the order in which they are stored. Paths are their ids, groups
-      the patients or slides; labels are there if there are two classes, of which the
-      first is taken as normal, and else in the column `class` as names. The columns
-      hold all other features of one value each, and lists of classes as tuples of
-      names.
+      the patients or slides. The column `class` holds the names of the classes; labels
+      are there if there are two, of which one is called normal, healthy or negative.
+      The other columns hold all other features of one value each, and lists of classes
+      as tuples of names.
 
     Raises:
       UsageError: there is no such data set or split, or it is stored in a form that
         the one asked for cannot be made of.
       DpaError: the data set is not prepared, or its images are not uint8.
     """
+    import tensorflow_datasets as tfds
+
     builder = _find(name, data_dir)
     source = _open(builder, name, split)
     features = dict(getattr(builder.info.features, "items", dict)())
@@ -54,32 +66,44 @@ def load_tfds(
         raise DpaError(f"the TFDS data set {name} has no feature image of uint8")
     rest = _rest(preprocessing, builder.info.metadata, name)
     readers = _readers(features)
-    size, channels = rest.size, rest.channels
-    images = np.empty((len(source), size, size, channels), np.uint8)
-    values: dict[str, list[Any]] = {key: [] for key in readers}
-    for start in range(0, len(source), _BLOCK):
-        stop = min(start + _BLOCK, len(source))
-        block = source.__getitems__(list(range(start, stop)))
-        for i, example in enumerate(block, start):
-            images[i] = _fit(example["image"], rest, f"{name}, image {i} of {split}")
-            for key, read in readers.items():
-                values[key].append(read(example[key]))
-    columns = {
-        key: np.array(column) if isinstance(column[0], numbers.Number) else column
-        for key, column in values.items()
-    }
-    labels = columns.pop("label", None)
-    if labels is not None and features["label"].num_classes != 2:
-        columns["class"] = [features["label"].int2str(int(label)) for label in labels]
-        labels = None
+
+    def decode(images: Any) -> disk_cache.Notes:
+        values: dict[str, list[Any]] = {key: [] for key in readers}
+        for start in range(0, len(source), _BLOCK):
+            stop = min(start + _BLOCK, len(source))
+            block = source.__getitems__(list(range(start, stop)))
+            for i, example in enumerate(block, start):
+                image = example["image"]
+                images[i] = _fit(image, rest, f"{name}, image {i} of {split}")
+                for key, read in readers.items():
+                    values[key].append(read(example[key]))
+            if progress is not None:
+                progress(stop, len(source))
+        return values
+
+    def identity() -> list[Any]:
+        stored = sorted(builder.data_path.iterdir())
+        stats = [(str(path), path.stat()) for path in stored]
+        files = [(path, stat.length, stat.mtime) for path, stat in stats]
+        return [split, dataclasses.astuple(rest), files]
+
+    shape = (len(source), rest.size, rest.size, rest.channels)
+    images, values = disk_cache.fill(shape, decode, memory, identity, log)
+    columns = {key: _column(column) for key, column in values.items()}
+    labels = None
+    if isinstance(features.get("label"), tfds.features.ClassLabel):
+        columns["class"] = columns.pop("label")
+        normal = [n for n in features["label"].names if n.lower() in _NORMAL]
+        if features["label"].num_classes == 2 and len(normal) == 1:
+            labels = np.array([n != normal[0] for n in columns["class"]], np.int8)
     ids = next((columns.pop(key) for key in _IDS if key in columns), None)
     if ids is None:
         ids = [f"{name}:{split}:{i}" for i in range(len(images))]
     groups = next((columns[key] for key in _GROUPS if key in columns), None)
     return ImageSet(
-        images=images,
+        images,
         paths=[str(identity) for identity in ids],
-        labels=None if labels is None else np.array(labels, np.int8),
+        labels=labels,
         groups=None if groups is None else [str(group) for group in groups],
         columns=columns,
     )
@@ -176,8 +200,9 @@ def _words(p: Preprocessing) -> str:
 
 
 def _fit(image: np.ndarray, rest: Preprocessing, name: str) -> np.ndarray:
-    plain = Preprocessing(rest.channels, rest.size)
-    if rest == plain and image.shape == (rest.size, rest.size, rest.channels):
+    plain = Preprocessing(rest.channels, rest.size, crop=rest.crop)
+    cut = rest.crop in (0, rest.size)
+    if rest == plain and cut and image.shape == (rest.size, rest.size, rest.channels):
         return image
     grey = image.shape[-1] == 1
     return prepare(Image.fromarray(image[:, :, 0] if grey else image), rest, name)
@@ -198,9 +223,7 @@ def _readers(features) -> dict[str, Callable[[Any], Any]]:
 
     readers: dict[str, Callable[[Any], Any]] = {}
     for key, feature in features.items():
-        if key == "label" and isinstance(feature, tfds.features.ClassLabel):
-            readers[key] = int
-        elif isinstance(feature, tfds.features.ClassLabel):
+        if isinstance(feature, tfds.features.ClassLabel):
             readers[key] = named(feature)
         elif isinstance(feature, tfds.features.Text):
             readers[key] = decode
@@ -209,5 +232,12 @@ def _readers(features) -> dict[str, Callable[[Any], Any]]:
         ):
             readers[key] = names(feature.feature)
         elif feature.shape == () and np.dtype(feature.np_dtype).kind in "iuf":
-            readers[key] = lambda value: value
+            readers[key] = lambda value: np.asarray(value).item()
     return readers
+
+
+def _column(values: list[Any]) -> list[Any] | np.ndarray:
+    """Returns a feature's values, which may come from JSON, where tuples are lists."""
+    if isinstance(values[0], numbers.Number):
+        return np.array(values)
+    return [tuple(v) if isinstance(v, list) else v for v in values]

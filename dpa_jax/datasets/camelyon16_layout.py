@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import os
+import pathlib
 import re
 from collections.abc import Mapping, Sequence
 
@@ -14,6 +15,8 @@ _MASK = re.compile(r"(normal|tumou?r|test)_?(\d{1,3})_mask\.tiff?")
 _ANNOTATION = re.compile(r"(normal|tumou?r|test)_?(\d{1,3})\.xml")
 # Folders of the distribution that hold other files under the slides' names.
 _OTHER = {"background_tissue", "evaluation", "evaluation_masks"}
+# of the challenge's table and of the one in the public bucket
+_CLASSES = dict(normal=False, negative=False, tumor=True, micro=True, macro=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +28,8 @@ class Layout:
       annotations: paths of ASAP XML files.
       masks: paths of mask TIFFs.
       sizes: bytes of each of these paths.
-      test_tumours: names of the test slides with a tumour, or None if unknown.
+      tumours: of the slides in reference.csv, whether they have one; empty if there
+        is no such table.
       notes: what was found that a reader should know.
     """
 
@@ -33,16 +37,29 @@ class Layout:
     annotations: Mapping[str, str]
     masks: Mapping[str, str]
     sizes: Mapping[str, int]
-    test_tumours: frozenset[str] | None
+    tumours: Mapping[str, bool]
     notes: Sequence[str] = ()
 
     def has_tumour(self, name: str) -> bool:
-        """Says whether a slide has a tumour, annotated or not."""
-        if name.startswith("test_") and self.test_tumours is not None:
-            return name in self.test_tumours
-        if name.startswith("test_"):
-            return name in self.annotations or name in self.masks
-        return name.startswith("tumor_")
+        """Returns whether a slide has a tumour.
+
+        Of test slides the table says so, or, without one, an annotation: masks come
+        with slides of both kinds.
+
+        Raises:
+          DpaError: it is not known.
+        """
+        if not name.startswith("test_"):
+            return name.startswith("tumor_")
+        if not self.tumours and any(n.startswith("test_") for n in self.annotations):
+            return name in self.annotations
+        if name not in self.tumours:
+            raise DpaError(
+                f"{self.slides[name]} is a test slide, and neither reference.csv nor "
+                "the test slides' annotations say whether it has a tumour; put one of "
+                "them beside the slides"
+            )
+        return self.tumours[name]
 
 
 def find(source: str | os.PathLike) -> Layout:
@@ -95,15 +112,33 @@ def canonical(kind: str, number: str) -> str:
     return f"{kind.replace('tumour', 'tumor')}_{int(number):03d}"
 
 
-def _read(references: Sequence[str]) -> frozenset[str] | None:
-    """Reads the challenge's table of test slides: name, Tumor or Normal, ..."""
+def _read(references: Sequence[str]) -> dict[str, bool]:
+    """Reads which slides have a tumour: the columns image and class, or the first two.
+
+    Raises:
+      DpaError: a table cannot be read, or two of them disagree.
+    """
+    tumours: dict[str, bool] = {}
     for path in references:
-        with storage.local_copy(path) as local, open(local, newline="") as file:
-            tumours = set()
-            for row in csv.reader(file):
-                match = re.fullmatch(r"test_?(\d{1,3})(\.tif)?", row[0].lower())
-                if match and len(row) > 1 and row[1].strip().lower() == "tumor":
-                    tumours.add(canonical("test", match[1]))
-        if tumours:
-            return frozenset(tumours)
-    return None
+        with storage.local_copy(path) as local:
+            text = pathlib.Path(local).read_text("utf-8-sig", "replace").lower()
+        rows = [[c.strip() for c in row] for row in csv.reader(text.splitlines())]
+        columns = (0, 1)
+        if rows and {"image", "class"} <= set(rows[0]):
+            columns = rows[0].index("image"), rows[0].index("class")
+            rows[0] = []
+        for number, row in enumerate(rows, 1):
+            if not any(row):
+                continue
+            name, kind = (row[i] if i < len(row) else "" for i in columns)
+            match = _SLIDE.fullmatch(name.removesuffix(".tif") + ".tif")
+            if not match or kind not in _CLASSES:
+                raise DpaError(
+                    f"{path}, line {number}: {','.join(row)!r} is not like "
+                    "test_001,Tumor or, below a header with image and class, like "
+                    "test_001.tif,negative"
+                )
+            slide = canonical(*match.groups())
+            if tumours.setdefault(slide, _CLASSES[kind]) != _CLASSES[kind]:
+                raise DpaError(f"{path}, line {number}: {slide} has two classes")
+    return tumours

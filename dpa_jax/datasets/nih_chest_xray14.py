@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from dpa_jax.data.decode import Preprocessing
 from dpa_jax.datasets import (
     nih_collect,
     nih_forms,
@@ -33,7 +34,8 @@ class NihChestXray14(tfds.core.ShardBasedBuilder):
     """
 
     name = "nih_chest_xray14"
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("2.0.0")
+    RELEASE_NOTES = {"2.0.0": "Boxes are relative to the image as it is stored."}
     BUILDER_CONFIGS = [
         tfds.core.BuilderConfig(name=form.name, description=form.description)
         for form in nih_forms.FORMS
@@ -97,7 +99,8 @@ class NihChestXray14(tfds.core.ShardBasedBuilder):
                     "follow_up": tfds.features.Scalar(np.int64),
                     "original_width": tfds.features.Scalar(np.int64),
                     "original_height": tfds.features.Scalar(np.int64),
-                    # relative to the whole image, before any crop
+                    # relative to the stored image, cut at its edges; those that lie
+                    # wholly in what was cropped are left out
                     "boxes": tfds.features.Sequence(
                         {"finding": finding, "box": tfds.features.BBoxFeature()}
                     ),
@@ -132,7 +135,10 @@ class NihChestXray14(tfds.core.ShardBasedBuilder):
             },
         )
         examples = functools.partial(
-            _examples, collected.entries, collected.image[form.name]
+            _examples,
+            collected.entries,
+            collected.image[form.name],
+            form.preprocessing,
         )
         step = max(1, _SHARD_BYTES // form.preprocessing.size**2)
         return {
@@ -172,7 +178,10 @@ class NihChestXray14(tfds.core.ShardBasedBuilder):
 
 
 def _examples(
-    entries: Mapping[str, nih_metadata.Entry], image: Callable, split: Split
+    entries: Mapping[str, nih_metadata.Entry],
+    image: Callable,
+    preprocessing: Preprocessing,
+    split: Split,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     for name, label in split:
         entry = entries[name]
@@ -190,17 +199,25 @@ def _examples(
                 "follow_up": entry.follow_up,
                 "original_width": entry.width,
                 "original_height": entry.height,
-                "boxes": [
-                    {
-                        "finding": box.finding,
-                        "box": tfds.features.BBox(
-                            box.ymin, box.xmin, box.ymax, box.xmax
-                        ),
-                    }
-                    for box in entry.boxes
-                ],
+                "boxes": _stored_boxes(entry.boxes, preprocessing),
             },
         )
+
+
+def _stored_boxes(
+    boxes: Sequence[nih_metadata.Box], preprocessing: Preprocessing
+) -> list[dict[str, Any]]:
+    """Returns the boxes as fractions of an image that was resized and cropped."""
+    whole, side = preprocessing.resize, preprocessing.crop or preprocessing.resize
+    edge = (whole - side) // 2
+    found = []
+    for box in boxes:
+        corners = np.array([box.ymin, box.xmin, box.ymax, box.xmax])
+        corners = np.clip((corners * whole - edge) / side, 0, 1)
+        if (corners[2:] > corners[:2]).all():
+            bounds = tfds.features.BBox(*corners.tolist())
+            found.append({"finding": box.finding, "box": bounds})
+    return found
 
 
 _CITATION = """\

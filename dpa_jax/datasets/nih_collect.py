@@ -16,6 +16,7 @@ from dpa_jax.datasets.nih_metadata import SIDE, Entry
 from dpa_jax.datasets.nih_protocols import Split
 from dpa_jax.datasets.nih_source import Problem
 from dpa_jax.errors import DpaError
+from dpa_jax.weights import formats
 
 Splits = Mapping[str, Mapping[str, Split]]  # by form, then by name
 Packs = Mapping[Preprocessing, nih_pack.Pack]
@@ -82,8 +83,7 @@ def collect(
             form: stack.enter_context(nih_pack.Pack(work_dir, list(entries), form))
             for form in needed
         }
-        stamp = nih_source.stamps(source)
-        lacking = _lacking(needed, packs, stamp)
+        lacking = _lacking(needed, packs, nih_source.stamps(source))
         total = len(wanted) - len(absent)
         count = len(wanted) - len(lacking)
         progress(count, total)
@@ -96,7 +96,6 @@ def collect(
         nih_pack.fill(
             nih_source.read(source, set(wanted), lacking, problems.append),
             lacking,
-            stamp,
             jobs or os.cpu_count() or 1,
             problems.append,
             tick,
@@ -148,13 +147,11 @@ def summarize(problems: Sequence[Problem]) -> str:
 
 def write_problems(problems: Sequence[Problem], path: pathlib.Path) -> None:
     """Writes all problems as CSV, atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["name", "kind", "reason"])
-        writer.writerows(dataclasses.astuple(problem) for problem in problems)
-    os.replace(temporary, path)
+    with formats.replacing(path) as temporary:
+        with open(temporary, "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["name", "kind", "reason"])
+            writer.writerows(dataclasses.astuple(problem) for problem in problems)
 
 
 def _check_files(source: nih_source.Source, wanted: Collection[str]) -> list[Problem]:
@@ -166,7 +163,7 @@ def _check_files(source: nih_source.Source, wanted: Collection[str]) -> list[Pro
     if len(absent) == len(wanted):
         raise DpaError(
             f"none of the {len(wanted):,} images (00000001_000.png and so on) is "
-            f"below {source.root}, nor is any images_*.tar.gz"
+            f"below {source.root}, nor is any images_*.tar.gz or .zip"
         )
     return [Problem(name, "missing", "") for name in absent]
 
@@ -174,13 +171,13 @@ def _check_files(source: nih_source.Source, wanted: Collection[str]) -> list[Pro
 def _lacking(
     needed: Mapping[Preprocessing, Collection[str]],
     packs: Packs,
-    stamp: Callable[[str], int],
+    stamps: Callable[[str], Collection[int]],
 ) -> dict[str, list[nih_pack.Pack]]:
     """Returns the packs that lack an image, by its name; forgets outdated ones."""
     lacking: dict[str, list[nih_pack.Pack]] = {}
     for form, names in needed.items():
         for name in names:
-            if not packs[form].has(name, stamp(name)):
+            if not packs[form].has(name, stamps(name)):
                 packs[form].drop(name)
                 lacking.setdefault(name, []).append(packs[form])
     return lacking

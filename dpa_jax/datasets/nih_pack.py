@@ -6,7 +6,7 @@ import hashlib
 import io
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 from PIL import Image
@@ -61,11 +61,10 @@ class Pack:
         record = self._records[self._index[name]]
         return int(record["width"]), int(record["height"])
 
-    def has(self, name: str, stamp: int) -> bool:
-        """Says whether an image is there, made of a file of this stamp."""
-        return self.size(name) != (0, 0) and (
-            int(self._records[self._index[name]]["stamp"]) == stamp
-        )
+    def has(self, name: str, stamps: Collection[int]) -> bool:
+        """Returns whether an image is there, made of a file of one of these stamps."""
+        record = self._records[self._index[name]]
+        return self.size(name) != (0, 0) and int(record["stamp"]) in stamps
 
     def add(
         self, name: str, image: np.ndarray, size: tuple[int, int], stamp: int
@@ -110,9 +109,8 @@ class Pack:
 
 
 def fill(
-    items: Iterable[tuple[str, pathlib.Path | bytes]],
+    items: Iterable[tuple[str, pathlib.Path | bytes, int]],
     lacking: Mapping[str, Sequence[Pack]],
-    stamp: Callable[[str], int],
     jobs: int,
     problem: Callable[[Problem], None],
     tick: Callable[[], None],
@@ -123,9 +121,8 @@ def fill(
     in memory at once as four for each thread.
 
     Args:
-      items: names with paths or contents.
+      items: names with paths or contents, and the stamps of their files.
       lacking: by name the packs that should get it.
-      stamp: gives the stamp of an image's file by its name.
       jobs: number of threads.
       problem: called if an image cannot be decoded.
       tick: called after each image.
@@ -133,11 +130,11 @@ def fill(
     pending: collections.deque = collections.deque()
 
     def settle() -> None:
-        name, future = pending.popleft()
+        name, stamp, future = pending.popleft()
         try:
             size, images = future.result()
             for pack, image in zip(lacking[name], images, strict=True):
-                pack.add(name, image, size, stamp(name))
+                pack.add(name, image, size, stamp)
         except ImageError as error:
             problem(Problem(name, "unreadable", error.reason))
         except DpaError as error:
@@ -146,9 +143,9 @@ def fill(
 
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         try:
-            for name, content in items:
+            for name, content, stamp in items:
                 forms = [pack.preprocessing for pack in lacking[name]]
-                pending.append((name, pool.submit(_decode, content, forms)))
+                pending.append((name, stamp, pool.submit(_decode, content, forms)))
                 if len(pending) >= 4 * jobs:
                     settle()
             while pending:

@@ -24,12 +24,14 @@ class Prepared:
       reused: of the data sets that were there already, how many images they lack.
       problems: images left out, and images of another size.
       data_dir: where the data sets are.
+      table: the CSV file that labels and metadata are from.
     """
 
     counts: Mapping[str, Mapping[str, tuple[int, int]]]
     reused: Mapping[str, int]
     problems: Sequence[nih_source.Problem]
     data_dir: pathlib.Path
+    table: pathlib.Path
 
 
 def prepare(
@@ -85,7 +87,7 @@ def describe(prepared: Prepared) -> str:
         lines.append(f"{NihChestXray14.name}/{name}: {'; '.join(parts)}")
     if "all_64" in prepared.counts and "subset_64" not in prepared.counts:
         lines.append("not the subset: it is split by lists, and --lists names none")
-    lines.append(f"in {prepared.data_dir}")
+    lines.append(f"in {prepared.data_dir}, labels as in {prepared.table}")
     if prepared.problems:
         lines.append(nih_collect.summarize(prepared.problems))
         lines.append("all are listed in problems.csv in the folder of each data set")
@@ -135,6 +137,7 @@ def _prepare(
         reused=reused,
         problems=problems,
         data_dir=data_dir,
+        table=found.table("entries"),
     )
 
 

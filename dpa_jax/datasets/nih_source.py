@@ -3,22 +3,21 @@
 import dataclasses
 import filecmp
 import hashlib
-import os
 import pathlib
 import re
-import tarfile
-import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
+from dpa_jax.data import archives, folders
 from dpa_jax.errors import DpaError
 
 _IMAGE = re.compile(r"\d{8}_\d{3}\.png")
-_ARCHIVE = re.compile(r"images.*\.(tar|tar\.gz|tgz)", re.IGNORECASE)
+_ARCHIVE = re.compile(r"images.*\.(tar|tar\.gz|tgz|zip)", re.IGNORECASE)
+_LARGEST = 2**26  # bytes of a member of an archive; an image has 2**20 at most
 # The first name that is found goes before those after it.
 _TABLES = {
     "entries": ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv"),
-    "train_val": ("train_val_list.txt",),
-    "test": ("test_list.txt",),
+    "train_val": ("train_val_list.txt", "train_val_list_NIH.txt"),
+    "test": ("test_list.txt", "test_list_NIH.txt"),
     "boxes": ("BBox_List_2017.csv",),
 }
 
@@ -77,13 +76,13 @@ def find(root: pathlib.Path) -> Source:
     if not root.is_dir():
         raise DpaError(f"{root} is not a folder")
     files: dict[str, list[pathlib.Path]] = {}
-    archives: list[pathlib.Path] = []
+    packed: list[pathlib.Path] = []
     others: dict[str, list[pathlib.Path]] = {}
-    for path in _walk(root):
+    for path in map(pathlib.Path, folders.list_files(root)):
         if _IMAGE.fullmatch(path.name):
             files.setdefault(path.name, []).append(path)
         elif _ARCHIVE.fullmatch(path.name):
-            archives.append(path)
+            packed.append(path)
         else:
             others.setdefault(path.name.removesuffix(".gz"), []).append(path)
     tables = {}
@@ -92,7 +91,7 @@ def find(root: pathlib.Path) -> Source:
         if paths:
             _same([path for path in paths if path.suffix == paths[0].suffix])
             tables[table] = paths[0]
-    return Source(root, files, archives, tables)
+    return Source(root, files, packed, tables)
 
 
 def check_copies(source: Source, wanted: Collection[str]) -> None:
@@ -105,22 +104,23 @@ def check_copies(source: Source, wanted: Collection[str]) -> None:
         _same(source.files.get(name, ()))
 
 
-def stamps(source: Source) -> Callable[[str], int]:
-    """Returns a function from a name to a number that changes when its file does.
+def stamps(source: Source) -> Callable[[str], Collection[int]]:
+    """Returns a function from a name to the stamps of the files that it may come from.
 
-    For images that are not unpacked it is one number, of all archives.
+    A stamp is a number that changes when its file does. An image that is not unpacked
+    may come from any archive.
     """
+    packed = {_stamp([archive]) for archive in source.archives}
+    return lambda name: [_stamp(source.files[name])] if name in source.files else packed
 
-    def stamp(paths: Sequence[pathlib.Path]) -> int:
-        states = [
-            (str(path), path.stat().st_size, path.stat().st_mtime_ns)
-            for path in paths
-            if path.exists()  # which a broken link does not
-        ]
-        return int.from_bytes(_digest(repr(states).encode())[:8], "little")
 
-    packed = stamp(source.archives)
-    return lambda name: stamp(source.files[name]) if name in source.files else packed
+def _stamp(paths: Sequence[pathlib.Path]) -> int:
+    states = [
+        (str(path), path.stat().st_size, path.stat().st_mtime_ns)
+        for path in paths
+        if path.exists()  # which a broken link does not
+    ]
+    return int.from_bytes(_digest(repr(states).encode())[:8], "little")
 
 
 def read(
@@ -128,7 +128,7 @@ def read(
     wanted: Collection[str],
     missing: Collection[str],
     problem: Callable[[Problem], None],
-) -> Iterator[tuple[str, pathlib.Path | bytes]]:
+) -> Iterator[tuple[str, pathlib.Path | bytes, int]]:
     """Yields images: first the unpacked ones, then those in archives.
 
     Archives are read, each once and from its start to its end, only if an image is
@@ -141,21 +141,23 @@ def read(
       problem: called with what is not there or is damaged.
 
     Yields:
-      A name with the path of its file, or with its content.
+      A name; the path of its file, or its content; and the stamp of its file or
+      archive, see `stamps`.
 
     Raises:
       DpaError: two copies differ, or a member of an archive has an unsafe path.
     """
     left = set(missing)
     for name in sorted(left.intersection(source.files)):
-        yield name, source.files[name][0]
+        yield name, source.files[name][0], _stamp(source.files[name])
     left.difference_update(source.files)
     seen: dict[str, tuple[bytes, object]] = {}
     for archive in source.archives if left else ():
+        stamp = _stamp([archive])
         try:
-            for name, content in _members(archive):
-                if name not in wanted:
-                    continue
+            for name, content in archives.members(
+                archive, lambda name: name in wanted, _LARGEST
+            ):
                 for path in source.files.get(name, ())[:1]:
                     seen.setdefault(name, (_digest(_content(path)), path))
                 digest, first = seen.setdefault(name, (_digest(content), archive))
@@ -163,44 +165,11 @@ def read(
                     raise DpaError(_differ(f"{name} in {archive}", first))
                 if name in left:
                     left.remove(name)
-                    yield name, content
-        except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+                    yield name, content, stamp
+        except archives.DAMAGE as error:
             problem(Problem(archive.name, "unreadable", f"damaged archive: {error}"))
     for name in sorted(left):
         problem(Problem(name, "missing", ""))
-
-
-def _walk(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    visited: set[tuple[int, int]] = set()
-
-    def refuse(error: OSError):
-        raise DpaError(f"{error.filename} cannot be read: {error.strerror}")
-
-    for here, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        status = os.stat(here)
-        if (status.st_dev, status.st_ino) in visited:  # a link back up
-            folders.clear()
-            continue
-        visited.add((status.st_dev, status.st_ino))
-        folders.sort()
-        for name in sorted(names):
-            yield pathlib.Path(here, name)
-
-
-def _members(archive: pathlib.Path) -> Iterator[tuple[str, bytes]]:
-    with tarfile.open(archive, "r|*") as members:
-        for member in members:
-            path = pathlib.PurePosixPath(member.name.replace("\\", "/"))
-            drive = re.match("[A-Za-z]:", member.name)
-            if path.is_absolute() or ".." in path.parts or drive:
-                raise DpaError(
-                    f"{archive} holds {member.name!r}, which leads out of the "
-                    "archive: this is not NIH's file; get it again"
-                )
-            if member.isfile() and _IMAGE.fullmatch(path.name):
-                content = members.extractfile(member)
-                assert content is not None  # of a regular file it never is
-                yield path.name, content.read()
 
 
 def _content(path: pathlib.Path) -> bytes:

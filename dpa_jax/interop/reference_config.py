@@ -194,7 +194,7 @@ def _data(left: Values, resolution: int) -> tuple[Values, list[str]]:
         "data.channels": channels,
         "data.resolution": resolution,
         "data.resize": 0,
-        "data.crop": 0 if random_crop else crop,
+        "data.crop": crop,
         "data.equalize": equalize,
         "data.size": 0,
         "data.random_crop": random_crop,
@@ -207,8 +207,12 @@ def _data(left: Values, resolution: int) -> tuple[Values, list[str]]:
             f"{prefix}random_crop has no counterpart but for camelyon16 without "
             "equalize_hist",
         )
-        values["data.size"] = _CAMELYON16_SIZE
-        notes.append(f"data.size={_CAMELYON16_SIZE}: the published x10 patches' side")
+        # cut, never resized, as there; scoring cuts the centre alone
+        values["data.crop"] = values["data.size"] = _CAMELYON16_SIZE
+        notes.append(
+            f"data.crop and data.size are {_CAMELYON16_SIZE}: the published x10 "
+            "patches' side"
+        )
     if kind == "nih":
         root = str(left.get("train_dataset.dataset_kwargs.image_root", ""))
         size = re.search(r"_(\d+)/*$", root)

@@ -5,8 +5,8 @@ import pathlib
 
 import jax
 
+from dpa_jax import config as config_lib
 from dpa_jax import (
-    checkpoint,
     errors,
     frozen,
     models,
@@ -15,8 +15,8 @@ from dpa_jax import (
     validation,
     workdir,
 )
-from dpa_jax import config as config_lib
 from dpa_jax.interop import reference_checkpoint
+from dpa_jax.training import checkpoints
 from dpa_jax.weights import statistics_files
 
 
@@ -66,8 +66,9 @@ def import_checkpoint(
         statistics_files.load(statistics) if layers else {}, layers, statistics
     )
     folder = pathlib.Path(folder)
-    if checkpoint.latest(folder) is not None:
+    if checkpoints.latest(folder) is not None:
         raise errors.DpaError(f"{folder} holds a trained run already")
+    workdir.make(folder)
     workdir.claim(folder, config)
     frozen.check_fingerprint(folder, config, vgg_weights)
     if layers:
@@ -75,6 +76,6 @@ def import_checkpoint(
             folder / frozen.STATISTICS, chosen, {"source": statistics}
         )
     workdir.write_json(folder / "environment.json", workdir.environment(config.seed))
-    with checkpoint.Checkpoints(folder) as checkpoints:
-        checkpoints.save(last.end, {"parameters": parameters})
+    with checkpoints.Checkpoints(folder) as kept:
+        kept.save(last.end, {"parameters": parameters}, {})
     return notes

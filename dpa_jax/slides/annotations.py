@@ -102,12 +102,11 @@ def from_mask(mask: Slide, slide: Slide) -> Coverage:
     """Takes a mask slide as an annotation.
 
     Args:
-      mask: an open slide of the same size, in grey values: tumour is 2 where tissue
-        is 1 (as in Camelyon17), otherwise any value but 0.
+      mask: an open slide of the same size, in grey values: tumour is 2 or more.
       slide: the slide that it belongs to.
 
     Raises:
-      DpaError: the sizes differ.
+      DpaError: the sizes differ, or no value says what is tumour.
     """
     if mask.size != slide.size:
         raise DpaError(
@@ -115,12 +114,16 @@ def from_mask(mask: Slide, slide: Slide) -> Coverage:
             f"{slide.size[0]}x{slide.size[1]}: the mask is of another slide or level"
         )
     # A lesion that could hold a patch covers hundreds of pixels at this scale.
-    values = set(np.unique(mask.overview(32, Image.Resampling.NEAREST)).tolist())
-    tumour = [2] if {1, 2} <= values else list(range(1, 256))
+    if (mask.overview(32, Image.Resampling.NEAREST) < 2).all():
+        raise DpaError(
+            f"{mask.path} has no value above 1: tissue is 1 and tumour 2 in some "
+            f"masks of Camelyon, tumour 1 in others; put an annotation (.xml) beside "
+            "it, or write its tumour as 2 or 255"
+        )
 
     def coverage(x: float, y: float, side: float) -> float:
         x, y, side = round(x), round(y), round(side)
         square = mask.read(x, y, side, side, (side, side))[..., 0]
-        return float(np.isin(square, tumour).mean())
+        return float((square > 1).mean())
 
     return coverage

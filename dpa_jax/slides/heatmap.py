@@ -4,45 +4,31 @@ import csv
 import io
 import json
 import math
-import os
 import pathlib
 import warnings
 
+import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dpa_jax.errors import DpaError
 from dpa_jax.slides.reader import Slide
 from dpa_jax.slides.tiles import TileGrid
+from dpa_jax.weights import formats
 
 _LONGEST = 2048  # pixels of the overlay's longer side
 _OPACITY = 0.5
-# From dark violet through red to yellow: brightness rises all the way.
-_COLOURS = np.array(
-    [[20, 10, 60], [110, 20, 110], [200, 55, 75], [245, 130, 30], [250, 240, 120]],
-    np.float64,
-)
 
 
 def write_atomically(path: pathlib.Path, content: bytes) -> None:
     """Writes a file so that it is there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    with formats.replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
-def colour(values: np.ndarray) -> np.ndarray:
-    """Maps values from 0 to 1 to colours.
-
-    Args:
-      values: float `[...]`, clipped to 0 to 1.
-
-    Returns:
-      uint8 `[..., 3]`.
-    """
-    anchors = np.linspace(0, 1, len(_COLOURS))
-    channels = [np.interp(values, anchors, channel) for channel in _COLOURS.T]
-    return np.rint(np.stack(channels, -1)).astype(np.uint8)
+def _colours(values: np.ndarray) -> np.ndarray:
+    """Returns uint8 `[..., 3]` for values from 0 to 1, dark to bright."""
+    return matplotlib.colormaps["inferno"](values, bytes=True)[..., :3]
 
 
 def write_overlay(
@@ -73,7 +59,7 @@ def write_overlay(
     low, high = np.nanpercentile(scores, [1, 99])
     span = high - low if high > low else 1.0
     known = ~np.isnan(shown)
-    heat = colour((np.where(known, shown, low) - low) / span)
+    heat = _colours((np.where(known, shown, low) - low) / span)
     mixed = np.rint((1 - _OPACITY) * image + _OPACITY * heat).astype(np.uint8)
     picture = Image.fromarray(np.where(known[..., None], mixed, image))
     buffer = io.BytesIO()
@@ -86,7 +72,7 @@ def _with_scale(picture: Image.Image, low: float, high: float) -> Image.Image:
     text = max(10, width // 80)
     result = Image.new("RGB", (width, height + 3 * text), "white")
     result.paste(picture)
-    bar = colour(np.linspace(0, 1, width))[None].repeat(text, 0)
+    bar = _colours(np.linspace(0, 1, width))[None].repeat(text, 0)
     result.paste(Image.fromarray(bar), (0, height + text // 2))
     draw = ImageDraw.Draw(result)
     font = ImageFont.load_default(text)
@@ -106,11 +92,13 @@ def write_scores(path: pathlib.Path, scores: np.ndarray, pixel: float) -> None:
     """
     import tifffile
 
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     levels = [scores]
     while max(levels[-1].shape) > 64:
         levels.append(_halved(levels[-1]))
-    with tifffile.TiffWriter(temporary, bigtiff=True) as tiff:
+    with (
+        formats.replacing(path) as temporary,
+        tifffile.TiffWriter(temporary, bigtiff=True) as tiff,
+    ):
         for i, level in enumerate(levels):
             tiff.write(
                 level,
@@ -122,7 +110,6 @@ def write_scores(path: pathlib.Path, scores: np.ndarray, pixel: float) -> None:
                 resolutionunit="CENTIMETER",
                 metadata=None,
             )
-    os.replace(temporary, path)
 
 
 def _halved(scores: np.ndarray) -> np.ndarray:

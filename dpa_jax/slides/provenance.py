@@ -10,10 +10,11 @@ import jax
 import ml_collections
 import numpy as np
 
-from dpa_jax import checkpoint, frozen
 from dpa_jax import config as config_lib
+from dpa_jax import frozen
 from dpa_jax.errors import DpaError
 from dpa_jax.slides import stain
+from dpa_jax.training import checkpoints
 from dpa_jax.weights import formats
 
 STAIN_TARGET = "stain_target.npz"
@@ -83,7 +84,7 @@ def model(folder: pathlib.Path, config: ml_collections.ConfigDict, trained: int)
     """
     parts = {name: config[name].to_dict() for name in ("model", "perceptual", "loss")}
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
-    parameters = checkpoint.restore(folder, trained)["parameters"]
+    parameters = checkpoints.restore(folder, trained).arrays["parameters"]
     for path, leaf in jax.tree_util.tree_leaves_with_path(parameters):
         digest.update(jax.tree_util.keystr(path).encode())
         digest.update(np.ascontiguousarray(leaf, "<f4").tobytes())

@@ -38,9 +38,9 @@ def score_slide(
 ) -> dict[str, Any]:
     """Scores the tissue of a slide and draws where it is anomalous.
 
-    Writes `heatmap.png`, `scores.tif`, `regions.geojson`, `tiles.csv` and, last,
-    `summary.json` into `out`. Scores are kept there batch by batch, so that calling
-    again after an interruption goes on with the same batches.
+    Writes `heatmap.png`, `scores.tif`, `tiles.csv`, with a threshold `regions.geojson`,
+    and, last, `summary.json` into `out`. Scores are kept there batch by batch, so that
+    calling again after an interruption goes on with the same batches.
 
     Args:
       slide_path: the slide, a path or URL.
@@ -50,8 +50,8 @@ def score_slide(
       mpp: micrometres per level-0 pixel, instead of what the slide says.
       batch: tiles per call.
       stain_target: the stains that the training images were normalised to, or None.
-      threshold: scores above it make regions; None for the 95th percentile of this
-        slide's scores.
+      threshold: scores above it make regions; None for no regions, since no threshold
+        can be had from the slide alone, which may be healthy.
       magnification: that the model was trained at.
       tile: pixels a side that the model takes.
       workers: threads that read; 0 for one per core.
@@ -60,8 +60,8 @@ def score_slide(
 
     Returns:
       What `summary.json` holds: the numbers of tiles, the mean, 99th percentile and
-      maximum of the scores, the threshold and the number of regions, tiles per second
-      (None if all of them were scored before).
+      maximum of the scores, the threshold and the number of regions (None without),
+      tiles per second (None if all of them were scored before).
 
     Raises:
       DpaError: the slide is unusable, a score is not finite, or `out` holds results
@@ -91,14 +91,16 @@ def score_slide(
         known = scores[~np.isnan(scores)]
         if not len(known):
             raise DpaError(f"{path}: the stains of no part of it could be estimated")
-        if threshold is None:
-            threshold = float(np.percentile(known, 95))
         assert slide.mpp is not None  # or there would be no grid
         tile_side = grid.side * grid.scale  # in level-0 pixels
         heatmap.write_csv(out / "tiles.csv", grid, scores)
         heatmap.write_scores(out / "scores.tif", scores, slide.mpp * tile_side)
         heatmap.write_overlay(out / "heatmap.png", slide, grid, scores)
-        count = heatmap.write_regions(out / "regions.geojson", grid, scores, threshold)
+        outlines = out / "regions.geojson"
+        outlines.unlink(missing_ok=True)  # of another threshold
+        count = None
+        if threshold is not None:
+            count = heatmap.write_regions(outlines, grid, scores, threshold)
     summary = {
         "run": run,
         "tiles": int(grid.tissue.sum()),

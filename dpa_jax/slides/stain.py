@@ -1,7 +1,6 @@
 """Structure-preserving stain normalisation (Vahadane et al., IEEE TMI 2016)."""
 
 import dataclasses
-import io
 import math
 import os
 import pathlib
@@ -10,6 +9,7 @@ import zipfile
 import numpy as np
 
 from dpa_jax.errors import DpaError
+from dpa_jax.weights import formats
 
 LUMINOSITY = 0.8  # pixels of a lightness (L* / 100) below this are tissue
 SPARSITY = 0.1  # lambda of the factorisation
@@ -176,12 +176,9 @@ def normalize(image: np.ndarray, target: StainProfile) -> np.ndarray:
 
 def save(profile: StainProfile, path: str | os.PathLike) -> None:
     """Writes a profile as .npz, atomically."""
-    path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    buffer = io.BytesIO()
-    np.savez(buffer, **dataclasses.asdict(profile))
-    temporary.write_bytes(buffer.getvalue())
-    os.replace(temporary, path)
+    with formats.replacing(pathlib.Path(path)) as temporary:
+        with open(temporary, "wb") as file:
+            np.savez(file, **dataclasses.asdict(profile))
 
 
 def load(path: str | os.PathLike) -> StainProfile:

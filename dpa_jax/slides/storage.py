@@ -2,10 +2,10 @@
 
 import contextlib
 import os
-import pathlib
 import tempfile
 from collections.abc import Iterator
 
+from dpa_jax.data import folders
 from dpa_jax.errors import DpaError
 
 
@@ -25,8 +25,8 @@ def list_files(source: str | os.PathLike) -> list[tuple[str, int]]:
     if "://" not in name:
         if not os.path.isdir(name):
             raise DpaError(f"there is no folder {name}")
-        paths = [p for p in pathlib.Path(name).rglob("*") if p.is_file()]
-        return sorted((os.fspath(p), p.stat().st_size) for p in paths)
+        paths = filter(os.path.isfile, folders.list_files(name))
+        return [(path, os.path.getsize(path)) for path in paths]
     import fsspec
 
     try:

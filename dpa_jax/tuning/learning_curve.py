@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import optuna
 
-from dpa_jax import errors, folds, metrics, roc, workdir
+from dpa_jax import console, errors, folds, roc, workdir
 from dpa_jax.data import test_set
 from dpa_jax.tuning import anomalies, queue, report, selection, study, trials
 from dpa_jax.tuning import search as search_lib
@@ -89,7 +89,7 @@ def learning_curve(
                     )
                 for fold in range(search.options.folds):
                     run = selection.scores(folder, trial.number, fold).parent
-                    with metrics.counting(f"testing {run}", "images", visible) as show:
+                    with console.counting(f"testing {run}", "images", visible) as show:
                         found = trials.score_run(run, test.images, show)
                     aucs.append(roc.auc(found, test.labels))
                 tested[trial.number] = float(np.mean(aucs))

@@ -20,7 +20,7 @@ import optuna
 import sqlalchemy
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from dpa_jax import errors, metrics
+from dpa_jax import console, errors
 from dpa_jax.tuning.search import Search
 
 INTERVAL, GRACE = 5, 20  # seconds between heartbeats; without one, a worker is dead
@@ -152,7 +152,7 @@ class Queue:
                     try:
                         self._beat(number)
                     except Exception as error:  # of whichever database: the next may do
-                        metrics.say(f"no heartbeat could be recorded: {error}")
+                        console.print_line(f"no heartbeat could be recorded: {error}")
 
         thread = threading.Thread(target=beat, daemon=True)
         thread.start()

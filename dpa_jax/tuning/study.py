@@ -16,7 +16,7 @@ import numpy as np
 import optuna
 
 from dpa_jax import config as config_lib
-from dpa_jax import config_files, errors, folds, metrics, workdir
+from dpa_jax import config_files, console, errors, folds, workdir
 from dpa_jax.data import test_set
 from dpa_jax.tuning import anomalies, queue, report, selection, trials
 from dpa_jax.tuning import search as search_lib
@@ -55,7 +55,7 @@ def tune(
         trained or tested on, or no trial could be completed.
     """
     folder = pathlib.Path(folder)
-    say = metrics.say if visible else lambda text: None
+    log = console.print_line if visible else lambda text: None
     with queue.reaching():
         search.check(config)
         if (folder / "checkpoints").exists():
@@ -94,7 +94,7 @@ def tune(
             except errors.UsageError as error:
                 return joined.end(trial, reason=str(error))
             number, done = trial.user_attrs["index"], []
-            say(f"trial {number}: {trial.params}")
+            log(f"trial {number}: {trial.params}")
             for k, one in enumerate(configs):
                 path, failure = selection.scores(folder, number, k), ""
                 if not path.exists():
@@ -102,11 +102,11 @@ def tune(
                     failure = trials.train_fold(one, path, images(one), asked, visible)
                 if failure or not path.exists() or not joined.owns(trial):
                     # pruned, or taken over by another worker, if it has not failed
-                    say(f"trial {number}, fold {k}: {failure or 'given up'}")
+                    log(f"trial {number}, fold {k}: {failure or 'given up'}")
                     return joined.end(trial, reason=failure and f"fold {k}: {failure}")
                 done.append(selection.read_fold(path))
                 (value,) = selection.fold_values(done[-1:], drawn)
-                say(f"trial {number}, fold {k}: {value:.4f} ({done[-1].steps:,} steps)")
+                log(f"trial {number}, fold {k}: {value:.4f} ({done[-1].steps:,} steps)")
             joined.end(trial, float(selection.fold_values(done, drawn).mean()))
 
         count, drawn = search.options.folds, np.array(attributes["drawn"], np.int64)

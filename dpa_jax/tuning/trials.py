@@ -6,11 +6,11 @@ What tuning needs of the training core is imported here alone.
 import pathlib
 from collections.abc import Callable
 
-import jax
 import ml_collections
 import numpy as np
 
-from dpa_jax import data, folds, metrics, roc, score, stages, stopping, training
+from dpa_jax import console, data, folds, roc, score, stages, training
+from dpa_jax.training import early_stopping, programs
 from dpa_jax.tuning import anomalies, selection
 
 # what a run as it stands makes of images
@@ -75,14 +75,14 @@ def train_fold(
             after_stage=None if after_stage is None else report,
             visible=visible,
         )
-    except jax.errors.JaxRuntimeError as error:  # most often too little memory
-        failure = str(error).splitlines()[0]
+    except programs.OutOfMemoryError as error:
+        failure = str(error)  # of this trial: another may fit
     if failure or any(given_up):
         return failure or ""
 
     # --- score ---
     scorer = score.load(path.parent)
-    found, stopped = scorer(held.images), stopping.result(path.parent)
+    found, stopped = scorer(held.images), early_stopping.result(path.parent)
     steps, loss = config.stages.final_steps, float(found.mean(dtype=np.float64))
     if stopped is not None:
         steps, loss = stopped.steps, stopped.loss
@@ -102,6 +102,6 @@ def value(scorer: Scorer, held: data.ImageSet, pool: anomalies.Pool | None) -> f
     return roc.auc(np.concatenate([normal, abnormal]), labels)
 
 
-def score_run(folder: pathlib.Path, images: np.ndarray, show: metrics.Show):
+def score_run(folder: pathlib.Path, images: np.ndarray, show: console.Progress):
     """Scores images with the run in a folder: float `[N]`."""
     return score.load(folder)(images, show)

@@ -28,19 +28,25 @@ def doctor(options: argparse.Namespace) -> None:
     """Shows versions, devices, the cache and what is installed."""
     import jax
 
-    from dpa_jax import cache, engine
+    from dpa_jax import cache
+    from dpa_jax.ops import compute
+    from dpa_jax.platform import Platform
     from dpa_jax.weights import files
 
     def tell(name: str, value: object) -> None:
         print(f"{name:17s} {value}")
 
-    about = workdir.environment(seed=0)
+    about, here = workdir.environment(seed=0), Platform.here()
     tell("python", f"{about['python']} on {platform.platform()}")
     for name, version in about["packages"].items():
         tell(name, version)
     tell("devices", f"{', '.join(about['devices'])} ({about['device_kind']})")
-    tell("memory", f"{engine.memory_limit() / 2**30:.1f} GiB a device")
-    tell("precision", f"{engine.precision('auto')} unless configured")
+    tell("memory", f"{here.memory / 2**30:.1f} GiB a device")
+    tell("host memory", f"{here.host_memory / 2**30:.1f} GiB")
+    tell("precision", f"{compute.resolve('auto', here.backend)} unless configured")
+    tell("XLA options", ", ".join(here.options) or "none beyond its own")
+    for name in here.refused_options:
+        tell("slower", f"this XLA does not know {name}; programs run without it")
     tell("cores", os.cpu_count())
     tell("cache", files.cache_dir())
     tell("compilations", cache.folder())

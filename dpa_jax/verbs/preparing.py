@@ -3,14 +3,14 @@
 import argparse
 import pathlib
 
-from dpa_jax import metrics
+from dpa_jax import console
 
 
 def nih(options: argparse.Namespace) -> None:
     """Prepares NIH ChestX-ray14."""
     from dpa_jax.datasets import nih_prepare
 
-    with metrics.counting("preparing", "images") as show:
+    with console.counting("preparing", "images") as show:
         found = nih_prepare.prepare(
             pathlib.Path(options.source),
             pathlib.Path(options.data_dir),
@@ -28,7 +28,7 @@ def camelyon16(options: argparse.Namespace) -> None:
     from dpa_jax.datasets import camelyon16_prepare
 
     stain_target = options.stain_target or camelyon16_prepare.STAIN_TARGET
-    with metrics.counting("preparing", "slides") as show:
+    with console.counting("preparing", "slides") as show:
         found = camelyon16_prepare.prepare(
             options.source,
             options.data_dir,

@@ -1,7 +1,6 @@
 """What evaluate, score and score-slide do."""
 
 import argparse
-import dataclasses
 import os
 import pathlib
 import sys
@@ -10,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dpa_jax import config as config_lib
-from dpa_jax import data, errors, metrics, workdir
+from dpa_jax import console, data, errors, workdir
 from dpa_jax.data import labels
 
 
@@ -33,7 +32,7 @@ def evaluate(options: argparse.Namespace) -> None:
     results, scores = [], []
     for run, scorer in zip(runs, scorers, strict=True):
         several = len(runs) > 1
-        with metrics.counting(
+        with console.counting(
             f"scoring {run}" if several else "scoring", "images"
         ) as show:
             scores.append(scorer(images.images, show))
@@ -76,25 +75,23 @@ def _labelled(options, config) -> data.ImageSet:
         from dpa_jax import evaluate
 
         images = _load(test, options, config)
-        found = images.labels
-        if config.data.normal:
-            found = (~labels.matches(images, config.data.normal)).astype(np.int8)
-        if found is None:
+        images = labels.labelled(images, config.data.normal, test)
+        if images.labels is None:
             raise errors.DpaError(
                 f"{test} has no labels: a manifest needs a label column, an .npz an "
                 "array `labels`, and a run of any other set data.normal"
             )
-        evaluate.count_labels(found)  # before the scoring, which may take long
-        return dataclasses.replace(images, labels=found)
+        evaluate.count_labels(images.labels)  # before scoring, which may take long
+        return images
     pair = [_load(location, options, config) for location in (normal, abnormal)]
     return data.joined(pair, labels=(0, 1))
 
 
 def _load(location: str, options, config) -> data.ImageSet:
-    with metrics.counting("reading images", "images") as show:
+    with console.counting("reading images", "images") as show:
         images = data.load(
             location,
-            data.Preprocessing.from_config(config),
+            data.Preprocessing.from_config(config, scoring=True),
             skip_corrupt=options.skip_corrupt,
             progress=show,
             data_dir=config.data.data_dir or None,
@@ -126,10 +123,10 @@ def score(options: argparse.Namespace) -> None:
         for given in options.images
         for path in (data.list_images(given) if os.path.isdir(given) else [given])
     ]
-    with metrics.counting("reading images", "images") as show:
+    with console.counting("reading images", "images") as show:
         images = data.load_files(
             paths,
-            data.Preprocessing.from_config(scorer.config),
+            data.Preprocessing.from_config(scorer.config, scoring=True),
             skip_corrupt=options.skip_corrupt,
             progress=show,
         )
@@ -139,13 +136,13 @@ def score(options: argparse.Namespace) -> None:
         pictures = maps.files(
             pathlib.Path(options.maps), _names(images.paths), options.overwrite
         )
-    with metrics.counting("scoring", "images") as show:
+    with console.counting("scoring", "images") as show:
         scores = scorer(images.images, show)
     rows = list(zip(images.paths, map(workdir.number, scores), strict=True))
     workdir.write_csv(out, ("path", "score"), rows)
     print(f"{len(scores)} scores in {out}")
     if options.maps:
-        with metrics.counting("mapping", "images") as show:
+        with console.counting("mapping", "images") as show:
             found = scorer.maps(images.images, show)
         maps.write_maps(pictures, images.images, found)
         print(f"{len(pictures)} maps in {options.maps}")
@@ -176,9 +173,9 @@ def score_slide(options: argparse.Namespace) -> None:
     elif options.stain_target != "none":
         target = stain.load(options.stain_target)
     stains = f"normalised to {target.source}" if target else "left as they are"
-    metrics.say(f"tiles at x{magnification}, stains {stains}")
+    console.print_line(f"tiles at x{magnification}, stains {stains}")
     out = options.out or f"{pathlib.Path(options.slide).stem}_scores"
-    with metrics.counting("scoring tiles", "tiles") as show:
+    with console.counting("scoring tiles", "tiles") as show:
         found = slide_score.score_slide(
             options.slide,
             scorer,
@@ -193,12 +190,16 @@ def score_slide(options: argparse.Namespace) -> None:
             + f", {options.precision}",
             progress=show,
         )
-    plural = "s" * (found["regions"] != 1)
     print(
-        f"{found['tiles']:,} tiles, {found['regions']:,} region{plural} above "
-        f"{found['threshold']:.4g}: see heatmap.png, scores.tif, regions.geojson and "
-        f"tiles.csv in {out}"
+        f"{found['tiles']:,} tiles: see heatmap.png, scores.tif and tiles.csv in {out}"
     )
+    if options.threshold is None:
+        print("no regions are outlined: --threshold says from which score on")
+    else:
+        print(
+            f"{found['regions']:,} regions above {options.threshold:.4g}: see "
+            "regions.geojson"
+        )
     if found["tiles_without_score"]:
         print(
             f"{found['tiles_without_score']:,} tiles have no score: "

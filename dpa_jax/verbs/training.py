@@ -19,14 +19,25 @@ def demo(options: argparse.Namespace) -> None:
 
 def train(options: argparse.Namespace) -> None:
     """Trains a run, or goes on with it."""
-    config = config_lib.with_flags(config_files.load(options.config), options.overrides)
-    validation.validate(config)
-    from dpa_jax import cache, parallel
+    from dpa_jax import cache, processes
+    from dpa_jax.platform import Platform
     from dpa_jax.training import train
+
+    def load():
+        found = config_files.load(options.config)
+        found = config_lib.with_flags(found, options.overrides)
+        validation.validate(found)
+        return found
 
     given = (options.coordinator, options.processes, options.process)
     if options.distributed or any(value is not None for value in given):
-        parallel.initialize(*given)
+        # joined first, so that an error in one process from here on ends all
+        with processes.initialize(*given) as group:
+            config = load()
+            cache.enable(training=True)
+            train(config, options.workdir, platform=Platform.here(group))
+        return
+    config = load()
     cache.enable(training=True)
     train(config, options.workdir)
 

@@ -3,14 +3,14 @@
 import argparse
 import pathlib
 
-from dpa_jax import data, errors, metrics
+from dpa_jax import console, data, errors
 
 
 def fetch(options: argparse.Namespace) -> None:
     """Fills the cache by download, or from files that are brought."""
     from dpa_jax.weights import fetch
 
-    with metrics.counting("downloading", "bytes") as show:
+    with console.counting("downloading", "bytes") as show:
         fetch.fetch(
             source=options.source,
             weights_file=options.file,
@@ -36,6 +36,7 @@ def stats(options: argparse.Namespace) -> None:
     import jax
 
     from dpa_jax import cache, statistics, vgg
+    from dpa_jax.platform import Platform
     from dpa_jax.weights import files, statistics_files
 
     cache.enable()
@@ -48,17 +49,18 @@ def stats(options: argparse.Namespace) -> None:
     if pathlib.Path(options.out).exists():
         raise errors.DpaError(f"{options.out} is already there; give another --out")
     weights = files.load_vgg19(options.weights)
-    with metrics.counting("reading images", "images") as show:
+    with console.counting("reading images", "images") as show:
         images = data.load(
             options.images,
             data.Preprocessing(options.channels, options.resolution),
             progress=show,
         )
-    with metrics.counting("feature statistics", "images") as show:
+    with console.counting("feature statistics", "images") as show:
         found = statistics.feature_statistics(
             jax.device_put(weights),
-            images.images,
+            images,
             dict.fromkeys(layers, options.resolution),
+            backend=Platform.here().backend,
             progress=show,
         )
     source = f"{len(images)} images of {options.images}, weights {options.weights}"

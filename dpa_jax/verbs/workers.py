@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 
-from dpa_jax import errors, metrics
+from dpa_jax import console, errors
 
 
 def use(devices: Sequence[str]) -> None:
@@ -65,7 +65,7 @@ def running(
         yield
         for process in processes:
             if process.wait():
-                metrics.say(f"a worker ended with status {process.returncode}")
+                console.print_line(f"a worker ended with status {process.returncode}")
     finally:
         for process in processes:
             if process.poll() is None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from dpa_jax import errors, vgg
+from dpa_jax.platform import Platform
 from dpa_jax.weights import files, formats, statistics_files
 
 
@@ -23,6 +24,7 @@ def verify(report: Callable[[str], None] = print) -> None:
     """
     import jax
 
+    backend = Platform.here().backend
     weights = files.load_vgg19("imagenet")
     recorded = _verify_fingerprint(files.cached_vgg19(), weights, report)
     with jax.default_matmul_precision("highest"):
@@ -30,18 +32,17 @@ def verify(report: Callable[[str], None] = print) -> None:
             jax.device_put(weights),
             jax.device_put(_probe()),
             [name for name in vgg.LAYERS if name[0] == "r"],
+            backend,
         )
     for layer, expected in json.loads(recorded["activations"]).items():
         found = float(np.mean(features[layer]))
         if not np.isclose(found, expected, rtol=1e-3, atol=1e-6):
             raise errors.DpaError(
                 f"{layer} of the fixed image has mean {found:.6g} on "
-                f"{jax.default_backend()}, but {expected:.6g} by NumPy when they were "
+                f"{backend}, but {expected:.6g} by NumPy when they were "
                 "stored: this device or this version of JAX computes wrongly"
             )
-    report(
-        f"activations of 16 layers on {jax.default_backend()}: as NumPy's when stored"
-    )
+    report(f"activations of 16 layers on {backend}: as NumPy's when stored")
     _verify_fingerprint(
         files.cached_statistics(), statistics_files.load("imagenet"), report
     )

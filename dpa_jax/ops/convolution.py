@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from dpa_jax import cpu_convolution
+from dpa_jax.ops import cpu_convolution
+from dpa_jax.ops.compute import Compute
 
-# The channels to fill, by platform: measured on an H100 (benchmarks/results); CPUs have
+# The channels to fill, by backend: measured on an H100 (benchmarks/results); CPUs have
 # nothing to fill.
 _WIDTH = {"gpu": 64}
 
@@ -31,13 +32,13 @@ class Conv(nn.Module):
       features: channels out.
       size: of the kernel, in pixels per side.
       padding: as `lax.conv_general_dilated` takes it.
-      dtype: what is computed in; parameters are float32.
+      compute: how; parameters stay in its wide format.
     """
 
     features: int
     size: int
     padding: str | tuple[tuple[int, int], ...] = "SAME"
-    dtype: jnp.dtype = jnp.float32
+    compute: Compute = Compute()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -48,18 +49,21 @@ class Conv(nn.Module):
         def bias_init(key, shape):
             return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
+        backend, dtype = self.compute.backend, self.compute.dtype
         shape = (self.size, self.size, channels, self.features)
-        kernel = self.param("kernel", _kernel_init, shape).astype(self.dtype)
-        bias = self.param("bias", bias_init, (self.features,)).astype(self.dtype)
+        kernel = self.param("kernel", _kernel_init, shape).astype(dtype)
+        bias = self.param("bias", bias_init, (self.features,)).astype(dtype)
         pixels = 1
         if self.size == 3 and self.padding == "SAME":
-            pixels = pixels_together(x.shape[2], channels, self.features)
-        return convolve(x.astype(self.dtype), kernel, bias, self.padding, pixels)
+            pixels = pixels_together(x.shape[2], channels, self.features, backend)
+        return convolve(
+            x.astype(dtype), kernel, bias, self.padding, pixels=pixels, backend=backend
+        )
 
 
-def pixels_together(width: int, channels: int, features: int) -> int:
+def pixels_together(width: int, channels: int, features: int, backend: str) -> int:
     """Chooses how many pixels of a row to treat as one, a power of two."""
-    fill = _WIDTH.get(jax.default_backend(), 0)
+    fill = _WIDTH.get(backend, 0)
     pixels = 1
     while 2 * pixels * max(channels, features) <= fill and width % (2 * pixels) == 0:
         pixels *= 2
@@ -71,7 +75,9 @@ def convolve(
     kernel: jax.Array,
     bias: jax.Array,
     padding: str | tuple[tuple[int, int], ...] = "SAME",
+    *,
     pixels: int = 1,
+    backend: str,
 ) -> jax.Array:
     """Convolves images, several pixels of a row at once.
 
@@ -83,6 +89,7 @@ def convolve(
       pixels: how many of a row are treated as one; a divisor of W. More than one needs
         a 3x3 kernel and "SAME" padding. The result does not depend on it, but for
         rounding.
+      backend: see `Compute`.
 
     Returns:
       `[B, H', W', f]`.
@@ -91,7 +98,7 @@ def convolve(
     if pixels > 1:
         x = x.reshape(b, h, w // pixels, pixels * c)
         kernel, bias = widened(kernel, pixels), jnp.tile(bias, pixels)
-    if jax.default_backend() == "cpu":
+    if backend == "cpu":
         y = cpu_convolution.convolve(x, kernel, padding)
     else:
         y = jax.lax.conv_general_dilated(

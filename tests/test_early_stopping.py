@@ -5,18 +5,19 @@ import pytest
 import run_factory
 
 import dpa_jax
-from dpa_jax import checkpoint, folds, score, stopping, training
-from dpa_jax.stopping import Look
+from dpa_jax import folds, score, training
+from dpa_jax.training import checkpoints, early_stopping
+from dpa_jax.training.early_stopping import Evaluation
 
 
-def looks(*losses):
-    return [Look(10 * (i + 1), loss) for i, loss in enumerate(losses)]
+def evaluations(*losses):
+    return [Evaluation(10 * (i + 1), loss) for i, loss in enumerate(losses)]
 
 
 def test_only_more_than_min_delta_is_an_improvement():
     # 0.95 is 0.05 below 1.0, and 0.89 is 0.06 below 0.95 but 0.11 below 1.0
-    found = stopping.best(looks(1.0, 0.95, 0.89, 0.85), min_delta=0.1)
-    assert found == Look(30, 0.89)
+    found = early_stopping.best(evaluations(1.0, 0.95, 0.89, 0.85), min_delta=0.1)
+    assert found == Evaluation(30, 0.89)
 
 
 @pytest.mark.parametrize(
@@ -24,14 +25,15 @@ def test_only_more_than_min_delta_is_an_improvement():
     [
         ((), False),
         ((1.0,), False),
-        ((1.0, 1.1, 1.1), False),  # two looks without improvement are borne
+        ((1.0, 1.1, 1.1), False),  # two without improvement are within patience
         ((1.0, 1.1, 1.1, 1.1), True),
         ((1.0, 1.1, 1.1, 0.9, 1.0, 1.0), False),
         ((1.0, 1.1, 1.1, 0.9, 1.0, 1.0, 1.0), True),
     ],
 )
 def test_it_ends_when_patience_is_exceeded(losses, expected):
-    assert stopping.ended(looks(*losses), patience=2, min_delta=0.0) is expected
+    found = early_stopping.is_over(evaluations(*losses), patience=2, min_delta=0.0)
+    assert found is expected
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +61,7 @@ def rows(folder):
 
 
 def test_a_run_stops_and_keeps_its_best_step(config, stopped):
-    found = stopping.result(stopped)
+    found = early_stopping.result(stopped)
     seen = [(r["step"], r["held_out_loss"]) for r in rows(stopped) if "alpha" not in r]
     assert [step for step, _ in seen] == list(range(10, 10 * len(seen) + 1, 10))
     # by hand: the last of the losses that was more than 0.02 below all before
@@ -68,12 +70,12 @@ def test_a_run_stops_and_keeps_its_best_step(config, stopped):
         best = (step, loss) if loss < best[1] - 0.02 else best
     assert (found.steps, found.loss) == best
     assert found.stopped and found.trained == found.steps
-    assert seen[-1][0] == found.steps + 30  # three looks more, patience being two
-    assert checkpoint.latest(stopped) == seen[-1][0] < 5_000
+    assert seen[-1][0] == found.steps + 30  # three more, patience being two
+    assert checkpoints.latest(stopped) == seen[-1][0] < 5_000
 
 
 def test_scores_come_from_the_best_step(config, stopped):
-    found = stopping.result(stopped)
+    found = early_stopping.result(stopped)
     scorer = score.load(stopped)
     assert scorer.trained == found.steps
     images = training.training_images(config, visible=False)
@@ -91,33 +93,55 @@ def test_a_stopped_run_is_finished(config, stopped):
     assert run_factory.files(stopped) == before
 
 
-def test_an_interrupted_run_stops_at_the_same_step(
-    config, stopped, tmp_path, monkeypatch
-):
-    class Stop(Exception):
-        pass
-
-    save = checkpoint.Checkpoints.save
-
-    def stopping_at(self, step, tree):
-        save(self, step, tree)
-        if step == checkpoint.latest(stopped) - 10:
-            raise Stop
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.Checkpoints, "save", stopping_at)
-        with pytest.raises(Stop):
-            dpa_jax.train(config, tmp_path, visible=False)
-    assert stopping.result(tmp_path) is None
+def test_an_interrupted_run_stops_at_the_same_step(config, stopped, tmp_path):
+    run_factory.train_until(config, tmp_path, checkpoints.latest(stopped) - 10)
+    assert early_stopping.result(tmp_path) is None
     dpa_jax.train(config, tmp_path, visible=False)
-    assert stopping.result(tmp_path) == stopping.result(stopped)
-    assert checkpoint.latest(tmp_path) == checkpoint.latest(stopped)
+    assert early_stopping.result(tmp_path) == early_stopping.result(stopped)
+    run_factory.assert_same_run(tmp_path, stopped)
 
 
-def test_the_last_step_is_looked_at_too(config, tmp_path):
+@pytest.mark.parametrize("length", [1, 4, 100])
+def test_it_stops_at_the_same_step_whatever_a_chunk_is(
+    config, stopped, tmp_path, length
+):
+    config = config.copy_and_resolve_references()
+    config.steps_per_chunk = length
+    folder = dpa_jax.train(config, tmp_path, visible=False)
+    run_factory.assert_same_run(folder, stopped)
+
+
+def test_the_best_step_stays_however_often_checkpoints_are_written(
+    config, stopped, tmp_path
+):
+    config = config.copy_and_resolve_references()
+    config.checkpoint_every = 2
+    folder = dpa_jax.train(config, tmp_path, visible=False)
+    found = early_stopping.result(folder)
+    assert found == early_stopping.result(stopped)
+    assert score.load(folder).trained == found.trained
+    assert found.trained in checkpoints.steps(folder)
+
+
+def test_a_run_that_did_not_stop_goes_on_if_it_is_given_more_steps(config, tmp_path):
+    config = config.copy_and_resolve_references()
+    config.early_stopping.min_delta = 0.0
+    config.early_stopping.patience = 100
+    whole = config.copy_and_resolve_references()
+    whole.stages.final_steps = 30
+    expected = dpa_jax.train(whole, tmp_path / "whole", visible=False)
+    config.stages.final_steps = 15
+    folder = dpa_jax.train(config, tmp_path / "run", visible=False)
+    assert early_stopping.result(folder).stopped is False
+    config.stages.final_steps = 30
+    dpa_jax.train(config, folder, visible=False)
+    assert early_stopping.result(folder) == early_stopping.result(expected)
+
+
+def test_the_last_step_is_evaluated_too(config, tmp_path):
     config = config.copy_and_resolve_references()
     config.stages.final_steps = 15
     folder = dpa_jax.train(config, tmp_path, visible=False)
     seen = json.loads((folder / "early_stopping.json").read_text())
-    assert [step for step, _ in seen["looks"]] == [10, 15]
+    assert [step for step, _ in seen["evaluations"]] == [10, 15]
     assert not seen["stopped"]

@@ -11,37 +11,27 @@ import jax
 import jax.numpy as jnp
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def leaky_relu(x: jax.Array, slope: float = 0.2) -> jax.Array:
     """Returns `x` where positive and `slope * x` elsewhere, slope from 0 to 1."""
     return jnp.maximum(x, slope * x)
 
 
-def _forward(x, slope):
-    y = leaky_relu(x, slope)
-    return y, y
+@leaky_relu.defjvp
+def _leaky_relu_jvp(slope, primals, tangents):
+    y = leaky_relu(*primals, slope)
+    (tangent,) = tangents
+    return y, jnp.where(y > 0, tangent, slope * tangent)
 
 
-def _backward(slope, y, gradient):
-    return (jnp.where(y > 0, gradient, slope * gradient),)
-
-
-leaky_relu.defvjp(_forward, _backward)
-
-
-@jax.custom_vjp
+@jax.custom_jvp
 def relu(x: jax.Array) -> jax.Array:
     """Returns `x` where positive and 0 elsewhere."""
     return jnp.maximum(x, 0)
 
 
-def _relu_forward(x):
-    y = relu(x)
-    return y, y
-
-
-def _relu_backward(y, gradient):
-    return (jnp.where(y > 0, gradient, 0),)
-
-
-relu.defvjp(_relu_forward, _relu_backward)
+@relu.defjvp
+def _relu_jvp(primals, tangents):
+    y = relu(*primals)
+    (tangent,) = tangents
+    return y, jnp.where(y > 0, tangent, 0)

@@ -1,0 +1,36 @@
+"""Which files a folder holds, in its subfolders too."""
+
+import os
+
+from dpa_jax import errors
+
+
+def list_files(folder: str | os.PathLike) -> list[str]:
+    """Lists the files in a folder and its subfolders, sorted by path.
+
+    Names that begin with a dot are ignored; links are followed, and a folder reached
+    twice is listed once.
+
+    Raises:
+      DpaError: there is no such folder, or a part of it may not be read.
+    """
+    found: list[str] = []
+    seen: set[str] = set()
+    pending = [os.fspath(folder)]
+    while pending:
+        current = pending.pop()
+        real = os.path.realpath(current)
+        if real in seen:
+            continue
+        seen.add(real)
+        try:
+            with os.scandir(current) as entries:
+                for entry in sorted(entries, key=lambda entry: entry.name):
+                    if entry.name.startswith("."):
+                        continue
+                    (pending if entry.is_dir() else found).append(entry.path)
+        except OSError as error:
+            raise errors.DpaError(
+                f"{current}: the folder cannot be read: {error.strerror}"
+            ) from error
+    return sorted(found)

@@ -1,0 +1,53 @@
+"""How numbers are computed: the precision, and the kind of device."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+PRECISIONS = ("auto", "bfloat16", "tensorfloat32", "float32", "float64")
+
+
+@dataclasses.dataclass(frozen=True)
+class Compute:
+    """Numeric format and arrangement of everything a program computes; hashable.
+
+    Attributes:
+      precision: `bfloat16`, `tensorfloat32`, `float32` or, for comparisons without
+        rounding, `float64`, which needs `jax_enable_x64`.
+      backend: `cpu`, `gpu` or `tpu`: whose arrangement of convolutions is used. Each
+        runs everywhere and gives the same result but for rounding; that of `cpu` has
+        gradients of its own and takes no forward-mode derivatives.
+    """
+
+    precision: str = "float32"
+    backend: str = "cpu"
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Activations and frozen weights."""
+        narrow = self.precision == "bfloat16"
+        return jnp.dtype(jnp.bfloat16) if narrow else self.wide
+
+    @property
+    def wide(self) -> jnp.dtype:
+        """Parameters, images and losses: float32 at least."""
+        return jnp.dtype(jnp.float64 if self.precision == "float64" else jnp.float32)
+
+    def matmul_precision(self):
+        """Returns the context in which matrix products keep what `precision` promises.
+
+        NVIDIA GPUs and TPUs would otherwise multiply float32 with fewer bits.
+        """
+        return jax.default_matmul_precision(
+            {"bfloat16": "default", "tensorfloat32": "tensorfloat32"}.get(
+                self.precision, "highest"
+            )
+        )
+
+
+def resolve(precision: str, backend: str) -> str:
+    """Resolves `auto`: bfloat16 on GPU and TPU, float32 on CPU."""
+    if precision != "auto":
+        return precision
+    return "float32" if backend == "cpu" else "bfloat16"

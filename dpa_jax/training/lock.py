@@ -1,0 +1,59 @@
+"""One training at a time in a workdir."""
+
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+import socket
+from collections.abc import Iterator
+
+from dpa_jax import errors
+
+FILE = "lock"
+
+
+@contextlib.contextmanager
+def hold(folder: pathlib.Path) -> Iterator[None]:
+    """Holds a workdir while the body runs.
+
+    The lock is the system's, on an open file: it ends with the process that holds it,
+    however that ends. The file itself stays and says who held it last.
+
+    Args:
+      folder: the workdir, which exists.
+
+    Raises:
+      UsageError: another process holds it; it is named.
+      DpaError: the file cannot be written.
+    """
+    path = folder / FILE
+    try:
+        file = open(path, "a+", encoding="utf-8")
+    except OSError as error:
+        raise errors.DpaError(
+            f"{path}: the workdir cannot be written: {error.strerror}"
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise errors.UsageError(
+                f"{folder} is being trained in already, by {_holder(file.read())}; "
+                "give another --workdir, or wait until it has ended"
+            ) from None
+        holder = {"host": socket.gethostname(), "process": os.getpid()}
+        file.seek(0)
+        file.truncate()
+        file.write(json.dumps(holder) + "\n")
+        file.flush()
+        yield
+
+
+def _holder(text: str) -> str:
+    try:
+        found = json.loads(text)
+        return f"process {found['process']} on {found['host']}"
+    except (ValueError, TypeError, KeyError):
+        return "another process"  # which has not written its name yet

@@ -1,0 +1,309 @@
+"""The training loop: stage after stage, chunk after chunk of steps."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dpa_jax import console, errors, parallel, state
+from dpa_jax.platform import Platform
+from dpa_jax.scorer import Scorer
+from dpa_jax.stages import Stage
+from dpa_jax.training import (
+    interruption,
+    metrics,
+    programs,
+    progress,
+    samples,
+)
+from dpa_jax.training import run as run_lib
+from dpa_jax.training.chunks import Chunk
+from dpa_jax.training.run import Run
+from dpa_jax.training.setup import Problem, Setup
+
+# Called after each stage but the last with the number of a run, the stage, and the run
+# as it stands; where it returns False, that run is given up.
+AfterStage = Callable[[int, Stage, Scorer], bool]
+
+
+def train(
+    runs: Sequence[Run],
+    problem: Problem,
+    platform: Platform,
+    *,
+    after_stage: AfterStage | None = None,
+    visible: bool = True,
+) -> None:
+    """Trains runs at once, from their newest checkpoints to the end of the plan.
+
+    Args:
+      runs: at least one, of configurations that differ in seed and rate alone.
+      problem: what they have in common.
+      platform: the machine. Its process 0 alone reads and writes workdirs and takes
+        every decision; the others follow.
+      after_stage: see `AfterStage`.
+      visible: whether to show progress.
+
+    Raises:
+      Interrupted: a signal asked for it; all was saved.
+      DpaError: a checkpoint or metrics cannot be written or read, or a device has too
+        little memory.
+    """
+    config, plan, group = runs[0].config, problem.plan, platform.group
+    last = plan[-1]
+    with contextlib.ExitStack() as stack:
+        for run in runs:
+            stack.callback(run.close)
+        setup = Setup(runs, problem, platform)
+        stack.callback(setup.close)
+
+        # --- restore: process 0 reads, the others receive ---
+        kept = group.share(lambda: _restore(runs, setup, plan, visible))
+        done = int(kept["step"])
+        for number, run in enumerate(runs):
+            run.parameters = kept["parameters"][str(number)]
+        _follow(runs, group.decide(lambda: _active(runs)))
+
+        bar = stack.enter_context(progress.TrainingBar(last.end, done, visible))
+        stack.enter_context(interruption.deferred(group))
+        images, scorer = setup.resident_images(), None
+        log = _Log(runs, config.batch_size, bar)
+
+        for stage in plan:
+            if stage.end <= done or not any(_active(runs)):
+                continue
+
+            # --- begin: the blocks so far, an optimizer fresh or within the stage ---
+            begun = time.perf_counter()
+            train_state = setup.begin(stage)
+            if done > stage.start:
+                train_state = _within(train_state, done - stage.start, kept)
+            train_state = parallel.replicate(train_state, platform)
+
+            # --- compile ---
+            bar.describe(f"compiling {stage.name}")
+            compiled = setup.compiled(stage)
+            data: dict[str, Any] = {"images": images}
+            if setup.caches_targets(stage):
+                bar.describe(f"targets of {stage.name}")
+                data["targets"] = programs.compute_targets(
+                    compiled.spec, platform, setup.frozen, images
+                )
+            seconds = time.perf_counter() - begun
+            bar.print_line(_description(compiled, setup, data, seconds))
+            log.start(stage)
+
+            for chunk, block, rows in setup.feed(stage, done, data, compiled.steps):
+                # --- run a chunk of steps: the devices go on by themselves ---
+                valid = parallel.replicate(np.int32(chunk.steps), platform)
+                with (
+                    programs.memory_errors(compiled.spec, config.batch_size),
+                    jax.transfer_guard("disallow"),
+                ):
+                    train_state, scalars = compiled.run(
+                        train_state, setup.frozen, block, rows, valid
+                    )
+                    if platform.chunks_in_flight == 1:
+                        jax.block_until_ready(scalars)
+                is_end = chunk.end == stage.end
+                is_evaluated = setup.evaluations(stage).is_due(chunk.end) or (
+                    is_end and bool(setup.evaluations(stage).every)
+                )
+                is_saved = is_end or is_evaluated or setup.saves.is_due(chunk.end)
+                is_drawn = setup.grids.is_due(chunk.end) and not is_end
+                signal = group.signal if chunk.end < last.end else 0
+
+                # --- log the chunk before; this one too where its end is looked at ---
+                if group.is_main:
+                    with programs.memory_errors(compiled.spec, config.batch_size):
+                        log.add(chunk, scalars)
+                        log.write(wait=bool(is_saved or is_drawn or signal))
+
+                # --- evaluate the held-out loss where due, and save ---
+                if is_saved or (group.is_main and signal):
+                    for run, one in _on_host(runs, train_state):
+                        run.take_over(stage, chunk.end, one)
+                        if not group.is_main or not run.is_active:
+                            continue
+                        if is_evaluated:
+                            scorer = scorer or setup.scorer(run, stage)
+                            current = scorer.with_parameters(run.parameters, chunk.end)
+                            held_out = setup.held_out_loss(current)
+                            # before it is saved: a checkpoint knows all evaluations
+                            run.evaluate(stage, chunk.end, held_out)
+                        run.save(chunk.end, one)
+                        if run.is_stopped():
+                            run.finish(last)
+                if group.is_main and is_drawn:
+                    for run, one in _on_host(runs, train_state):
+                        _draw(setup, problem, run, state.trained(one), stage, chunk.end)
+
+                # --- process 0 decides who goes on ---
+                decision = group.decide(
+                    lambda signal=signal: {"active": _active(runs), "signal": signal}
+                )
+                _follow(runs, decision["active"])
+                if decision["signal"]:
+                    raise _interrupted(chunk.end, decision["signal"])
+                if not any(_active(runs)):
+                    break
+            done = stage.end
+
+            # --- give up runs that the caller does not want any more ---
+            if after_stage is not None and stage is not last:
+                _follow(
+                    runs,
+                    group.decide(
+                        lambda stage=stage: _ask(runs, setup, after_stage, stage)
+                    ),
+                )
+
+        for run in runs:
+            if run.is_active:
+                if group.is_main:
+                    _draw(setup, problem, run, run.parameters, last, last.end)
+                run.finish(last)
+
+
+def _restore(
+    runs: Sequence[Run], setup: Setup, plan: Sequence[Stage], visible: bool
+) -> dict[str, Any]:
+    """Reads what the runs go on from; returns its step and each run's arrays."""
+    for run in runs:
+        run.open(plan)
+    found, set_aside = run_lib.newest_common(runs)
+    for line in set_aside if visible else ():
+        console.print_line(line)
+    for number, run in enumerate(runs):
+        run.resume(found[number] if found else None, plan[-1])
+        if run.is_stopped():
+            run.finish(plan[-1])
+    kept: dict[str, Any] = {"step": np.int64(found[0].step if found else 0)}
+    if not found:
+        first = {str(i): setup.first_parameters(run) for i, run in enumerate(runs)}
+        return {**kept, "parameters": first}
+    for name in found[0].arrays:
+        kept[name] = {str(i): one.arrays[name] for i, one in enumerate(found)}
+    return kept
+
+
+def _within(
+    begun: state.TrainState, steps: int, kept: Mapping[str, Any]
+) -> state.TrainState:
+    """Returns a stage's state after some steps, with the optimizers as they were."""
+    changed: dict[str, Any] = {"step": jnp.int32(steps)}
+    for name in ("optimizer", "critic_optimizer"):
+        if name in kept:
+            members = [kept[name][str(i)] for i in range(len(kept[name]))]
+            changed[name] = state.with_moments(getattr(begun, name), members)
+    return begun.replace(**changed)
+
+
+def _active(runs: Sequence[Run]) -> list[bool]:
+    return [run.is_active for run in runs]
+
+
+def _follow(runs: Sequence[Run], active: Sequence[bool]) -> None:
+    """Takes over which runs go on, as process 0 decided."""
+    for run, is_active in zip(runs, active, strict=True):
+        run.is_active = is_active
+
+
+def _on_host(
+    runs: Sequence[Run], train_state: state.TrainState
+) -> Iterator[tuple[Run, state.TrainState]]:
+    """Yields each run that still trains with its part of the state, on the host."""
+    found = jax.device_get(train_state)
+    for number, run in enumerate(runs):
+        if run.is_active:
+            yield run, state.member(found, number)
+
+
+def _ask(
+    runs: Sequence[Run], setup: Setup, after_stage: AfterStage, stage: Stage
+) -> list[bool]:
+    """Asks the caller which runs go on."""
+    for number, run in enumerate(runs):
+        if run.is_active:
+            run.is_active = after_stage(number, stage, setup.scorer(run, stage))
+    return _active(runs)
+
+
+def _draw(
+    setup: Setup, problem: Problem, run: Run, parameters: Any, stage: Stage, end: int
+) -> None:
+    """Writes a grid of training images and a run's reconstructions."""
+    samples.write(
+        run.folder / "samples" / f"{end:08d}_{stage.name}.png",
+        setup.spec(stage),
+        parameters,
+        problem.images[problem.rows[:8]],
+        float(stage.alpha(end - 1 - stage.start)),
+    )
+
+
+def _description(
+    compiled: programs.Program, setup: Setup, data: Mapping[str, Any], seconds: float
+) -> str:
+    stage, spec = compiled.spec.stage, compiled.spec
+    parts = [
+        f"{stage.name}: {stage.steps:,} steps, {compiled.steps:,} a chunk",
+        spec.compute.precision,
+        f"images {'streamed' if setup.is_streamed else 'resident'}",
+    ]
+    if "targets" in data:
+        parts.append("targets cached")
+    if spec.batch_parts > 1:
+        parts.append(f"a batch in {spec.batch_parts} parts")
+    if spec.members > 1:
+        parts.append(f"{spec.members} runs at once")
+    return f"{', '.join(parts)}; ready in {seconds:.1f} s"
+
+
+def _interrupted(step: int, number: int) -> errors.Interrupted:
+    name = interruption.name(number)
+    return errors.Interrupted(f"stopped by {name} after step {step:,}", number)
+
+
+class _Log:
+    """Writes the scalars of chunks a chunk late, while the devices do the next."""
+
+    def __init__(self, runs: Sequence[Run], batch: int, bar: progress.TrainingBar):
+        self._runs, self._batch, self._bar = runs, batch, bar
+        self._watch = metrics.Stopwatch()
+        self._waiting: list[tuple[Chunk, Any]] = []
+
+    def start(self, stage: Stage) -> None:
+        """Starts a stage, and the clock."""
+        self._stage = stage
+        self._bar.describe(stage.name.replace("_", " px "))
+        self._watch.start()
+
+    def add(self, chunk: Chunk, scalars: Any) -> None:
+        """Adds a chunk's scalars, which may still be on their way."""
+        self._waiting.append((chunk, scalars))
+
+    def write(self, wait: bool) -> None:
+        """Writes the chunks that were added, the last only if `wait` is set."""
+        while len(self._waiting) > (0 if wait else 1):
+            self._write(*self._waiting.pop(0))
+
+    def _write(self, chunk: Chunk, scalars: Any) -> None:
+        found = {
+            name: np.asarray(values, np.float64)[: chunk.steps]  # [steps, runs]
+            for name, values in jax.device_get(scalars).items()
+        }
+        rate = self._watch.add(chunk.steps * self._batch)
+        for number, run in enumerate(self._runs):
+            if run.is_active:
+                own = {name: values[:, number] for name, values in found.items()}
+                run.log(self._stage, chunk.first, own, rate)
+        active = _active(self._runs)
+        if any(active):
+            loss = float(found["loss"][-1, active].mean())
+            alpha = float(self._stage.alpha(chunk.end - 1 - self._stage.start))
+            self._bar.update(self._stage, chunk.end, alpha, loss, rate)

@@ -1,0 +1,111 @@
+"""What a run writes while it trains: JSON lines and TensorBoard's event files."""
+
+import contextlib
+import json
+import os
+import pathlib
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from dpa_jax import errors
+from dpa_jax.weights import formats
+
+
+class Writer:
+    """Appends scalars to `metrics.jsonl` and to TensorBoard's event files.
+
+    Args:
+      workdir: that of the run.
+      step: the one a resumed run goes on from; what was written beyond it is dropped.
+
+    Raises:
+      DpaError: they cannot be written; so do the methods.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, step: int):
+        # its SummaryWriter writes in a thread of its own, which can fail unnoticed
+        from tensorboardX import event_file_writer
+        from tensorboardX.proto import event_pb2
+
+        self._folder = pathlib.Path(workdir)
+        messages: Any = event_pb2  # whose classes come to be when it is imported
+        self._event = messages.Event
+        path, board = self._folder / "metrics.jsonl", self._folder / "tensorboard"
+        with self._reporting():
+            self._keep_until(path, step)
+            board.mkdir(exist_ok=True)
+            self._board = event_file_writer.EventsWriter(
+                str(board / "events"), f".{os.getpid()}"
+            )
+            start = messages.SessionLog(status=messages.SessionLog.START)
+            self._board.write_event(
+                self._event(wall_time=time.time(), step=step + 1, session_log=start)
+            )
+            self._file = open(path, "a", encoding="utf-8")
+
+    @staticmethod
+    def _keep_until(path: pathlib.Path, step: int) -> None:
+        if not path.exists():
+            return
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            # a killed run may have left half a line at the end
+            with contextlib.suppress(json.JSONDecodeError):
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+        with formats.replacing(path) as temporary:
+            temporary.write_text("".join(kept), encoding="utf-8")
+
+    def write(self, step: int, values: Mapping[str, float | str]) -> None:
+        """Records values at a step of the whole run; text goes to the JSONL alone."""
+        from tensorboardX import summary
+
+        with self._reporting():
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
+            for name, value in values.items():
+                if not isinstance(value, str):
+                    self._board.write_event(
+                        self._event(
+                            wall_time=time.time(),
+                            step=step,
+                            summary=summary.scalar(name, value),
+                        )
+                    )
+            self._board.flush()
+
+    def close(self) -> None:
+        """Flushes and closes both."""
+        with self._reporting():
+            try:
+                self._file.close()
+            finally:
+                self._board.close()
+
+    @contextlib.contextmanager
+    def _reporting(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise errors.DpaError(
+                f"{error.filename or self._folder}: metrics cannot be written: "
+                f"{error.strerror}; "
+                "checkpoints are untouched, and the same command resumes"
+            ) from error
+
+
+class Stopwatch:
+    """Measures how fast images go by, on average since it was last started."""
+
+    def __init__(self):
+        self.start()
+
+    def start(self) -> None:
+        """Begins anew, with no image."""
+        self._begun, self._images = time.perf_counter(), 0
+
+    def add(self, images: int) -> float:
+        """Counts images as done and returns how many were per second."""
+        self._images += images
+        return self._images / max(time.perf_counter() - self._begun, 1e-9)

@@ -1,0 +1,261 @@
+"""What each stage of some runs is: its program, its first state, its data."""
+
+import concurrent.futures
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dpa_jax import config as config_lib
+from dpa_jax import frozen as frozen_lib
+from dpa_jax import models, parallel, state, step
+from dpa_jax.ops.compute import Compute
+from dpa_jax.platform import Platform
+from dpa_jax.scorer import Scorer
+from dpa_jax.stages import Stage
+from dpa_jax.training import chunks, feeding, programs
+from dpa_jax.training.chunks import Chunk, Interval
+from dpa_jax.training.run import Run
+
+# The share of a device's memory that the images may take.
+IMAGE_SHARE = 0.4
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """What runs that are trained at once have in common.
+
+    Attributes:
+      plan: the stages.
+      images: uint8 `[M, S, S, C]`, on the host; may be a memory map.
+      rows: int `[N]`, which of the images are trained on.
+      held_out: int `[H]`, which of them early stopping evaluates.
+      weights: of VGG19, up to the deepest layer in use.
+      statistics: of the layers in use.
+      precision: that is computed in.
+    """
+
+    plan: Sequence[Stage]
+    images: np.ndarray
+    rows: np.ndarray
+    held_out: np.ndarray
+    weights: Any
+    statistics: Any
+    precision: str
+
+
+class Setup:
+    """Derives from runs, problem and platform what the stages need.
+
+    Args:
+      runs: those trained.
+      problem: what they have in common.
+      platform: the machine.
+
+    Attributes:
+      frozen: what a step reads, on every device.
+      is_streamed: whether images stay on the host and are sent chunk by chunk.
+      saves: when checkpoints are due.
+      grids: when pictures of reconstructions are due.
+    """
+
+    def __init__(self, runs: Sequence[Run], problem: Problem, platform: Platform):
+        self._runs, self._problem, self._platform = runs, problem, platform
+        self._config = config = runs[0].config
+        self.compute = Compute(problem.precision, platform.backend)
+        self.architecture = models.Architecture.from_config(config)
+        self._has_critic = bool(config.loss.adversarial)
+        seed = config_lib.data_seed(config)
+        rates = [run.config.optimizer.learning_rate for run in runs]
+        self.frozen = parallel.replicate(
+            step.Frozen(
+                vgg=frozen_lib.place_weights(problem.weights, self.compute),
+                statistics=frozen_lib.cast(problem.statistics, self.compute.wide),
+                key=jax.random.fold_in(jax.random.key(seed), 1),
+                learning_rate=jnp.asarray(rates, jnp.float32),
+            ),
+            platform,
+        )
+        size = len(problem.rows) * self._bytes_of_image
+        self.is_streamed = config.data.residency == "stream" or (
+            config.data.residency == "auto" and size > IMAGE_SHARE * platform.memory
+        )
+        batches = self.spec(problem.plan[0]).batches
+        self._order = feeding.Order(seed, len(problem.rows), config.batch_size, batches)
+        self.saves = Interval(config.checkpoint_every)
+        self.grids = Interval(config.sample_every)
+        self._background = concurrent.futures.ThreadPoolExecutor(1)
+        self._coming: dict[Stage, concurrent.futures.Future] = {}
+
+    def close(self) -> None:
+        """Gives up what is being compiled ahead."""
+        self._background.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def _bytes_of_image(self) -> int:
+        return int(np.prod(self._problem.images.shape[1:]))
+
+    def spec(self, stage: Stage) -> step.StepSpec:
+        """Returns what a step of the stage computes."""
+        return step.StepSpec.from_config(
+            self._config, stage, self.compute, len(self._runs)
+        )
+
+    # --- programs ---
+
+    def evaluations(self, stage: Stage) -> Interval:
+        """Returns when the held-out loss is due: in the last stage alone."""
+        is_last = stage == self._problem.plan[-1]
+        every = self._config.early_stopping.every if is_last else 0
+        return Interval(every, stage.start)
+
+    def _intervals(self, stage: Stage) -> list[Interval]:
+        return [self.saves, self.grids, self.evaluations(stage)]
+
+    def chunk_steps(self, stage: Stage) -> int:
+        """Returns how many steps a chunk of the stage has at most."""
+        chosen = self._config.steps_per_chunk or programs.default_steps(
+            stage.resolution
+        )
+        if self.is_streamed:
+            most = feeding.streamed_steps(
+                self._bytes_of_image, self._order, self._platform
+            )
+            chosen = min(chosen, most)
+        return chunks.longest(stage, self._intervals(stage), chosen)
+
+    def compiled(self, stage: Stage) -> programs.Program:
+        """Returns the compiled stage, and begins to compile the next if that helps."""
+        coming = self._coming.pop(stage, None)
+        found = coming.result() if coming else self._compile(stage)
+        following = [s for s in self._problem.plan if s.start == stage.end]
+        if following and self._platform.compiles_ahead:
+            (after,) = following
+            self._coming[after] = self._background.submit(self._compile, after)
+        return found
+
+    def _compile(self, stage: Stage) -> programs.Program:
+        config, spec = self._config, self.spec(stage)
+        steps = self.chunk_steps(stage)
+        count, flat = len(self._problem.rows), self._bytes_of_image
+        if self.is_streamed:
+            devices = len(self._platform.devices)
+            each = steps * spec.batches * config.batch_size // devices
+            shape = (len(self._platform.local_devices), each, flat)
+        else:
+            shape = (count, flat)
+        data = {"images": jax.ShapeDtypeStruct(shape, np.uint8)}
+        if self.caches_targets(stage):
+            data["targets"] = programs.target_shapes(spec, self.frozen, count)
+        return programs.compile_stage(
+            spec,
+            self._platform,
+            jax.eval_shape(lambda: self.begin(stage)),
+            self.frozen,
+            data,
+            config.batch_size,
+            steps,
+            batch_parts=config.batch_parts,
+            is_streamed=self.is_streamed,
+        )
+
+    def begin(self, stage: Stage) -> state.TrainState:
+        """Returns the state that the stage begins with."""
+        return state.begin(
+            [run.parameters for run in self._runs],
+            self.architecture,
+            stage,
+            self._has_critic,
+            self.compute.wide,
+        )
+
+    def first_parameters(self, run: Run) -> state.Parameters:
+        """Draws all blocks that a run begins with."""
+        key = jax.random.fold_in(jax.random.key(run.config.seed), 0)
+        return jax.device_get(
+            state.initialize(
+                key, self.architecture, self._problem.plan, self._has_critic
+            )
+        )
+
+    # --- data ---
+
+    def caches_targets(self, stage: Stage) -> bool:
+        """Returns whether the stage keeps the features of its images."""
+        count, spec = len(self._problem.rows), self.spec(stage)
+        return not self.is_streamed and programs.caches_targets(
+            spec,
+            programs.target_shapes(spec, self.frozen, count),
+            stored_size=self._problem.images.shape[1],
+            draws_per_image=stage.steps * self._config.batch_size / count,
+            memory=self._platform.memory,
+            wanted=self._config.perceptual.cache_targets,
+        )
+
+    def resident_images(self) -> Any:
+        """Puts the training images on every device, once; None if they are streamed."""
+        if self.is_streamed:
+            return None
+        images = self._problem.images[self._problem.rows]
+        return parallel.replicate(images.reshape(len(images), -1), self._platform)
+
+    def feed(
+        self, stage: Stage, done: int, data: dict[str, Any], steps: int
+    ) -> Iterator[tuple[Chunk, dict[str, Any], Any]]:
+        """Yields what is left of a stage: chunk after chunk with its data and indices.
+
+        Args:
+          stage: to train.
+          done: steps of the whole run that were taken.
+          data: that stays on the devices.
+          steps: that the program takes.
+        """
+        left = chunks.divide(stage, self._intervals(stage), steps, done)
+        if self.is_streamed:
+            blocks = feeding.stream(
+                self._problem.images,
+                self._problem.rows,
+                self._order,
+                [(chunk.first, chunk.steps) for chunk in left],
+                steps,
+                self._platform,
+            )
+            for chunk, block in zip(left, blocks, strict=True):
+                yield (
+                    chunk,
+                    {"images": parallel.shard(block.images, self._platform)},
+                    parallel.shard(block.indices, self._platform),
+                )
+            return
+        for chunk in left:
+            rows = self._order.indices(chunk.first, chunk.steps, self._platform)
+            rows = feeding.padded(rows, steps)
+            yield chunk, data, parallel.shard(rows, self._platform)
+
+    # --- runs as they stand ---
+
+    def scorer(self, run: Run, stage: Stage) -> Scorer:
+        """Returns a run, as it stands at the end of a stage, as a scorer."""
+        return Scorer(
+            run.config,
+            stage,
+            stage.end,
+            run.parameters,
+            self._problem.weights,
+            self._problem.statistics,
+            batch_size=64,
+            precision=self._problem.precision,
+            platform=self._platform,
+        )
+
+    def held_out_loss(self, scorer: Scorer) -> float:
+        """Computes a run's mean loss on the held-out images."""
+        rows, block = self._problem.held_out, 16 * scorer.batch_size
+        scores = [
+            scorer(self._problem.images[rows[first : first + block]])
+            for first in range(0, len(rows), block)
+        ]
+        return float(np.mean(np.concatenate(scores), dtype=np.float64))

@@ -1,0 +1,410 @@
+"""From a configuration and images to a trained workdir."""
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from dpa_jax import config as config_lib
+from dpa_jax import (
+    config_files,
+    console,
+    data,
+    errors,
+    folds,
+    frozen,
+    parallel,
+    processes,
+    stages,
+    validation,
+    workdir,
+)
+from dpa_jax.data import labels
+from dpa_jax.ops import compute
+from dpa_jax.platform import Platform
+from dpa_jax.slides import provenance
+from dpa_jax.training import (
+    checkpoints,
+    early_stopping,
+    feeding,
+    lock,
+    loop,
+)
+from dpa_jax.training import run as run_lib
+from dpa_jax.training.loop import AfterStage
+from dpa_jax.training.run import Run
+from dpa_jax.training.setup import Problem
+
+# what runs that are trained at once may differ in
+_OWN = ("seed", "optimizer.learning_rate")
+# the share of the host's memory that decoded images may take
+_HOST_SHARE = 0.5
+
+
+def train(
+    config: ml_collections.ConfigDict,
+    folder: str | os.PathLike,
+    *,
+    platform: Platform | None = None,
+    visible: bool = True,
+) -> pathlib.Path:
+    """Trains a run, or goes on with it where it was interrupted.
+
+    Args:
+      config: see `config.default_config`.
+      folder: the workdir; made if it does not exist. With `population.seeds` above 1
+        the runs lie in its `members/0`, `members/1` and so on, each an ordinary
+        workdir.
+      platform: the machine; None takes the one at hand, with all processes that
+        `jax.distributed` has joined.
+      visible: whether to show progress on stderr.
+
+    Returns:
+      The workdir, as `score.load` takes it.
+
+    Raises:
+      UsageError: the configuration cannot work, or is not that of the workdir.
+      DpaError: images or weights cannot be used, the loss diverged, or the workdir
+        cannot be written. What was saved before stays.
+      Interrupted: SIGTERM or SIGINT asked for it; all was saved.
+    """
+    folder = workdir.local(folder)
+    platform = platform or Platform.here(processes.join())
+    visible = visible and platform.is_main
+    configs = members(config)
+    folders = [folder]
+    if len(configs) > 1:
+        folders = [folder / workdir.MEMBERS / str(i) for i in range(len(configs))]
+    end = stages.schedule(config)[-1].end
+    try:
+        trained = _train(
+            configs,
+            folders,
+            platform,
+            visible=visible,
+            parent=(folder, config) if len(configs) > 1 else None,
+        )
+    except errors.Interrupted as stopped:
+        again = f"dpa-jax train --config={folder}/config.json --workdir={folder}"
+        raise errors.Interrupted(
+            f"{stopped}, which is saved; go on by: {again}", stopped.signal
+        ) from None
+    for place, failure in zip(folders, trained.failures, strict=True):
+        if failure is not None:
+            where = f"{place}: " if len(folders) > 1 else ""
+            raise errors.DpaError(where + failure)
+    if visible:
+        results = [early_stopping.result(place) for place in folders]
+        steps = [f"{r.trained if r else end:,}" for r in results]
+        nothing = "" if trained.anything else "; nothing left to train"
+        console.print_line(f"{folder} is finished: {', '.join(steps)} steps{nothing}.")
+        console.print_line(f"Next: dpa-jax evaluate --workdir={folder}")
+    return folder
+
+
+def members(
+    config: ml_collections.ConfigDict,
+) -> list[ml_collections.ConfigDict]:
+    """Returns the configuration of each run of a population: this one, if it is none.
+
+    Each can be trained alone, with the same result but for rounding.
+    """
+    count = config.population.seeds
+    if count == 1:
+        return [config]
+    return [
+        config_lib.updated(
+            config,
+            {
+                "population.seeds": 1,
+                "seed": config.seed + i,
+                "data.seed": config_lib.data_seed(config),
+            },
+            "population",
+        )
+        for i in range(count)
+    ]
+
+
+def train_together(
+    configs: Sequence[ml_collections.ConfigDict],
+    folders: Sequence[str | os.PathLike],
+    *,
+    images: data.ImageSet | None = None,
+    after_stage: AfterStage | None = None,
+    platform: Platform | None = None,
+    visible: bool = True,
+) -> list[str | None]:
+    """Trains several runs at once on the same batches, or goes on with them.
+
+    The features of the real images are computed once for all of them. One alone is
+    trained just as well.
+
+    Args:
+      configs: that differ in seed and learning rate alone, their `data.seed` the same.
+      folders: the workdir of each.
+      images: the training images of all folds, if they are loaded already.
+      after_stage: called after each stage but the last with the number of a run, the
+        stage, and the run as it stands; where it returns False, that run is given up.
+        Not called again, on resumption, for stages that were done before.
+      platform: see `train`.
+      visible: whether to show progress on stderr.
+
+    Returns:
+      For each run why it failed; None if it did not.
+
+    Raises:
+      UsageError: a configuration cannot work, is not that of its workdir, or differs
+        from the others in more than the above.
+      DpaError: images or weights cannot be used, or a workdir cannot be written.
+      Interrupted: SIGTERM or SIGINT asked for it; all was saved.
+    """
+    platform = platform or Platform.here(processes.join())
+    places = [workdir.local(folder) for folder in folders]
+    visible = visible and platform.is_main
+    return _train(
+        configs,
+        places,
+        platform,
+        images=images,
+        after_stage=after_stage,
+        visible=visible,
+    ).failures
+
+
+@dataclasses.dataclass(frozen=True)
+class _Trained:
+    """Why runs failed, None where they did not, and whether any was left to train."""
+
+    failures: list[str | None]
+    anything: bool
+
+
+def _train(
+    configs: Sequence[ml_collections.ConfigDict],
+    folders: Sequence[pathlib.Path],
+    platform: Platform,
+    *,
+    images: data.ImageSet | None = None,
+    after_stage: AfterStage | None = None,
+    visible: bool,
+    parent: tuple[pathlib.Path, ml_collections.ConfigDict] | None = None,
+) -> _Trained:
+    """Prepares workdirs, images, weights and statistics, and trains."""
+    config, group = configs[0], platform.group
+    for one in configs:
+        validation.validate(one)
+    _check_alike(configs)
+    _check_same_everywhere(configs, platform)
+    parallel.check_batch(config.batch_size, len(platform.devices))
+    plan = stages.schedule(config)
+    end = plan[-1].end
+    with contextlib.ExitStack() as stack:
+        # --- the workdirs: process 0's alone ---
+        def claim() -> dict[str, Any]:
+            pairs = list(zip(folders, configs, strict=True))
+            todo = [i for i, pair in enumerate(pairs) if _remaining(*pair, end)]
+            all_pairs = [*([parent] if parent else []), *pairs]
+            for place, _ in all_pairs if todo else ():
+                workdir.make(place)
+                stack.enter_context(lock.hold(place))
+            for pair in all_pairs:
+                workdir.claim(*pair)
+            reasons = [run_lib.past_failure(place) for place in folders]
+            return {"todo": todo, "failures": reasons}
+
+        claimed = group.decide(claim)
+        todo, failures = claimed["todo"], claimed["failures"]
+        if not todo:
+            return _Trained(failures, False)
+        runs = [Run(configs[i], folders[i]) for i in todo]
+
+        # --- images ---
+        if images is None:
+            images = training_images(config, platform=platform, visible=visible)
+        if images.skipped and visible:
+            console.print_line(
+                f"{len(images.skipped)} of {len(images) + len(images.skipped)} images "
+                f"cannot be used and are left out: see {runs[0].folder}/skipped.csv"
+            )
+        images, held_out = _divided(images, config)
+        # refused before anything is computed, if there are too few images
+        feeding.batch_indices(0, len(images), config.batch_size, 0, 1)
+        layers = frozen.layers_in_use(config, plan)
+
+        # --- weights, statistics, precision: read by process 0, the same everywhere ---
+        def fixed() -> dict[str, Any]:
+            weights = frozen.load_weights(config, layers)
+            for run in runs:
+                workdir.record_images(run.folder, images)
+                provenance.keep_stains(run.folder, run.config)
+                frozen.check_fingerprint(run.folder, run.config, weights)
+            first, *others = (run.folder for run in runs)
+            statistics = frozen.load_or_compute_statistics(
+                config, layers, weights, images, first, platform.backend, visible
+            )
+            frozen.share_statistics(first, others)
+            return {"weights": weights, "statistics": statistics}
+
+        arrays = group.share(fixed)
+        precision = group.decide(lambda: _precision(runs, platform, visible))
+
+        # --- train ---
+        def ask(number, stage, scorer):
+            assert after_stage is not None
+            return after_stage(todo[number], stage, scorer)
+
+        problem = Problem(
+            plan=plan,
+            images=images.base,
+            rows=images.rows,
+            held_out=held_out,
+            weights=arrays.get("weights", {}),
+            statistics=arrays.get("statistics", {}),
+            precision=precision,
+        )
+        loop.train(
+            runs,
+            problem,
+            platform,
+            after_stage=None if after_stage is None else ask,
+            visible=visible,
+        )
+        found = group.decide(lambda: [run.failure for run in runs])
+        for i, failure in zip(todo, found, strict=True):
+            failures[i] = failure
+    return _Trained(failures, True)
+
+
+def _check_alike(configs: Sequence[ml_collections.ConfigDict]) -> None:
+    """Refuses runs that one program cannot train together."""
+    first = config_lib.flat(configs[0])
+    for other in map(config_lib.flat, configs[1:]):
+        for name, value in first.items():
+            if name not in _OWN and other[name] != value:
+                raise errors.UsageError(
+                    f"runs trained together differ in {name}: {value!r} and "
+                    f"{other[name]!r}; only {' and '.join(_OWN)} may differ"
+                )
+    if len(configs) > 1 and len({config_lib.data_seed(one) for one in configs}) > 1:
+        raise errors.UsageError(
+            "runs trained together see the same batches: give them the same data.seed"
+        )
+
+
+def _check_same_everywhere(
+    configs: Sequence[ml_collections.ConfigDict], platform: Platform
+) -> None:
+    """Refuses a process whose configuration is not that of process 0."""
+    own = [config_files.to_json(one) for one in configs]
+    for theirs, ours in zip(platform.group.decide(lambda: own), configs, strict=True):
+        first = config_lib.flat(config_files.from_json(theirs, "process 0"))
+        for name, value in config_lib.flat(ours).items():
+            if name not in workdir.FREE and value != first[name]:
+                raise errors.UsageError(
+                    f"process {platform.group.index} has {name}={value!r}, process 0 "
+                    f"{first[name]!r}: give all the same configuration"
+                )
+
+
+def _remaining(folder: pathlib.Path, config, end: int) -> bool:
+    """Returns whether there is something left to train of a run."""
+    if run_lib.past_failure(folder) is not None:
+        return False
+    stopped = early_stopping.result(folder)
+    if stopped is not None and stopped.stopped:
+        return False
+    done = checkpoints.latest(folder) or 0
+    return done < end or (bool(config.early_stopping.every) and stopped is None)
+
+
+def _precision(runs: Sequence[Run], platform: Platform, visible: bool) -> str:
+    """Returns what to compute in: what a run began with, on whatever machine.
+
+    Notes it, with the versions and devices of this session.
+    """
+    asked = runs[0].config.precision
+    usual = compute.resolve(asked, platform.backend)
+    kept = next(filter(None, (workdir.precision(r.folder) for r in runs)), usual)
+    if kept != usual and visible:
+        console.print_line(
+            f"computing in {kept}, in which this run began, and not in {usual}, which "
+            f"is usual on {platform.backend}"
+        )
+    for run in runs:
+        step = checkpoints.latest(run.folder) or 0
+        workdir.record_session(run.folder, run.config.seed, step, kept, platform)
+    return kept
+
+
+def training_images(
+    config: ml_collections.ConfigDict,
+    *,
+    platform: Platform | None = None,
+    visible: bool = True,
+) -> data.ImageSet:
+    """Loads the normal training images, those of all folds.
+
+    Those that would take more than half of the host's memory are kept in a file of the
+    cache and mapped.
+
+    Args:
+      config: validated.
+      platform: see `train`.
+      visible: whether to show progress on stderr.
+
+    Raises:
+      DpaError: they cannot be used, or none is normal.
+    """
+    if not config.data.train:
+        raise errors.UsageError(
+            "data.train is empty: say where the normal training images are, "
+            "such as --config.data.train=DIR"
+        )
+    platform = platform or Platform.here(processes.join())
+    # the same in all processes, which decode a part each or all of them everything
+    memory = platform.group.decide(lambda: int(_HOST_SHARE * platform.host_memory))
+    with console.counting("reading images", "images", visible) as show:
+        images = data.load(
+            config.data.train,
+            data.Preprocessing.from_config(config),
+            skip_corrupt=config.data.skip_corrupt,
+            workers=config.data.workers,
+            progress=show,
+            data_dir=config.data.data_dir or None,
+            group=platform.group,
+            memory=memory,
+            log=console.print_line if visible else None,
+        )
+    images = labels.labelled(images, config.data.normal, config.data.train)
+    return _normal(images, visible)
+
+
+def _divided(
+    images: data.ImageSet, config: ml_collections.ConfigDict
+) -> tuple[data.ImageSet, np.ndarray]:
+    """Returns the images to train on, and the rows of those held out."""
+    if not config.data.folds:
+        return images, np.zeros(0, np.int64)
+    held = folds.held_out(images, config.data.folds, config.data.fold)
+    return images.select(~held), images.select(held).rows
+
+
+def _normal(images: data.ImageSet, visible: bool) -> data.ImageSet:
+    """Leaves out what a source marks as abnormal: the method learns normal images."""
+    if images.labels is None or not images.labels.any():
+        return images
+    normal = images.select(images.labels == 0)
+    if visible:
+        console.print_line(
+            f"{len(images) - len(normal)} of {len(images)} training images are marked "
+            "abnormal and left out"
+        )
+    if not len(normal):
+        raise errors.DpaError("every training image is marked abnormal")
+    return normal
