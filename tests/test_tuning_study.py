@@ -1,6 +1,5 @@
 import csv
 
-import jax
 import numpy as np
 import pytest
 import run_factory
@@ -9,7 +8,7 @@ from study_factory import optuna
 
 import dpa_jax
 from dpa_jax import config_files, data, errors, folds, stages, training
-from dpa_jax.training import early_stopping
+from dpa_jax.training import early_stopping, programs
 from dpa_jax.tuning import queue, selection, study, trials
 from dpa_jax.tuning import search as search_lib
 
@@ -242,10 +241,10 @@ def train_fold(tmp_path, monkeypatch, train_together, after_stage=None):
 
 def test_run_that_fails_or_finds_too_little_memory_is_not_scored(tmp_path, monkeypatch):
     def narrow(*_, **__):
-        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out\nof memory")
+        raise programs.OutOfMemoryError("too little memory")
 
     path, failure = train_fold(tmp_path, monkeypatch, narrow)
-    assert failure == "RESOURCE_EXHAUSTED: out" and not path.exists()
+    assert failure == "too little memory" and not path.exists()
     path, failure = train_fold(tmp_path, monkeypatch, lambda *_, **__: ["diverged"])
     assert failure == "diverged" and not path.exists()
     path, failure = train_fold(tmp_path, monkeypatch, lambda *_, **__: [None])
