@@ -25,7 +25,7 @@ def load(location: str) -> ml_collections.ConfigDict:
         that do not exist here.
     """
     name, _, argument = location.partition(":")
-    path = _find(name)
+    path = find(name)
     if path.suffix == ".py":
         return _from_python(path, argument)
     if argument:
@@ -66,7 +66,12 @@ def _from_python(path: pathlib.Path, argument: str) -> ml_collections.ConfigDict
     return config
 
 
-def _find(name: str) -> pathlib.Path:
+def find(name: str) -> pathlib.Path:
+    """Returns a file in the working folder or, by that name, of the package.
+
+    Raises:
+      UsageError: there is none.
+    """
     path = pathlib.Path(name)
     package = pathlib.Path(__file__).resolve().parent
     for candidate in (path, package.parent / path, package / path):

@@ -27,6 +27,31 @@ def assign(groups: Sequence[str], folds: int) -> np.ndarray:
     Raises:
       DpaError: there are fewer groups than folds.
     """
+    return _dealt(groups, folds)[0]
+
+
+def even(groups: Sequence[str], folds: int) -> np.ndarray:
+    """Returns which images to keep so that all folds hold as many: bool `[N]`.
+
+    The groups that are dealt out last are left out, at most a hundredth of the images;
+    if that cannot make folds equal, none is. What is kept is dealt out as before.
+
+    Args:
+      groups: the name of each image's group, `N` of them.
+      folds: how many, at least 2.
+    """
+    fold, position = _dealt(groups, folds)
+    for last in range(int(position.max()), -1, -1):
+        kept = position <= last
+        if kept.sum() < 0.99 * len(kept):
+            break
+        if len(set(np.bincount(fold[kept], minlength=folds))) == 1:
+            return kept
+    return np.ones(len(fold), bool)
+
+
+def _dealt(groups: Sequence[str], folds: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the fold of each image, and the position of its group in the dealing."""
     names, index, sizes = np.unique(
         np.asarray(groups, str), return_inverse=True, return_counts=True
     )
@@ -35,18 +60,18 @@ def assign(groups: Sequence[str], folds: int) -> np.ndarray:
             f"{folds} folds need at least {folds} groups (patients, slides) of normal "
             f"images; there are {len(names)}"
         )
-    order = sorted(range(len(names)), key=lambda i: _hash(names[i]))
-    filled = np.zeros(folds, np.int64)
-    fold_of_group = np.zeros(len(names), np.int64)
+    order = sorted(
+        range(len(names)), key=lambda i: hashlib.sha256(names[i].encode()).hexdigest()
+    )
+    filled, fold = np.zeros(folds, np.int64), np.zeros(len(names), np.int64)
     for i in order:
-        fold = int(np.argmin(filled))
-        fold_of_group[i] = fold
-        filled[fold] += sizes[i]
-    return fold_of_group[index]
+        fold[i] = np.argmin(filled)
+        filled[fold[i]] += sizes[i]
+    return fold[index], np.argsort(order)[index]
 
 
 def held_out(images: ImageSet, folds: int, fold: int) -> np.ndarray:
-    """Says which images are held out of training: bool `[N]`.
+    """Returns which images are held out of training: bool `[N]`.
 
     Where a source knows no groups, each image is one of its own; images that are equal
     pixel by pixel belong together even then.
@@ -66,11 +91,23 @@ def groups_of(images: ImageSet) -> list[str]:
     """Returns what must stay together: the groups, or else one for each picture."""
     if images.groups is not None:
         return list(images.groups)
+    return fingerprints(images)
+
+
+def fingerprints(images: ImageSet) -> list[str]:
+    """Returns the SHA-256 of each image's pixels, in hexadecimal."""
     return [
         hashlib.sha256(image.tobytes()).hexdigest()
         for block in images.blocks()
         for image in block
     ]
+
+
+def of_groups(images: ImageSet, groups: Sequence[str] | None) -> np.ndarray:
+    """Returns which images are of one of the groups: bool `[N]`, False if unknown."""
+    if images.groups is None or groups is None:
+        return np.zeros(len(images), bool)
+    return np.isin(np.asarray(images.groups, str), np.asarray(groups, str))
 
 
 def check(groups: Sequence[str], held: np.ndarray) -> None:
@@ -86,7 +123,3 @@ def check(groups: Sequence[str], held: np.ndarray) -> None:
             f"{len(both)} groups (patients, slides) have images both in training and "
             f"held out, such as {both[0]}"
         )
-
-
-def _hash(name: str) -> str:
-    return hashlib.sha256(name.encode()).hexdigest()

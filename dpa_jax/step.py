@@ -186,14 +186,14 @@ def train_step(
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, number)
         return prepare(spec, images, keys, alpha), keys
 
-    judged = [see(images, row) for row, images in enumerate(others, start=1)]
+    for_critic = [see(images, row) for row, images in enumerate(others, start=1)]
     x, _ = see(last, 0)
     real = targets(spec, frozen, x) if cached is None else cached
 
     def update(member, learning_rate):
         adam = state_lib.optimizer(learning_rate)
         scalars = {}
-        for seen, keys in judged:
+        for seen, keys in for_critic:
             t = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 3)))(
                 keys
             )

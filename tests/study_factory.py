@@ -1,23 +1,53 @@
-"""Makes the folder of a finished study by hand: no training, scores as given."""
-
-import pathlib
+"""Makes searches and studies without training: scores as given."""
 
 import numpy as np
+import pytest
 import run_factory
 
-from dpa_jax import config_files, workdir
 from dpa_jax.data import ImageSet
-from dpa_jax.tuning import anomalies, results
+
+optuna = pytest.importorskip("optuna", reason="the extra tune is not installed")
+
+from dpa_jax.tuning import anomalies, queue, selection  # noqa: E402
+from dpa_jax.tuning import search as search_lib  # noqa: E402
 
 NORMAL = np.arange(10, dtype=np.float32)  # held-out scores 0 to 9 of every fold
 
+SEARCH = """
+def get_options(config):
+    return {
+        "sampler": "grid",
+        "folds": 2,
+        "early_stopping": {"every": 2},
+        "grid": {"width": (2, 4), "rate": (0.001, 0.02)},
+    }
 
-def fold(aucs, *, normal=NORMAL, groups=None, steps=6, loss=0.5):
+def suggest(trial, config):
+    config.optimizer.learning_rate = trial.suggest_float("rate", 1e-3, 2e-2)
+    config.model.latent_channels = trial.suggest_categorical("width", (2, 4))
+"""
+
+
+def search(folder, config=None, source=SEARCH, **options):
+    """Writes a search file and loads it, with options by their dotted names."""
+    path = folder / "search.py"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(source)
+    found = search_lib.load(path, config or run_factory.quick_config())
+    for name, value in options.items():
+        target = found.options
+        *sections, last = name.split("__")
+        for section in sections:
+            target = target[section]
+        target[last] = value
+    return found
+
+
+def fold(aucs=(), *, normal=NORMAL, groups=None, steps=6, loss=0.5):
     """A fold in which each anomaly alone has the ROC AUC given, in tenths."""
-    return results.Fold(
+    return selection.Fold(
         normal=np.asarray(normal, np.float32),
-        groups=groups,
-        paths=tuple(f"{i}.png" for i in range(len(normal))),
+        groups=np.array(groups or [""] * len(normal)),
         anomalies=np.asarray(aucs, np.float32) * 10 - 0.5,
         steps=steps,
         loss=loss,
@@ -26,30 +56,7 @@ def fold(aucs, *, normal=NORMAL, groups=None, steps=6, loss=0.5):
 
 def trial(number, *folds, **parameters):
     """A complete trial in memory."""
-    where = pathlib.Path("nowhere")
-    return results.Trial(number, "complete", "", parameters, 1.0, 0, where, folds)
-
-
-def write_trial(
-    study, number, folds, parameters, *, state="complete", reason="", config=None
-):
-    """Writes a trial as the study leaves it."""
-    folder = pathlib.Path(study) / "trials" / f"{number:04d}"
-    told = {
-        "number": number,
-        "state": state,
-        "reason": reason,
-        "parameters": parameters,
-        "seconds": 12.5,
-        "retries": 0,
-    }
-    workdir.write_json(folder / "trial.json", told)
-    for k, each in enumerate(folds):
-        results.write_fold(folder / f"fold_{k}" / results.SCORES, each)
-        config_files.save(
-            config or run_factory.quick_config(), folder / f"fold_{k}" / "config.json"
-        )
-    return folder
+    return selection.Trial(number, "complete", "", parameters, folds)
 
 
 def pool(count=3, drawn=(), *, kinds=None, groups=None):
@@ -59,16 +66,24 @@ def pool(count=3, drawn=(), *, kinds=None, groups=None):
         [f"anomaly {i}" for i in range(count)],
         groups=groups,
     )
-    return anomalies.Pool(
-        images, tuple(kinds or [""] * count), np.array(drawn, np.int64)
-    )
+    kinds = tuple(kinds or [""] * count)
+    return anomalies.Pool(images, kinds, np.array(drawn, np.int64))
 
 
-def write_study(folder, *, space=None, config=None, kept=None, statements=()):
-    """Writes what a study begins with; returns its folder."""
-    folder = pathlib.Path(folder)
-    config_files.save(config or run_factory.quick_config(), folder / "config.json")
-    workdir.write_json(folder / "search.json", {"space": space or {}})
-    if kept is not None:
-        anomalies.keep(folder / "anomalies.npz", kept, statements)
-    return folder
+def finished(folder, found, known, outcomes):
+    """Makes a study whose trials ended with folds, or failed with a reason."""
+    folder.mkdir(parents=True, exist_ok=True)
+    joined = queue.Queue(folder, "", found, {}, bool(known["drawn"]))
+    for name, value in known.items():
+        joined.study.set_user_attr(name, value)
+    drawn = np.array(known["drawn"], np.int64)
+    for number, outcome in enumerate(outcomes):
+        taken = joined.take()
+        found.config(run_factory.quick_config(), taken)
+        if isinstance(outcome, str):
+            joined.end(taken, reason=outcome)
+            continue
+        for k, each in enumerate(outcome):
+            selection.write_fold(selection.scores(folder, number, k), each)
+        joined.end(taken, float(selection.fold_values(outcome, drawn).mean()))
+    return joined.study

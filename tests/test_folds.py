@@ -50,3 +50,23 @@ def test_fewer_groups_than_folds_are_refused():
 def test_a_group_on_both_sides_is_refused_by_name():
     with pytest.raises(errors.DpaError, match="1 groups .* such as slide 7"):
         folds.check(["slide 7", "slide 8", "slide 7"], np.array([True, False, False]))
+
+
+def test_few_images_are_left_out_to_make_folds_equal():
+    groups = [f"patient {i}" for i in range(302)]
+    kept = folds.even(groups, 3)
+    assert kept.sum() == 300
+    left = np.array(groups)[kept]
+    assert np.bincount(folds.assign(left, 3)).tolist() == [100, 100, 100]
+    # and the others are dealt out as before
+    np.testing.assert_array_equal(folds.assign(left, 3), folds.assign(groups, 3)[kept])
+
+
+def test_folds_that_cannot_be_made_equal_by_so_few_stay_as_they_are():
+    assert folds.even([f"patient {i}" for i in range(50)], 3).all()
+
+
+def test_images_of_a_group_are_found_where_groups_are_known():
+    found = folds.of_groups(image_set(3, ["a", "b", "a"]), ["a", "c"])
+    assert found.tolist() == [True, False, True]
+    assert not folds.of_groups(image_set(3), ["a"]).any()

@@ -10,6 +10,7 @@ from PIL import Image
 
 import dpa_jax
 from dpa_jax import config_files, errors, models, score, state, training
+from dpa_jax.platform import Platform
 from dpa_jax.training import checkpoints, programs
 
 
@@ -163,6 +164,33 @@ def test_streamed_images_give_the_same_run(quick, tmp_path):
     quick.data.residency = "stream"
     streamed = dpa_jax.train(quick, tmp_path / "streamed", visible=False)
     run_factory.assert_same_run(streamed, resident)
+
+
+def test_images_beyond_memory_are_mapped_and_streamed_and_give_the_same_run(
+    quick, tmp_path, capsys
+):
+    quick.data.horizontal_flip = True
+    usual = dpa_jax.train(quick, tmp_path / "usual", visible=False)
+    small = dataclasses.replace(Platform.here(), host_memory=1000)
+    mapped = dpa_jax.train(quick, tmp_path / "mapped", platform=small)
+    shown = capsys.readouterr().err
+    assert "images resident" in shown and "may be deleted" in shown
+    run_factory.assert_same_run(mapped, usual)
+    quick.data.residency = "stream"
+    streamed = dpa_jax.train(quick, tmp_path / "streamed", platform=small)
+    assert "images streamed" in capsys.readouterr().err
+    run_factory.assert_same_run(streamed, usual)
+
+
+def test_the_next_stage_may_be_compiled_meanwhile(tmp_path):
+    """As on accelerators."""
+    config = run_factory.tiny_config()
+    config.loss.relative_perceptual, config.loss.l1 = 0.0, 1.0
+    config.data.train = run_factory.write_npz(tmp_path / "train.npz")
+    usual = dpa_jax.train(config, tmp_path / "usual", visible=False)
+    ahead = dataclasses.replace(Platform.here(), compiles_ahead=True)
+    found = dpa_jax.train(config, tmp_path / "ahead", platform=ahead, visible=False)
+    run_factory.assert_same_run(found, usual)
 
 
 def test_sample_grids_come_as_often_as_asked(quick, tmp_path):

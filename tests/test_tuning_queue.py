@@ -1,311 +1,315 @@
-import json
+import contextlib
+import importlib.util
+import os
+import shutil
+import sqlite3
 import subprocess
 import sys
-import time
+import threading
 
 import pytest
+import study_factory
+from study_factory import optuna
 
 from dpa_jax import errors
-from dpa_jax.tuning import queue, storage
+from dpa_jax.tuning import queue, study
 
-optuna = pytest.importorskip("optuna", reason="the extra tune is not installed")
 
-PLAN = [{"x": i} for i in range(4)]
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory):
+    """A database without a study: to make one takes half a second."""
+    folder = tmp_path_factory.mktemp("tables")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    queue.connect(folder)
+    return folder / "study.db"
 
 
 @pytest.fixture
-def url(tmp_path):
-    return f"sqlite:///{tmp_path / 'study.db'}"
+def join(tmp_path, tables):
+    """Makes workers of one study; its plan has four trials."""
+    shutil.copy(tables, tmp_path)
 
-
-@pytest.fixture
-def join(url):
-    """Makes workers of one study."""
-    storage.require_optuna()
-
-    def made(plan=PLAN, retries=1):
-        return queue.Queue(storage.connect(url, "s", True, "none"), plan, retries, 0)
+    def made(identity=None, **options):
+        found = study_factory.search(tmp_path, **options)
+        return queue.Queue(tmp_path, "", found, identity or {}, True)
 
     return made
 
 
-def take(worker, count=1):
-    return worker.take(
-        count, lambda t: {"x": t.suggest_int("x", 0, 100)}, lambda one, other: True
-    )
-
-
 def states(worker):
-    return [place.state for place in worker.look()]
+    found = sorted(queue.latest(worker.study).items())
+    return [queue.state(trial)[0] for _, trial in found]
 
 
-def die(worker, seconds=100):
-    """Leaves a worker's trials as a process that is killed leaves them."""
-    with worker._storage._backend.engine.begin() as connection:
-        connection.exec_driver_sql(
-            "UPDATE trial_heartbeats SET heartbeat = datetime('now', ?)",
-            (f"-{seconds} seconds",),
+def die(folder):
+    """Makes the last heartbeat of all trials an old one."""
+    with contextlib.closing(sqlite3.connect(folder / "study.db")) as connection:
+        connection.execute(
+            "UPDATE trial_heartbeats SET heartbeat = datetime('now', '-99 seconds')"
         )
+        connection.commit()
 
 
-def test_every_trial_of_the_plan_is_taken_once_by_two_workers(join):
-    one, other = join(), join()
-    found = []
-    while any(not place.ended for place in one.look()):
-        for worker in (one, other):
-            for trial, number, values in take(worker):
-                found.append((number, values))
-                worker.end(trial, 0.5)
-    assert sorted(found, key=lambda x: x[0]) == [(i, {"x": i}) for i in range(4)]
-    assert states(other) == ["complete"] * 4
-    assert len(one.study.trials) == 4
-
-
-def test_three_processes_share_a_plan_without_a_trial_lost_or_taken_twice(url):
-    code = f"""
-import time
-from dpa_jax.tuning import queue, storage
-storage.require_optuna()
-time.sleep(max(0, {time.time() + 3} - time.time()))  # all begin at once
-study = storage.connect({url!r}, "s", True, "none")
-worker = queue.Queue(study, [{{"x": i}} for i in range(16)], 1, 0)
-while any(not place.ended for place in worker.look()):
-    for trial, number, _ in worker.take(
-        1, lambda t: {{"x": t.suggest_int("x", 0, 100)}}, lambda a, b: True
-    ):
-        print(number)
-        worker.end(trial, 0.5)
-"""
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code],
-            cwd=queue.__file__.rpartition("/dpa_jax/")[0],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(3)
-    ]
-    done = [process.communicate() for process in processes]
-    assert [p.returncode for p in processes] == [0] * 3, done
-    taken = [int(n) for out, _ in done for n in out.split()]
-    assert sorted(taken) == list(range(16))
-
-
-def test_trial_of_a_dead_worker_is_taken_over_with_its_values(join):
-    dead, other = join([{}] * 2), join([{}] * 2)
-    dead.look()
-    ((_, _, values),) = take(dead)
-    assert states(other) == ["running", "waiting"]
-    die(dead)
-    assert states(other) == ["waiting", "waiting"]
-    assert [place.deaths for place in other.look()] == [1, 0]
-    found = {number: values for _, number, values in take(other, 2)}
-    assert found[0] == values
-    assert states(other) == ["running", "running"]
-
-
-def test_dead_worker_that_comes_back_does_not_end_the_trial(join):
-    dead, other = join(), join()
-    dead.look()
-    ((trial, _, _),) = take(dead)
-    die(dead)
-    other.look()
-    assert not dead.owns(trial)
-    dead.end(trial, 1.0)
-    assert states(other) == ["waiting"] * 4
-    with dead.beating():
-        assert dead.hand_back() == 0
-
-
-def test_worker_that_died_before_its_first_heartbeat_is_noticed(join, monkeypatch):
-    dead, other = join(), join()
-    dead.look()
-
-    def killed(identity):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(dead._storage, "record_heartbeat", killed)
-        with pytest.raises(KeyboardInterrupt):
-            take(dead)
-    assert states(other)[0] == "running"
-    die(other)
-    assert states(other)[0] == "waiting"
-
-
-def test_trial_over_which_too_many_workers_die_has_failed(join):
-    for _ in range(2):
-        worker = join(retries=1)
-        worker.look()
-        take(worker, 4)
-        die(worker)
-    worker = join(retries=1)
-    places = worker.look()
-    assert [place.state for place in places] == ["failed"] * 4
-    assert places[0].reason == "its worker died, 2 times in all"
-    assert not take(worker)
-
-
-def test_trial_that_is_handed_back_waits_again_and_nobody_died(join):
-    worker = join(retries=0)
-    worker.look()
-    take(worker, 2)
-    assert worker.hand_back() == 2
-    places = worker.look()
-    assert [place.state for place in places] == ["waiting"] * 4
-    assert not any(place.deaths for place in places)
-
-
-def test_failed_trial_keeps_its_reason_and_is_not_tried_again(join):
-    worker = join()
-    worker.look()
-    ((trial, number, _),) = take(worker)
-    worker.end(trial, reason="diverged")
-    place = worker.look()[number]
-    assert (place.state, place.reason, place.ended) == ("failed", "diverged", True)
+def test_every_trial_of_the_plan_is_taken_once_in_its_order(join):
+    workers, found = [join(), join()], []
+    for i in range(4):
+        trial = workers[i % 2].take()
+        width = trial.suggest_categorical("width", (2, 4))
+        rate = trial.suggest_float("rate", 1e-3, 2e-2)
+        found.append((trial.user_attrs["index"], width, rate))
+        workers[i % 2].end(trial, 0.5)
+    assert found == [(0, 2, 0.001), (1, 2, 0.02), (2, 4, 0.001), (3, 4, 0.02)]
+    assert join().take() is None and states(workers[0]) == ["complete"] * 4
 
 
 def test_longer_plan_goes_on_behind_the_shorter(join):
-    worker = join(PLAN[:2])
-    worker.look()
-    for trial, _, _ in take(worker, 2):
-        worker.end(trial, 0.5)
-    longer = join(PLAN)
-    assert states(longer) == ["complete"] * 2 + ["waiting"] * 2
-    assert [number for _, number, _ in take(longer, 9)] == [2, 3]
+    worker = join(sampler="random", trials=1)
+    worker.end(worker.take(), 0.5)
+    longer = join(sampler="random", trials=3)
+    assert [longer.take().user_attrs["index"] for _ in range(2)] == [1, 2]
+    # and one that asks for fewer works on all
+    assert queue.left(join(sampler="random", trials=1).study) == 2
+    assert longer.take() is None
 
 
-def test_of_a_trial_entered_twice_the_first_counts(join):
-    one, other = join(PLAN[:1]), join(PLAN[:1])
-    # both look before either has entered it
-    (place,) = queue.places(other._trials(), 1, 1)
-    one.look()
-    other._enter(0, place)
-    assert len(one.study.trials) == 2
-    ((trial, _, _),) = take(one)
-    assert not take(other)
-    one.end(trial, 0.5)
-    (place,) = other.look()
-    assert place.state == "complete" and place.deaths == 0
+def test_sampler_chooses_the_same_whichever_worker_takes_the_trial(
+    join, tmp_path, tables
+):
+    options = {"sampler": "tpe", "trials": 3}
+    one, other = join(**options), join(**options)
+    mixed = [w.take().suggest_float("x", 0, 1) for w in (one, other, one)]
+    shutil.copy(tables, tmp_path)
+    again = join(**options)
+    assert [again.take().suggest_float("x", 0, 1) for _ in range(3)] == mixed
+    assert len(set(mixed)) == 3
 
 
-def test_only_trials_alike_are_taken_together(join):
+def test_trial_of_a_dead_worker_is_taken_again_with_what_it_had(join, tmp_path):
+    dead, other = join(sampler="tpe", trials=1), join(sampler="tpe", trials=1)
+    trial = dead.take()
+    chosen = trial.suggest_float("x", 0, 1)
+    assert dead.goes_on(trial, 0, 0.25)
+    assert other.take() is None
+    die(tmp_path)
+    again = other.take()
+    assert again.suggest_float("x", 0, 1) == chosen
+    (found,) = queue.latest(other.study).values()
+    assert found.intermediate_values == {0: 0.25}
+    # which it reports again, as it is trained again
+    assert other.goes_on(again, 0, 0.75)
+    assert queue.latest(other.study)[0].intermediate_values == {0: 0.25}
+
+
+def test_dead_worker_that_comes_back_does_not_end_the_trial(join, tmp_path):
+    dead, other = join(), join()
+    trial = dead.take()
+    die(tmp_path)
+    again = other.take()
+    assert not dead.owns(trial) and not dead.goes_on(trial, 0, 0.1)
+    dead.end(trial, 1.0)
+    assert states(other)[0] == "running"
+    other.end(again, 0.5)
+    assert queue.latest(other.study)[0].value == 0.5
+
+
+def test_one_worker_takes_a_trial_at_a_time(join, monkeypatch):
+    # Optuna alone lets workers of SQLite take one trial: three took 13 of 150 twice
+    one, other, taken = join(), join(), []
+    inside, may_leave = threading.Event(), threading.Event()
+    fail_stale_trials = optuna.storages.fail_stale_trials
+
+    def slow(study):
+        fail_stale_trials(study)
+        inside.set()
+        assert may_leave.wait(60)
+
+    monkeypatch.setattr(optuna.storages, "fail_stale_trials", slow)
+    workers = [
+        threading.Thread(target=lambda w=w: taken.append(w.take().user_attrs["index"]))
+        for w in (one, other)
+    ]
+    workers[0].start()
+    assert inside.wait(60)
+    inside.clear()
+    workers[1].start()
+    assert not inside.wait(0.3) and not taken
+    may_leave.set()
+    for worker in workers:
+        worker.join()
+    assert sorted(taken) == [0, 1]
+
+
+def killed(*_, **__):
+    raise SystemExit("killed")
+
+
+def test_worker_killed_before_its_first_heartbeat_loses_no_trial(join, monkeypatch):
     worker = join()
-    worker.look()
-    taken = worker.take(
-        4,
-        lambda t: {"x": t.suggest_int("x", 0, 100)},
-        lambda one, other: one["x"] % 2 == other["x"] % 2,
-    )
-    assert [number for _, number, _ in taken] == [0, 2]
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.storages.RDBStorage, "record_heartbeat", killed)
+        with pytest.raises(SystemExit):
+            worker.take()
+    # Optuna alone would let it run for ever: it has no heartbeat that could be old
+    with pytest.warns(optuna.exceptions.ExperimentalWarning):
+        optuna.storages.fail_stale_trials(worker.study)
+    assert states(worker)[0] == "running"
+    other = join()
+    taken = [other.take().user_attrs["index"] for _ in range(4)]
+    assert sorted(taken) == [0, 1, 2, 3]
 
 
-def test_tpe_chooses_the_same_whichever_worker_asks(url, tmp_path):
-    storage.require_optuna()
-
-    def chosen(url, workers):
-        made = [
-            queue.Queue(storage.connect(url, "s", True, "none"), [{}] * 3, 0, 5)
-            for _ in range(workers)
-        ]
-        made[0].look()
-        return [
-            values["x"]
-            for i in range(3)
-            for _, _, values in made[i % workers].take(
-                1, lambda t: {"x": t.suggest_float("x", 0, 1)}, lambda a, b: True
-            )
-        ]
-
-    alone = chosen(url, 1)
-    assert alone == chosen(f"sqlite:///{tmp_path / 'other.db'}", 2)
-    assert len(set(alone)) == 3
+def test_worker_killed_before_it_enters_a_trial_again_loses_none(
+    join, tmp_path, monkeypatch
+):
+    dead, finder = join(), join()
+    dead.take()
+    die(tmp_path)
+    retry = optuna.storages.RetryHeartbeatStaleTrialCallback
+    with monkeypatch.context() as patch:
+        patch.setattr(retry, "__call__", killed)
+        with pytest.raises(SystemExit):
+            finder.take()
+    # Optuna alone would leave it: it has failed, and nothing waits in its place
+    assert states(finder) == ["failed"]
+    other = join()
+    assert sorted(other.take().user_attrs["index"] for _ in range(4)) == [0, 1, 2, 3]
+    assert other.take() is None
 
 
-def test_value_reported_twice_for_a_stage_stays_the_first(join):
+def test_trial_that_too_many_workers_die_of_has_failed(join, tmp_path):
+    for _ in range(2):
+        assert join(retries=1).take().user_attrs["index"] == 0
+        die(tmp_path)
+    worker = join(retries=1)
+    assert worker.take().user_attrs["index"] == 1
+    failed = queue.latest(worker.study)[0]
+    assert queue.state(failed) == ("failed", "too many workers died of it")
+
+
+def test_interrupted_worker_leaves_its_trial_and_that_is_no_death(join):
+    for _ in range(3):
+        worker = join(retries=0)
+        with pytest.raises(KeyboardInterrupt), worker.beating():
+            assert worker.take().suggest_categorical("width", (2, 4)) == 2
+            raise KeyboardInterrupt
+        assert states(worker) == ["waiting"] and queue.left(worker.study) == 4
+
+
+def test_median_prunes_what_is_below_it(join, monkeypatch):
+    monkeypatch.setattr(queue, "STARTUP", 2)
     worker = join()
-    worker.look()
-    ((trial, _, _),) = take(worker)
-    assert not worker.reported(trial, 0.5, 0)
-    assert not worker.reported(trial, 0.7, 0)
-    (found,) = [t for t in worker.study.trials if t.number == trial.number]
-    assert found.intermediate_values == {0: 0.5}
-
-
-def test_median_prunes_what_is_below_it(url, monkeypatch):
-    monkeypatch.setattr(storage, "STARTUP", 2)
-    storage.require_optuna()
-    worker = queue.Queue(storage.connect(url, "s", True, "median"), PLAN, 0, 0)
-    worker.look()
     for value in (0.6, 0.8):
-        ((trial, _, _),) = take(worker)
-        assert not worker.reported(trial, value, 0)
+        trial = worker.take()
+        assert worker.goes_on(trial, 0, value)
         worker.end(trial, value)
-    ((low, _, _), (high, _, _)) = take(worker, 2)
-    assert worker.reported(low, 0.69, 0)
-    assert not worker.reported(high, 0.71, 0)
+    low, high = worker.take(), worker.take()
+    assert not worker.goes_on(low, 0, 0.69)
+    assert worker.goes_on(high, 0, 0.71)
     worker.end(low)
     assert states(worker) == ["complete", "complete", "pruned", "running"]
+    assert queue.left(worker.study) == 1
 
 
-def test_folder_of_another_study_than_the_database_s_is_refused(join, tmp_path):
-    worker = join()
-    folder = tmp_path / "study"
-    storage.check_same(worker.study, "this", folder)
-    (folder / "trials" / "0000").mkdir(parents=True)
-    (folder / "trials" / "0000" / "trial.json").write_text(json.dumps({}))
-    with pytest.raises(errors.DpaError, match="--storage that the study began with"):
-        storage.check_same(worker.study, "this", folder)
-    worker.look()
-    ((trial, _, _),) = take(worker)
-    worker.end(trial, 1.0)
-    storage.check_same(worker.study, "this", folder)
-    with pytest.raises(errors.DpaError, match="trial 0 of the study s has ended"):
-        storage.check_same(worker.study, "this", tmp_path / "other")
-
-
-def test_database_s_study_of_the_same_name_about_something_else_is_refused(
-    join, tmp_path
-):
-    worker = join()
-    storage.check_same(worker.study, "this", tmp_path)
-    with pytest.raises(errors.DpaError, match="has another study by the name of s"):
-        storage.check_same(worker.study, "that", tmp_path)
-
-
-def test_database_s_study_that_is_not_ours_is_refused(join, tmp_path):
-    worker = join()
-    worker.study.add_trial(optuna.trial.create_trial(value=1.0))
-    with pytest.raises(errors.DpaError, match="has another study by the name of s"):
-        storage.check_same(worker.study, "this", tmp_path)
+def test_study_about_something_else_is_refused_with_the_fields(join):
+    join({"config.batch_size": 8, "search.folds": 2})
+    with pytest.raises(errors.UsageError, match="config.batch_size was 8, is 4. Give"):
+        join({"config.batch_size": 4, "search.folds": 2})
 
 
 @pytest.mark.parametrize(
     "url, message",
     [
-        ("nonsense", "database nonsense:... cannot be used"),
-        ("oracle+nothing://u:secret@h/d", r"u:\*\*\*@h"),
+        ("nonsense", "cannot be used: Could not parse"),
         ("sqlite:////no/such/folder/study.db", "unable to open database file"),
+        ("oracle+nothing://u:secret@h/d", "sqlalchemy.dialects:oracle.nothing"),
     ],
 )
-def test_database_that_cannot_be_used_is_named(url, message, monkeypatch):
-    monkeypatch.setattr(storage, "_TRIES", 1)
-    storage.require_optuna()
-    with pytest.raises(errors.DpaError, match=message) as found:
-        storage.connect(url, "s", True, "none")
+def test_database_that_cannot_be_used_is_an_error_without_the_password(
+    tmp_path, url, message
+):
+    with pytest.raises(errors.DpaError, match=message) as found, queue.reaching():
+        queue.connect(tmp_path, url)
     assert "secret" not in str(found.value)
 
 
-def test_missing_driver_of_a_database_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "psycopg", None)
-    storage.require_optuna()
-    told = r"\*\*\*@h/d needs .*psycopg.*pip install 'psycopg\[binary\]'"
-    with pytest.raises(errors.DpaError, match=told):
-        storage.connect("postgresql+psycopg://u:secret@h/d", "s", True, "none")
+# --- several processes ---
+
+WORKER = """
+import pathlib, sys, time
+import study_factory
+from dpa_jax.tuning import queue
+
+queue.INTERVAL, queue.GRACE = 1, 2
+folder = pathlib.Path(sys.argv[1])
+found = study_factory.search(folder / sys.argv[3], sampler="random", trials=8)
+with queue.reaching():
+    worker = queue.Queue(folder, sys.argv[2], found, {}, True)
+    with worker.beating():
+        while (trial := worker.take()) is not None or queue.left(worker.study):
+            print(trial and trial.user_attrs["index"], flush=True)
+            # the first lasts longer than a worker may be silent
+            time.sleep(0.2 if trial is None else 4 if trial.number < 3 else 0.1)
+            if trial is not None:
+                worker.end(trial, trial.suggest_float("x", 0, 1))
+"""
 
 
-def test_missing_optuna_is_told_with_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(errors.DpaError, match=r"pip install 'dpa_jax\[tune\]'"):
-        storage.require_optuna()
+def share_a_study(folder, url):
+    """Runs three workers, kills one at its first trial; returns the complete trials."""
+    root = os.path.dirname(os.path.dirname(os.path.abspath(study.__file__)))
+    here = [os.path.dirname(root), os.path.dirname(__file__), *sys.path]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(here)}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, str(folder), url, str(i)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(3)
+    ]
+    assert workers[0].stdout.readline().strip().isdigit()
+    workers[0].kill()
+    for worker in workers:
+        worker.communicate(timeout=120)
+    assert [worker.returncode for worker in workers] == [-9, 0, 0]
+    name, storage = queue.connect(folder, url)
+    found = optuna.load_study(study_name=name, storage=storage).get_trials()
+    assert sum(trial.state.name == "FAIL" for trial in found) == 1
+    return [t.user_attrs["index"] for t in found if t.state.name == "COMPLETE"]
+
+
+def test_processes_share_a_study_and_a_kill_loses_no_trial(tmp_path):
+    assert sorted(share_a_study(tmp_path, "")) == list(range(8))
+
+
+@pytest.fixture
+def postgresql(tmp_path):
+    """Starts a PostgreSQL server; returns the URL of a database."""
+    if shutil.which("initdb") is None or shutil.which("pg_ctl") is None:
+        pytest.skip("PostgreSQL's initdb and pg_ctl are not in the path")
+    if importlib.util.find_spec("psycopg") is None:
+        pytest.skip("psycopg is not installed")
+    data = tmp_path / "postgresql"
+    data.mkdir()
+    user = {}
+    if os.geteuid() == 0:  # as which PostgreSQL does not run
+        user = {"user": "nobody"}
+        shutil.chown(data, "nobody")
+        for folder in (tmp_path, *tmp_path.parents[:3]):
+            folder.chmod(0o755)
+
+    def run(*command):
+        subprocess.run(command, check=True, capture_output=True, cwd=data, **user)
+
+    run("initdb", "-D", str(data), "-A", "trust", "-U", "tuner", "--no-sync")
+    options = f"-k {data} -c listen_addresses= -c fsync=off"
+    run(
+        "pg_ctl", "-D", str(data), "-w", "-l", str(data / "log"), "-o", options, "start"
+    )
+    yield f"postgresql+psycopg://tuner@/postgres?host={data}"
+    run("pg_ctl", "-D", str(data), "-m", "immediate", "stop")
+
+
+def test_processes_share_a_study_in_postgresql(tmp_path, postgresql):
+    assert sorted(share_a_study(tmp_path, postgresql)) == list(range(8))

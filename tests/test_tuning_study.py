@@ -1,29 +1,24 @@
 import csv
-import json
-import signal
-import sqlite3
-import time
 
 import numpy as np
 import pytest
 import run_factory
+import study_factory
+from study_factory import optuna
 
 import dpa_jax
-from dpa_jax import config as config_lib
-from dpa_jax import config_files, data, errors, folds, roc, stages, stopping, training
-from dpa_jax.tuning import results, storage, study, trials, worker
+from dpa_jax import config_files, data, errors, folds, stages, training
+from dpa_jax.training import early_stopping, programs
+from dpa_jax.tuning import queue, selection, study, trials
 from dpa_jax.tuning import search as search_lib
-
-optuna = pytest.importorskip("optuna", reason="the extra tune is not installed")
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     """Six steps at 8 pixels on 24 patients of two images each."""
-    folder = tmp_path_factory.mktemp("data")
     made = run_factory.quick_config()
     made.data.train = run_factory.write_npz(
-        folder / "normal.npz",
+        tmp_path_factory.mktemp("data") / "normal.npz",
         images=run_factory.images(48),
         groups=np.array([f"patient{i // 2}" for i in range(48)]),
     )
@@ -33,18 +28,21 @@ def config(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def search(config, tmp_path_factory):
-    """A grid of two learning rates and two folds, ranked by six of nine anomalies."""
-    path = tmp_path_factory.mktemp("anomalies") / "anomalies.npz"
+    """A grid of two learning rates, ranked by six of nine anomalies."""
+    folder = tmp_path_factory.mktemp("anomalies")
     pictures = run_factory.images(9, seed=1) // 2 + np.uint8(90)
     pictures[::2, ::2] = 255  # every second is striped, the others merely pale
-    made = search_lib.default_search()
-    made.sampler, made.folds = "grid", 2
-    made.early_stopping.every = 2
-    made.anomalies.source = run_factory.write_npz(path, images=pictures)
-    made.anomalies.count = 6
-    rate = {"field": "optimizer.learning_rate", "low": 1e-3, "high": 2e-2, "points": 2}
-    made.space = {"rate": rate}
-    return made
+    groups = np.array(["patient5", "a", "patient3", *"bcdefg"])
+    source = run_factory.write_npz(folder / "a.npz", images=pictures, groups=groups)
+    found = study_factory.search(folder, config)
+    found.grid.update({"width": (2,)})
+    found.options.anomalies.update({"source": source, "count": 6})
+    assert anomalies_drawn(found, config).tolist() == [2, 3, 4, 5, 6, 8]
+    return found
+
+
+def anomalies_drawn(found, config):
+    return trials.loader(found.options, False)(config)[2].drawn
 
 
 @pytest.fixture(scope="module")
@@ -56,32 +54,21 @@ def finished(config, search, tmp_path_factory):
 
 
 @pytest.fixture
-def soon(monkeypatch):
-    """Declares workers dead after three seconds, in this process."""
-    monkeypatch.setattr(storage, "INTERVAL", 1)
-    monkeypatch.setattr(storage, "GRACE", 3)
-    monkeypatch.setattr(worker, "_POLL", 0.1)
-
-
-@pytest.fixture
 def untrained(monkeypatch):
     """Puts made-up scores in the place of training; returns what notes the folds."""
 
-    def made(during=lambda work, fold, judge: None, before=lambda *_: None):
+    def made(during=lambda number, fold, after_stage: ""):
         done = []
 
-        def train_fold(works, fold, images, judge):
-            before(works, fold, images, judge)
-            for work in works:
-                done.append((work.number, fold))
-                during(work, fold, judge)
-                folder = work.fold_folder(fold)
-                config_files.save(work.configs[fold], folder / "config.json")
-                rng = np.random.default_rng((work.number, fold))
-                scores = rng.normal(size=24)
-                anomalies = rng.normal(1, size=9)
-                made = results.Fold(scores, None, [""] * 24, anomalies, 4, rng.random())
-                results.write_fold(work.scores(fold), made)
+        def train_fold(config, path, images, after_stage, visible):
+            number, fold = int(path.parent.parent.name), int(path.parent.name[5:])
+            done.append((number, fold))
+            failure = during(number, fold, after_stage)
+            if failure == "":
+                scores = np.random.default_rng((number, fold)).normal(size=24)
+                made = study_factory.fold(scores[:9], normal=scores, steps=4)
+                selection.write_fold(path, made)
+            return failure or ""
 
         monkeypatch.setattr(trials, "train_fold", train_fold)
         return done
@@ -90,352 +77,201 @@ def untrained(monkeypatch):
 
 
 def table(folder):
-    with open(folder / "trials.csv", newline="") as file:
+    with open(folder / "ranking.csv", newline="") as file:
         return list(csv.DictReader(file))
 
 
-def told(folder, number):
-    return json.loads((folder / "trials" / f"{number:04d}" / "trial.json").read_text())
-
-
 def optuna_trials(folder):
-    """Returns the state of each of Optuna's trials and which of the plan it is."""
-    with sqlite3.connect(folder / "study.db") as connection:
-        rows = connection.execute(
-            "SELECT state, value_json FROM trials JOIN trial_user_attributes USING "
-            "(trial_id) WHERE key = 'planned' ORDER BY number"
-        ).fetchall()
-    connection.close()
-    return [(int(number), state) for state, number in rows]
+    name, database = queue.connect(folder)
+    found = optuna.load_study(study_name=name, storage=database).get_trials()
+    return [(trial.user_attrs["index"], trial.state.name) for trial in found]
 
 
-def test_every_combination_is_trained_on_every_fold(finished, config):
-    rows = table(finished)
-    assert [float(row["rate"]) for row in rows] == [1e-3, 2e-2]
-    assert {row["state"] for row in rows} == {"complete"}
-    for number in range(2):
-        for fold in range(2):
-            run = finished / "trials" / f"{number:04d}" / f"fold_{fold}"
-            made = config_files.load(str(run / "config.json"))
-            assert (made.data.folds, made.data.fold, made.data.seed) == (2, fold, 0)
-            assert dpa_jax.load(run).trained == stopping.result(run).trained
+# --- with real runs ---
 
 
-def test_scores_of_a_fold_are_those_of_its_held_out_and_anomalous_images(
+def test_folds_are_trained_without_the_patients_of_drawn_anomalies(
     finished, config, search
 ):
-    fold = finished / "trials" / "0001" / "fold_1"
-    found = results.read_fold(fold / "scores.npz")
     normal = training.training_images(config, visible=False)
-    held = folds.held_out(normal, 2, 1)
-    assert set(found.groups).isdisjoint(np.array(normal.groups)[~held])
-    assert found.paths == tuple(np.array(normal.paths)[held])
-    scorer = dpa_jax.load(fold)
-    np.testing.assert_array_equal(found.normal, scorer(normal.images[held]))
-    pool = data.load(
-        search.anomalies.source, data.Preprocessing.from_config(config)
-    ).images
-    np.testing.assert_array_equal(found.anomalies, scorer(pool))
-    stopped = stopping.result(fold)
-    assert (found.steps, found.loss) == (stopped.steps, stopped.loss)
-    drawn = np.load(finished / "anomalies.npz")["drawn"]
-    assert len(drawn) == 6
-    scores = np.concatenate([found.normal, found.anomalies[drawn]])
-    labels = np.repeat([0, 1], [len(found.normal), 6])
-    auc = float(table(finished)[1]["auc_1"])
-    assert auc == pytest.approx(roc.auc(scores, labels), abs=1e-6)
+    kept = normal.select(np.array(normal.groups) != "patient3")
+    for number, rate in enumerate((0.001, 0.02)):
+        seen = []
+        for fold in range(2):
+            path = selection.scores(finished, number, fold)
+            made = config_files.load(str(path.parent / "config.json"))
+            assert (made.data.folds, made.data.fold, made.data.seed) == (2, fold, 0)
+            assert made.optimizer.learning_rate == rate
+            found, scorer = selection.read_fold(path), dpa_jax.load(path.parent)
+            held = kept.select(folds.held_out(kept, 2, fold))
+            np.testing.assert_array_equal(found.normal, scorer(held.images))
+            np.testing.assert_array_equal(found.groups, held.groups)
+            pool = data.load(
+                search.options.anomalies.source, data.Preprocessing.from_config(config)
+            )
+            np.testing.assert_array_equal(found.anomalies, scorer(pool.images))
+            stopped = early_stopping.result(path.parent)
+            assert (found.steps, found.loss) == (stopped.steps, stopped.loss)
+            seen += [*found.groups]
+        assert sorted(seen) == sorted(kept.groups)
+    page = (finished / "report.md").read_text()
+    assert "2 of 9 anomalies share a patient or slide with the 48 normal" in page
+    assert "The 2 normal images of those drawn are neither trained on" in page
 
 
-def test_best_config_is_the_best_trial_s_with_the_folds_mean_steps(
-    finished, config, tmp_path
-):
-    rows = table(finished)
-    best = max(rows, key=lambda row: float(row["auc"]))
-    made = config_files.load(str(finished / "best.json"))
-    expected = config_lib.updated(
-        config,
-        {
-            "optimizer.learning_rate": float(best["rate"]),
-            "stages.final_steps": round(
-                (int(best["steps_0"]) + int(best["steps_1"])) / 2
-            ),
-        },
-        "",
-    )
-    assert config_files.to_json(made) == config_files.to_json(expected)
-    run = dpa_jax.train(made, tmp_path / "refit", visible=False)
-    assert dpa_jax.load(run).trained == made.stages.final_steps
+# --- without ---
 
 
-def test_finished_study_is_not_trained_again(finished, config, search):
+def test_finished_study_is_not_trained_again(finished, config, search, untrained):
+    done = untrained()
     before = run_factory.files(finished / "trials")
-    report = study.tune(config, search, finished, visible=False)
-    assert run_factory.files(finished / "trials") == before
-    assert report.best.number == int(
-        max(table(finished), key=lambda row: float(row["auc"]))["number"]
-    )
+    ranking, lines = study.tune(config, search, finished, visible=False)
+    assert not done and run_factory.files(finished / "trials") == before
+    assert str(ranking.trials[0].number) == table(finished)[0]["trial"]
+    assert any(line.startswith("rank=1, trial=") for line in lines)
+    # and its folder alone is enough
+    again, found = study.load(finished)
+    study.tune(again, found, finished, visible=False)
+    assert not done
 
 
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"config": {"batch_size": 4}}, "config.json: batch_size was 8, is 4"),
-        ({"search": {"folds": 3}}, "search.json: folds was 2, is 3"),
-        ({"search": {"anomalies.count": 5}}, "anomalies.count was 6, is 5"),
+        ({"batch_size": 4}, "config.batch_size was 8, is 4"),
+        ({"folds": 3}, "search.folds was 2, is 3"),
+        ({"source": "# changed"}, "search.py was '.*', is"),
     ],
 )
 def test_another_study_is_refused_with_the_fields(
-    finished, config, search, change, message
+    finished, config, search, untrained, tmp_path, change, message
 ):
-    before = run_factory.files(finished)
-    changed_config = config_lib.updated(config, change.get("config", {}), "")
-    changed = config_lib.updated(search, change.get("search", {}), "")
+    untrained()
+    changed = config.copy_and_resolve_references()
+    changed.batch_size = change.get("batch_size", 8)
+    (tmp_path / "search.py").write_text(study_factory.SEARCH + change.get("source", ""))
+    values = {**search.values(), "folds": change.get("folds", 2)}
+    found = search_lib.load(tmp_path / "search.py", config, values)
+    before = run_factory.files(finished / "trials")
+    kept = (finished / "config.json").read_bytes()
     with pytest.raises(errors.UsageError, match=message):
-        study.tune(changed_config, changed, finished, visible=False)
-    assert run_factory.files(finished) == before
-
-
-def test_another_space_is_refused(finished, config, search):
-    changed = search.copy_and_resolve_references()
-    changed.space = {
-        "rate": {**search.space.rate.to_dict(), "high": 3e-2},
-        "batch": {"field": "batch_size", "values": (4, 8)},
-    }
-    message = "space.rate.high was 0.02, is 0.03.*space.batch.field was None"
-    with pytest.raises(errors.UsageError, match=message):
-        study.tune(config, changed, finished, visible=False)
+        study.tune(changed, found, finished, visible=False)
+    assert run_factory.files(finished / "trials") == before
+    assert (finished / "config.json").read_bytes() == kept
 
 
 def test_folder_of_a_run_is_refused(config, search, tmp_path):
-    run_factory.write_config(tmp_path / "config.json", config)
-    with pytest.raises(errors.DpaError, match="holds a run or parts of a study"):
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(errors.DpaError, match="holds a run"):
         study.tune(config, search, tmp_path, visible=False)
 
 
-def test_first_attempt_that_was_refused_can_be_corrected(
+def test_interrupted_worker_ends_and_leaves_its_trial(
     config, search, tmp_path, untrained
 ):
-    untrained()
-    wrong = config_lib.updated(search, {"anomalies.count": 99}, "")
-    with pytest.raises(errors.UsageError, match="anomalies.count is 99"):
-        study.tune(config, wrong, tmp_path / "study", visible=False)
-    study.tune(config, search, tmp_path / "study", visible=False)
-    assert search_lib.load(str(tmp_path / "study" / "search.json")).anomalies.count == 6
-
-
-def test_study_is_finished_when_every_trial_has_ended(
-    finished, config, search, tmp_path, untrained
-):
-    study.check_finished(finished)
-    with pytest.raises(errors.DpaError, match="there is no study in"):
-        study.check_finished(tmp_path)
-
-    def interrupt(work, fold, judge):
-        if work.number:
+    def interrupt(number, fold, after_stage):
+        if (number, fold) == (0, 1):
             raise KeyboardInterrupt
+        return ""
 
-    untrained(interrupt)
+    done = untrained(interrupt)
     with pytest.raises(KeyboardInterrupt):
-        study.tune(config, search, tmp_path / "study", visible=False)
-    with pytest.raises(errors.DpaError, match="1 of 2 trials of .* are left: dpa-jax"):
-        study.check_finished(tmp_path / "study")
+        study.tune(config, search, tmp_path / "s", visible=False)
+    done = untrained()
+    study.tune(config, search, tmp_path / "s", visible=False)
+    assert done == [(0, 1), (1, 0), (1, 1)]  # the other fold was kept
+    assert sorted(optuna_trials(tmp_path / "s")) == [
+        *((0, "COMPLETE"), (0, "FAIL"), (1, "COMPLETE"))
+    ]
 
 
-def test_trials_trained_together_come_to_the_same_as_alone(
-    finished, config, search, tmp_path, monkeypatch
-):
-    calls = []
-    train_together = training.train_together
-
-    def counted(configs, *arguments, **options):
-        calls.append(len(configs))
-        return train_together(configs, *arguments, **options)
-
-    monkeypatch.setattr(training, "train_together", counted)
-    search = config_lib.updated(search, {"population": 2}, "")
-    study.tune(config, search, tmp_path / "study", visible=False)
-    assert calls == [2, 2]
-    for alone, together in zip(table(finished), table(tmp_path / "study"), strict=True):
-        for name in ("rate", "steps_0", "steps_1"):
-            assert alone[name] == together[name]
-        for name in ("auc", "auc_0", "auc_1", "held_out_loss"):
-            assert float(alone[name]) == pytest.approx(float(together[name]), abs=1e-4)
-
-
-def test_killed_study_goes_on_without_a_trial_lost_or_trained_twice(
-    finished, config, search, tmp_path, soon
-):
-    folder = tmp_path / "study"
-    process = start(folder, tmp_path, config, search)
-    first = folder / "trials" / "0000" / "fold_0" / "scores.npz"
-    try:
-        wait_for(first.exists, process)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    assert not (folder / "trials" / "0000" / "trial.json").exists()
-    written = first.stat().st_mtime_ns
-    study.tune(config, search, folder, visible=False)
-    assert first.stat().st_mtime_ns == written
-    assert told(folder, 0)["retries"] == 1 and told(folder, 1)["retries"] == 0
-    failed, complete = "FAIL", "COMPLETE"
-    assert optuna_trials(folder) == [(0, failed), (1, complete), (0, complete)]
-    for row, expected in zip(table(folder), table(finished), strict=True):
-        for name in set(row) - {"seconds", "retries"}:
-            assert row[name] == expected[name], name
-
-
-def test_two_workers_share_a_study(config, search, tmp_path):
-    folder = tmp_path / "study"
-    processes = [start(folder, tmp_path, config, search) for _ in range(2)]
-    done = [process.communicate(timeout=240) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], done
-    assert optuna_trials(folder) == [(i, "COMPLETE") for i in range(2)]
-    assert [row["state"] for row in table(folder)] == ["complete"] * 2
-    # one trial each
-    assert [err.count(", fold 2 of 2: ROC AUC") for _, err in done] == [1, 1]
-
-
-def test_interrupted_worker_hands_its_trial_back(config, search, tmp_path, untrained):
-    def interrupt(work, fold, judge):
-        raise KeyboardInterrupt
-
-    untrained(interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        study.tune(config, search, tmp_path / "study", visible=False)
-    found = optuna_trials(tmp_path / "study")
-    assert sorted(found) == [(0, "FAIL"), (0, "WAITING"), (1, "WAITING")]
-
-
-def test_diverged_trial_fails_with_its_reason_and_the_study_goes_on(
-    config, search, tmp_path
-):
-    search = search.copy_and_resolve_references()
-    search.space.rate.high = 1e7
-    report = study.tune(config, search, tmp_path / "study", visible=False)
-    assert report.best.number == 0
-    assert told(tmp_path / "study", 1)["state"] == "failed"
-    assert "fold 0: the loss of step" in told(tmp_path / "study", 1)["reason"]
-    assert [row["state"] for row in table(tmp_path / "study")] == ["complete", "failed"]
-
-
-def test_study_of_failures_alone_is_an_error_with_the_reasons(
+def test_failed_trial_has_its_reason_and_the_study_goes_on(
     config, search, tmp_path, untrained
 ):
-    def diverge(work, fold, judge):
-        work.end("failed", "diverged")
-
-    untrained(diverge)
-    message = "no trial of .* could be completed: trial 0 diverged; trial 1 diverged"
-    with pytest.raises(errors.DpaError, match=message):
-        study.tune(config, search, tmp_path / "study", visible=False)
+    untrained(lambda number, *_: "" if number else "the loss diverged")
+    ranking, lines = study.tune(config, search, tmp_path / "s", visible=False)
+    assert [trial.number for trial in ranking.trials] == [1]
+    assert "Trial 0 failed: fold 0: the loss diverged." in lines
+    untrained(lambda *_: "diverged")
+    with pytest.raises(errors.DpaError, match="no best trial.*Trial 1 failed: fold 0"):
+        study.tune(config, search, tmp_path / "other", visible=False)
 
 
 def test_trial_below_the_median_is_given_up_in_its_first_fold(
     config, search, tmp_path, untrained, monkeypatch
 ):
-    monkeypatch.setattr(storage, "STARTUP", 1)
-    stage = stages.Stage(8, False, 4)
+    monkeypatch.setattr(queue, "STARTUP", 1)
 
-    def growing(work, fold, judge):
-        if not fold:
-            judge(work, stage, 0, [0.8, 0.7][work.number])
+    def growing(number, fold, after_stage):
+        if fold:
+            assert after_stage is None
+            return ""
+        return "" if after_stage(0, [0.8, 0.7][number]) else None
 
     done = untrained(growing)
-    study.tune(config, search, tmp_path / "study", visible=False)
-    states = [row["state"] for row in table(tmp_path / "study")]
-    assert states == ["complete", "pruned"]
-    reason = told(tmp_path / "study", 1)["reason"]
-    assert reason == "below the median after 8_stabilization: 0.7000"
+    study.tune(config, search, tmp_path / "s", visible=False)
     assert done == [(0, 0), (0, 1), (1, 0)]
+    assert optuna_trials(tmp_path / "s") == [(0, "COMPLETE"), (1, "PRUNED")]
 
 
-def test_more_trials_go_on_from_those_there_are(config, search, tmp_path, untrained):
-    done = untrained()
-    search = config_lib.updated(search, {"sampler": "random", "trials": 1}, "")
-    study.tune(config, search, tmp_path / "study", visible=False)
-    assert done == [(0, 0), (0, 1)]
-    more = config_lib.updated(search, {"trials": 2}, "")
-    study.tune(config, more, tmp_path / "study", visible=False)
-    assert done == [(0, 0), (0, 1), (1, 0), (1, 1)]
-    assert len(table(tmp_path / "study")) == 2
-    # fewer than were asked for before are still all of them
-    study.tune(config, search, tmp_path / "study", visible=False)
-    assert len(done) == 4
-    assert search_lib.load(str(tmp_path / "study" / "search.json")).trials == 2
+# --- a fold ---
 
 
-def test_trials_of_other_shapes_are_not_trained_together(
-    config, search, tmp_path, untrained
+NORMAL = data.ImageSet(
+    run_factory.images(12, 8)[..., None],
+    [f"normal{i}" for i in range(12)],
+    groups=[f"patient{i // 3}" for i in range(12)],
+)
+
+
+def brightness(images, progress=None):
+    """Scores images by their mean."""
+    return images.mean(axis=(1, 2, 3), dtype=np.float64).astype(np.float32)
+
+
+def train_fold(tmp_path, monkeypatch, train_together, after_stage=None):
+    config = run_factory.quick_config()
+    config.data.folds, config.data.fold = 2, 0
+    monkeypatch.setattr(trials.training, "train_together", train_together)
+    monkeypatch.setattr(trials.score, "load", lambda folder: brightness)
+    path = tmp_path / "fold_0" / "scores.npz"
+    images = (NORMAL, NORMAL, study_factory.pool(5, [1, 3]))
+    return path, trials.train_fold(config, path, images, after_stage, False)
+
+
+def test_run_that_fails_or_finds_too_little_memory_is_not_scored(tmp_path, monkeypatch):
+    def narrow(*_, **__):
+        raise programs.OutOfMemoryError("too little memory")
+
+    path, failure = train_fold(tmp_path, monkeypatch, narrow)
+    assert failure == "too little memory" and not path.exists()
+    path, failure = train_fold(tmp_path, monkeypatch, lambda *_, **__: ["diverged"])
+    assert failure == "diverged" and not path.exists()
+    path, failure = train_fold(tmp_path, monkeypatch, lambda *_, **__: [None])
+    found = selection.read_fold(path)  # without early stopping
+    assert failure == "" and found.steps == 6
+    assert found.loss == pytest.approx(found.normal.mean())
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_stage_is_reported_with_the_auc_of_the_drawn_anomalies(
+    tmp_path, monkeypatch, goes_on
 ):
-    groups, running = [], []
+    reported = []
 
-    def noted(works, fold, images, judge):
-        groups.append([work.values for work in works])
-        states = [state for _, state in optuna_trials(tmp_path / "study")]
-        running.append(states.count("RUNNING"))
+    def growing(configs, folders, *, images, after_stage, visible):
+        stage = stages.schedule(configs[0])[0]
+        assert after_stage(0, stage, brightness) is goes_on
+        return [None]
 
-    untrained(before=noted)
-    search = config_lib.updated(search, {"population": 4}, "")
-    search.space = {
-        "batch": {"field": "batch_size", "values": (4, 8)},
-        "rate": search.space.rate.to_dict(),
-    }
-    study.tune(config, search, tmp_path / "study", visible=False)
-    assert [[v["batch"] for v in group] for group in groups[::2]] == [[4, 4], [8, 8]]
-    # those that are not trained yet are left to other workers
-    assert set(running) == {2}
+    def after_stage(step, value):
+        reported.append((step, value))
+        return goes_on
 
-
-def test_trial_that_another_worker_has_taken_over_is_left_to_it(
-    config, search, tmp_path, untrained
-):
-    def lose(work, fold, judge):
-        if not work.number:
-            work.trial.study.tell(work.trial, state=optuna.trial.TrialState.PRUNED)
-
-    done = untrained(lose)
-    study.tune(config, search, tmp_path / "study", visible=False)
-    assert done == [(0, 0), (1, 0), (1, 1)]
-    assert not (tmp_path / "study" / "trials" / "0000" / "trial.json").exists()
-
-
-def test_anomaly_among_the_training_images_stops_the_study(config, search, tmp_path):
-    normal = np.load(config.data.train)["images"]
-    pictures = np.concatenate([np.load(search.anomalies.source)["images"], normal[:1]])
-    source = run_factory.write_npz(tmp_path / "a.npz", images=pictures)
-    search = config_lib.updated(search, {"anomalies.source": source}, "")
-    with pytest.raises(errors.DpaError, match="1 of 10 anomalies are"):
-        study.tune(config, search, tmp_path / "study", visible=False)
-    assert not (tmp_path / "study" / "trials").exists()
-
-
-def test_without_anomalies_the_lowest_held_out_loss_is_best(
-    config, search, tmp_path, untrained
-):
-    untrained()
-    search = config_lib.updated(search, {"anomalies.source": ""}, "")
-    report = study.tune(config, search, tmp_path / "study", visible=False)
-    rows = table(tmp_path / "study")
-    losses = [float(row["held_out_loss"]) for row in rows]
-    assert report.best.number == int(np.argmin(losses))
-    assert [row["auc"] for row in rows] == ["", ""]
-
-
-def start(folder, tmp_path, config, search):
-    """Starts a worker as a process of its own."""
-    (tmp_path / "search.json").write_text(config_files.to_json(search))
-    return run_factory.start(
-        "tune",
-        f"--config={run_factory.write_config(tmp_path / 'config.json', config)}",
-        f"--search={tmp_path / 'search.json'}",
-        f"--workdir={folder}",
-    )
-
-
-def wait_for(condition, process):
-    deadline = time.monotonic() + 240
-    while not condition():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    path, failure = train_fold(tmp_path, monkeypatch, growing, after_stage)
+    assert failure == "" and path.exists() is goes_on
+    held = brightness(NORMAL.images[folds.held_out(NORMAL, 2, 0)])
+    drawn = brightness(study_factory.pool(5, [1, 3]).images.images[[1, 3]])
+    pairs = drawn[:, None] - held[None]
+    expected = (pairs > 0).mean() + (pairs == 0).mean() / 2
+    assert reported == [(0, pytest.approx(expected))]

@@ -10,65 +10,41 @@ preprocessing, which is fixed when the images are prepared. The ranges are ours,
 what was published. final_steps is the most that a fold may take: early stopping ends
 it, and best.json has the folds' mean.
 
-The argument is PROTOCOL,EXPERIMENT as in configs/nih.py: the protocol says where the
-anomalies come from, pg or wo_pg how many stages there are layers for.
+The anomalies come from the validation part of what the config trains on, and the layers
+of earlier stages are those of the config, whatever its protocol and experiment.
 
 Cost: 30 trials x 3 folds are 90 runs, each about as long as the run itself: one of
-wo_pg is some 2 M images at 64 pixels. `--search.population=4` trains four trials that
-differ in the learning rate alone together; `--search.sampler=grid` has 72 trials.
+wo_pg is some 2 M images at 64 pixels; `--search.sampler=grid` has 72 trials.
 """
 
-from dpa_jax import errors
-from dpa_jax.tuning.search import default_search
 
-PROTOCOLS = ("subset", "pa", "ap")
-EXPERIMENTS = ("wo_pg", "pg")
-
-
-def get_config(argument: str = "subset,wo_pg"):
-    """Returns the search.
-
-    Args:
-      argument: `PROTOCOL,EXPERIMENT`.
-    """
-    protocol, _, experiment = argument.partition(",")
-    if protocol not in PROTOCOLS or experiment not in EXPERIMENTS:
-        raise errors.UsageError(
-            f"configs/search/nih.py:{argument}: write PROTOCOL,EXPERIMENT with one of "
-            f"{', '.join(PROTOCOLS)} and one of {', '.join(EXPERIMENTS)}"
-        )
-    search = default_search()
-    search.trials = 30
-    name = f"{protocol}_64" + "_equalized" * (protocol == "ap")
-    search.anomalies.source = f"tfds:nih_chest_xray14/{name}:validation"
-    search.anomalies.where = "findings=Infiltration"
-    search.anomalies.kind = "findings"
-    before = "8:r12 16:r22 32:r32 " if experiment == "pg" else ""
-    search.space = {
-        "learning_rate": {
-            "field": "optimizer.learning_rate",
-            "low": 1e-4,
-            "high": 4e-3,
-            "log": True,
-            "points": 4,
-        },
-        "width": {"choices": {f"w{n}": _width(n) for n in (16, 32, 64)}},
-        "layer": {
-            "choices": {
-                layer: {"perceptual": {"layers": f"{before}64:{layer}"}}
-                for layer in ("r32", "r42", "r32+r42")
-            }
-        },
-        "batch_size": {"field": "batch_size", "values": (64, 128)},
-    }
-    return search
-
-
-def _width(channels: int):
+def get_options(config):
+    """Returns how the search is run, and the values of a grid."""
     return {
-        "model": {
-            "latent_channels": channels,
-            "encoder_channels": (channels,) * 5,
-            "decoder_channels": (channels,) * 5,
-        }
+        "trials": 30,
+        "anomalies": {
+            "source": config.data.train.rpartition(":")[0] + ":validation",
+            "where": "findings=Infiltration",
+            "kind": "findings",
+        },
+        "grid": {
+            "batch_size": (64, 128),
+            "width": (16, 32, 64),
+            "layer": ("r32", "r42", "r32+r42"),
+            "learning_rate": (1e-4, 3e-4, 1e-3, 4e-3),
+        },
     }
+
+
+def suggest(trial, config):
+    """Sets learning rate, width, batch and the feature layer of the last stage."""
+    config.optimizer.learning_rate = trial.suggest_float(
+        "learning_rate", 1e-4, 4e-3, log=True
+    )
+    config.batch_size = trial.suggest_categorical("batch_size", (64, 128))
+    width = trial.suggest_categorical("width", (16, 32, 64))
+    config.model.latent_channels = width
+    config.model.encoder_channels = config.model.decoder_channels = (width,) * 5
+    *before, _ = config.perceptual.layers.split()
+    layer = trial.suggest_categorical("layer", ("r32", "r42", "r32+r42"))
+    config.perceptual.layers = " ".join([*before, f"64:{layer}"])

@@ -58,8 +58,8 @@ def _add_tune(add: shared.Add) -> None:
         "  dpa-jax tune --config=configs/folder.py --search=configs/search/folder.py "
         "\\\n    --workdir=study --config.data.train=normal/ "
         "--anomalies-from=anomalies/\n\n"
-        "  the same command in several processes works on one study; on several\n"
-        "  machines with --storage and a folder that all of them see",
+        "  with --workers=4 in four processes, each with GPUs of its own; the same\n"
+        "  command elsewhere, with --storage and a folder that all machines see, joins",
         doc="Goes\non where it was interrupted; the workdir alone is then enough."
         f"{_CONFIG_HELP}A search is FILE.py[:ARGUMENT]; its fields are set so too: "
         "--search.folds=2",
@@ -77,8 +77,18 @@ def _add_tune(add: shared.Add) -> None:
         "--storage",
         default="",
         metavar="URL",
-        help="database that workers share, such as postgresql://HOST/NAME, where the "
-        "study is called as the workdir (default: study.db in the workdir)",
+        help="database that workers share, such as postgresql+psycopg://HOST/NAME, "
+        "where the study is called as the workdir (default: study.db in the workdir)",
+    )
+    tune.add_argument(
+        "--workers",
+        type=shared.positive,
+        default=1,
+        metavar="N",
+        help="processes, among which the GPUs are shared out (default: 1)",
+    )
+    tune.add_argument(
+        "--devices", metavar="N,N,...", help="the GPUs to use (default: all)"
     )
     tune.add_argument(
         "--trials",

@@ -8,15 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
-import numpy as np
 
-from dpa_jax import config as config_lib
 from dpa_jax import (
-    config_files,
     console,
     data,
     errors,
-    folds,
     frozen,
     parallel,
     processes,
@@ -24,7 +20,6 @@ from dpa_jax import (
     validation,
     workdir,
 )
-from dpa_jax.data import labels
 from dpa_jax.ops import compute
 from dpa_jax.platform import Platform
 from dpa_jax.slides import provenance
@@ -32,18 +27,15 @@ from dpa_jax.training import (
     checkpoints,
     early_stopping,
     feeding,
+    loading,
     lock,
     loop,
+    population,
 )
 from dpa_jax.training import run as run_lib
 from dpa_jax.training.loop import AfterStage
 from dpa_jax.training.run import Run
 from dpa_jax.training.setup import Problem
-
-# what runs that are trained at once may differ in
-_OWN = ("seed", "optimizer.learning_rate")
-# the share of the host's memory that decoded images may take
-_HOST_SHARE = 0.5
 
 
 def train(
@@ -76,7 +68,7 @@ def train(
     folder = workdir.local(folder)
     platform = platform or Platform.here(processes.join())
     visible = visible and platform.is_main
-    configs = members(config)
+    configs = population.members(config)
     folders = [folder]
     if len(configs) > 1:
         folders = [folder / workdir.MEMBERS / str(i) for i in range(len(configs))]
@@ -105,30 +97,6 @@ def train(
         console.print_line(f"{folder} is finished: {', '.join(steps)} steps{nothing}.")
         console.print_line(f"Next: dpa-jax evaluate --workdir={folder}")
     return folder
-
-
-def members(
-    config: ml_collections.ConfigDict,
-) -> list[ml_collections.ConfigDict]:
-    """Returns the configuration of each run of a population: this one, if it is none.
-
-    Each can be trained alone, with the same result but for rounding.
-    """
-    count = config.population.seeds
-    if count == 1:
-        return [config]
-    return [
-        config_lib.updated(
-            config,
-            {
-                "population.seeds": 1,
-                "seed": config.seed + i,
-                "data.seed": config_lib.data_seed(config),
-            },
-            "population",
-        )
-        for i in range(count)
-    ]
 
 
 def train_together(
@@ -199,8 +167,8 @@ def _train(
     config, group = configs[0], platform.group
     for one in configs:
         validation.validate(one)
-    _check_alike(configs)
-    _check_same_everywhere(configs, platform)
+    population.check_alike(configs)
+    population.check_same_everywhere(configs, platform)
     parallel.check_batch(config.batch_size, len(platform.devices))
     plan = stages.schedule(config)
     end = plan[-1].end
@@ -226,13 +194,13 @@ def _train(
 
         # --- images ---
         if images is None:
-            images = training_images(config, platform=platform, visible=visible)
+            images = loading.training_images(config, platform=platform, visible=visible)
         if images.skipped and visible:
             console.print_line(
                 f"{len(images.skipped)} of {len(images) + len(images.skipped)} images "
                 f"cannot be used and are left out: see {runs[0].folder}/skipped.csv"
             )
-        images, held_out = _divided(images, config)
+        images, held_out = loading.divided(images, config)
         # refused before anything is computed, if there are too few images
         feeding.batch_indices(0, len(images), config.batch_size, 0, 1)
         layers = frozen.layers_in_use(config, plan)
@@ -281,37 +249,6 @@ def _train(
     return _Trained(failures, True)
 
 
-def _check_alike(configs: Sequence[ml_collections.ConfigDict]) -> None:
-    """Refuses runs that one program cannot train together."""
-    first = config_lib.flat(configs[0])
-    for other in map(config_lib.flat, configs[1:]):
-        for name, value in first.items():
-            if name not in _OWN and other[name] != value:
-                raise errors.UsageError(
-                    f"runs trained together differ in {name}: {value!r} and "
-                    f"{other[name]!r}; only {' and '.join(_OWN)} may differ"
-                )
-    if len(configs) > 1 and len({config_lib.data_seed(one) for one in configs}) > 1:
-        raise errors.UsageError(
-            "runs trained together see the same batches: give them the same data.seed"
-        )
-
-
-def _check_same_everywhere(
-    configs: Sequence[ml_collections.ConfigDict], platform: Platform
-) -> None:
-    """Refuses a process whose configuration is not that of process 0."""
-    own = [config_files.to_json(one) for one in configs]
-    for theirs, ours in zip(platform.group.decide(lambda: own), configs, strict=True):
-        first = config_lib.flat(config_files.from_json(theirs, "process 0"))
-        for name, value in config_lib.flat(ours).items():
-            if name not in workdir.FREE and value != first[name]:
-                raise errors.UsageError(
-                    f"process {platform.group.index} has {name}={value!r}, process 0 "
-                    f"{first[name]!r}: give all the same configuration"
-                )
-
-
 def _remaining(folder: pathlib.Path, config, end: int) -> bool:
     """Returns whether there is something left to train of a run."""
     if run_lib.past_failure(folder) is not None:
@@ -340,71 +277,3 @@ def _precision(runs: Sequence[Run], platform: Platform, visible: bool) -> str:
         step = checkpoints.latest(run.folder) or 0
         workdir.record_session(run.folder, run.config.seed, step, kept, platform)
     return kept
-
-
-def training_images(
-    config: ml_collections.ConfigDict,
-    *,
-    platform: Platform | None = None,
-    visible: bool = True,
-) -> data.ImageSet:
-    """Loads the normal training images, those of all folds.
-
-    Those that would take more than half of the host's memory are kept in a file of the
-    cache and mapped.
-
-    Args:
-      config: validated.
-      platform: see `train`.
-      visible: whether to show progress on stderr.
-
-    Raises:
-      DpaError: they cannot be used, or none is normal.
-    """
-    if not config.data.train:
-        raise errors.UsageError(
-            "data.train is empty: say where the normal training images are, "
-            "such as --config.data.train=DIR"
-        )
-    platform = platform or Platform.here(processes.join())
-    # the same in all processes, which decode a part each or all of them everything
-    memory = platform.group.decide(lambda: int(_HOST_SHARE * platform.host_memory))
-    with console.counting("reading images", "images", visible) as show:
-        images = data.load(
-            config.data.train,
-            data.Preprocessing.from_config(config),
-            skip_corrupt=config.data.skip_corrupt,
-            workers=config.data.workers,
-            progress=show,
-            data_dir=config.data.data_dir or None,
-            group=platform.group,
-            memory=memory,
-            log=console.print_line if visible else None,
-        )
-    images = labels.labelled(images, config.data.normal, config.data.train)
-    return _normal(images, visible)
-
-
-def _divided(
-    images: data.ImageSet, config: ml_collections.ConfigDict
-) -> tuple[data.ImageSet, np.ndarray]:
-    """Returns the images to train on, and the rows of those held out."""
-    if not config.data.folds:
-        return images, np.zeros(0, np.int64)
-    held = folds.held_out(images, config.data.folds, config.data.fold)
-    return images.select(~held), images.select(held).rows
-
-
-def _normal(images: data.ImageSet, visible: bool) -> data.ImageSet:
-    """Leaves out what a source marks as abnormal: the method learns normal images."""
-    if images.labels is None or not images.labels.any():
-        return images
-    normal = images.select(images.labels == 0)
-    if visible:
-        console.print_line(
-            f"{len(images) - len(normal)} of {len(images)} training images are marked "
-            "abnormal and left out"
-        )
-    if not len(normal):
-        raise errors.DpaError("every training image is marked abnormal")
-    return normal

@@ -3,207 +3,110 @@
 Nothing is trained for it: a draw of anomalies only ranks the trained folds anew.
 """
 
-import dataclasses
 import os
 import pathlib
 from collections.abc import Sequence
 
 import numpy as np
+import optuna
 
-from dpa_jax import errors, workdir
-from dpa_jax.tuning import anomalies, plots, results, selection, tested
-from dpa_jax.tuning.results import Trial
-
-
-@dataclasses.dataclass(frozen=True)
-class Choice:
-    """What a draw of anomalies chooses.
-
-    Attributes:
-      count: of the anomalies drawn.
-      draw: its number, from 0.
-      trial: the number of the trial that is best by them.
-      selection_auc: that trial's mean ROC AUC by them, None without anomalies.
-      test_auc: its mean ROC AUC on the test set over the models of its folds.
-    """
-
-    count: int
-    draw: int
-    trial: int
-    selection_auc: float | None
-    test_auc: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Curve:
-    """The learning curve of a study.
-
-    Attributes:
-      choices: one for each count and draw.
-      summary: for each count the mean test AUC over the draws and its standard
-        deviation, None of a single draw.
-      oracle: the highest test AUC of all trials, None if some were not scored.
-      lines: what to tell whoever asked.
-    """
-
-    choices: tuple[Choice, ...]
-    summary: tuple[tuple[int, float, float | None], ...]
-    oracle: float | None
-    lines: tuple[str, ...]
+from dpa_jax import console, errors, folds, roc, workdir
+from dpa_jax.data import test_set
+from dpa_jax.tuning import anomalies, queue, report, selection, study, trials
+from dpa_jax.tuning import search as search_lib
 
 
 def learning_curve(
-    study: str | os.PathLike,
+    folder: str | os.PathLike,
     counts: Sequence[int],
     draws: int = 10,
-    seed: int = 0,
     *,
-    scoring: tested.Scoring = tested.score_run,
+    storage: str = "",
     visible: bool = True,
-) -> Curve:
+) -> list[tuple[int, int, int, float]]:
     """Repeats the choice of a study by other draws of anomalies, and tests it.
 
-    Only trials that some draw chooses are scored on the test set; the scores are kept
-    in `test_scores.npz` of each fold. Writes learning_curve.csv and .png and
-    learning_curve_summary.csv.
+    Draws are from the anomalies that share no patient or slide with images trained on.
 
     Args:
-      study: its folder.
-      counts: numbers of anomalies, drawn from the whole pool; 0 chooses by the
-        held-out loss, once.
+      folder: of the study.
+      counts: numbers of anomalies; 0 chooses by the held-out loss, once.
       draws: of each number; a larger one of the same draw holds the smaller.
-      seed: of the drawing.
-      scoring: how a fold's run scores.
+      storage: URL of the study's database; empty for the file in its folder.
       visible: whether to show progress.
 
+    Returns:
+      For each count and draw both, the number of the trial that is best by them, and
+      its mean ROC AUC on the test set over the models of its folds.
+
     Raises:
-      UsageError: there are fewer anomalies, or losses cannot be compared.
-      DpaError: there is no complete trial, no test set, or another one than before.
+      DpaError: the study has not ended, there are fewer anomalies, losses cannot be
+        compared, or there is no test set.
     """
-    folder = pathlib.Path(study)
-    trials = results.complete(results.read_trials(folder))
-    if not trials:
-        raise errors.DpaError(f"{folder} has no complete trial yet; tune it first")
-    pool = _pool_size(folder, counts, draws)
-    chosen = _choose(trials, pool, sorted(set(counts)), draws, seed)
-    aucs = tested.aucs(
-        trials,
-        [trial for _, _, trial, _ in chosen],
-        workdir.read_config(folder),
-        scoring=scoring,
-        visible=visible,
-    )
-    choices = [Choice(*which, aucs[which[2]]) for which in chosen]
-    oracle = max(aucs.values()) if len(aucs) == len(trials) else None
-    summary = _summarize(choices)
-    _write(folder, choices, summary, oracle)
-    return Curve(
-        tuple(choices),
-        tuple(summary),
-        oracle,
-        tuple(_words(folder, summary, pool, draws, oracle)),
-    )
-
-
-def _pool_size(folder: pathlib.Path, counts: Sequence[int], draws: int) -> int:
-    """Returns how many anomalies there are, refusing counts beyond that."""
-    path = folder / "anomalies.npz"
-    pool = len(anomalies.read(path).paths) if path.exists() else 0
-    if not counts or min(counts) < 0 or draws < 1:
+    folder = pathlib.Path(folder)
+    config, search = study.load(folder)
+    with queue.reaching():
+        name, database = queue.connect(folder, storage)
+        known = optuna.load_study(study_name=name, storage=database)
+        left = queue.left(known)
+        every = selection.read_trials(known, folder, search.options.folds)
+    done = [trial for trial in every if trial.state == "complete"]
+    if left or not done:
+        raise errors.DpaError(
+            f"{folder} has {left} trials left and {len(done)} complete: dpa-jax tune "
+            f"--workdir={folder} goes on"
+        )
+    _, kept, pool = trials.loader(search.options, visible)(config)
+    apart = np.zeros(0, np.int64)
+    if pool is not None:
+        apart = np.flatnonzero(~folds.of_groups(pool.images, kept.groups))
+    if max(counts) > len(apart):
         raise errors.UsageError(
-            "a learning curve needs numbers of anomalies from 0 and at least 1 draw"
+            f"{max(counts)} anomalies cannot be drawn: {folder} has {len(apart)} that "
+            "share no patient or slide with images trained on"
         )
-    if max(counts) > pool:
-        raise errors.UsageError(
-            f"a learning curve with {max(counts)} anomalies needs as many; "
-            f"{folder} has {pool}"
-        )
-    return pool
+    if 0 in counts:
+        search_lib.check_comparable([search.config(config, t.parameters) for t in done])
+
+    # --- choose, and test what was chosen ---
+    alone = np.array([selection.alone(trial.folds).mean(axis=0) for trial in done])
+    losses = np.array([[fold.loss for fold in t.folds] for t in done]).mean(axis=1)
+    rows, tests, tested = [], {}, {}
+    for count in sorted(set(counts)):
+        for draw in range(draws if count else 1):
+            drawn = apart[anomalies.draw(len(apart), count, 0, draw)]
+            values = alone[:, drawn].mean(axis=1) if count else -losses
+            trial = done[selection.best_first(values)[0]]
+            if trial.number not in tested:
+                own = search.config(config, trial.parameters)
+                if (key := str(own.data)) not in tests:
+                    tests[key] = test_set.load(own, visible=visible)
+                test, aucs = tests[key], []
+                if test is None or test.labels is None or np.ptp(test.labels) == 0:
+                    raise errors.DpaError(
+                        "a learning curve needs a test set of normal and abnormal "
+                        "images: data.test, or data.test_normal and data.test_abnormal"
+                    )
+                for fold in range(search.options.folds):
+                    run = selection.scores(folder, trial.number, fold).parent
+                    with console.counting(f"testing {run}", "images", visible) as show:
+                        found = trials.score_run(run, test.images, show)
+                    aucs.append(roc.auc(found, test.labels))
+                tested[trial.number] = float(np.mean(aucs))
+            rows.append((count, draw, trial.number, tested[trial.number]))
+    _write(folder, rows)
+    return rows
 
 
-def _choose(
-    trials: Sequence[Trial], pool: int, counts: Sequence[int], draws: int, seed: int
-) -> list[tuple[int, int, int, float | None]]:
-    """Returns count, draw, number of the best trial, and its AUC by the drawn."""
-    found: list[tuple[int, int, int, float | None]] = []
-    alone = np.array([selection.alone(t.folds).mean(axis=0) for t in trials])
-    for count in counts:
-        if not count:
-            best = selection.ranked(trials, np.zeros(0, np.int64))[0]
-            found.append((0, 0, best.number, None))
-            continue
-        for draw in range(draws):
-            drawn = anomalies.draw(pool, count, seed, draw)
-            aucs = alone[:, drawn].mean(axis=1)
-            row = selection.highest(aucs)
-            found.append((count, draw, trials[row].number, float(aucs[row])))
-    return found
-
-
-def _summarize(choices: Sequence[Choice]) -> list[tuple[int, float, float | None]]:
-    summary: list[tuple[int, float, float | None]] = []
-    for count in dict.fromkeys(choice.count for choice in choices):
-        aucs = [choice.test_auc for choice in choices if choice.count == count]
-        sd = float(np.std(aucs, ddof=1)) if len(aucs) > 1 else None
-        summary.append((count, float(np.mean(aucs)), sd))
-    return summary
-
-
-def _words(
-    folder: pathlib.Path,
-    summary: Sequence[tuple[int, float, float | None]],
-    pool: int,
-    draws: int,
-    oracle: float | None,
-) -> list[str]:
-    lines = ["test ROC AUC of the trial chosen (the mean of its folds' models):"]
-    for count, mean, sd in summary:
-        spread = "" if sd is None else f", standard deviation {sd:.4f} of {draws} draws"
-        lines.append(f"{count} anomalies: {mean:.4f}{spread}")
-    if oracle is not None:
-        lines.append(f"the best trial on the test set: {oracle:.4f}")
-    if 2 * summary[-1][0] > pool and draws > 1:
-        lines.append(
-            f"draws of more than half of the {pool} anomalies have most of them in "
-            "common, so that they vary less than new anomalies would"
-        )
-    return [
-        *lines,
-        f"see {folder}/learning_curve.csv, learning_curve_summary.csv, "
-        "learning_curve.png",
-    ]
-
-
-def _write(
-    folder: pathlib.Path,
-    choices: Sequence[Choice],
-    summary: Sequence[tuple[int, float, float | None]],
-    oracle: float | None,
-) -> None:
-    def text(value: float | None) -> str:
-        return "" if value is None else f"{value:.6f}"
-
-    workdir.write_csv(
-        folder / "learning_curve.csv",
-        ("count", "draw", "trial", "selection_auc", "test_auc"),
-        [
-            (c.count, c.draw, c.trial, text(c.selection_auc), text(c.test_auc))
-            for c in choices
-        ],
-    )
-    workdir.write_csv(
-        folder / "learning_curve_summary.csv",
-        ("count", "draws", "test_auc_mean", "test_auc_sd", "trials_chosen"),
-        [
-            (
-                count,
-                sum(c.count == count for c in choices),
-                text(mean),
-                text(sd),
-                len({c.trial for c in choices if c.count == count}),
-            )
-            for count, mean, sd in summary
-        ],
-    )
-    points = [(choice.count, choice.test_auc) for choice in choices]
-    plots.curve(folder / "learning_curve.png", points, summary, oracle)
+def _write(folder: pathlib.Path, rows: Sequence[tuple[int, int, int, float]]) -> None:
+    header = ("anomalies", "draw", "trial", "test_auc")
+    workdir.write_csv(folder / "learning_curve.csv", header, rows)
+    counts = list(dict.fromkeys(row[0] for row in rows))
+    aucs = [[row[3] for row in rows if row[0] == count] for count in counts]
+    with report.figure(folder / "learning_curve.png") as axes:
+        places, means = range(len(counts)), [np.mean(each) for each in aucs]
+        for place, each in enumerate(aucs):
+            axes.plot([place] * len(each), each, ".", c="0.6")
+        axes.errorbar(places, means, [np.std(each) for each in aucs], capsize=3)
+        axes.set_xticks(places, [str(count) for count in counts])
+        axes.set(xlabel="anomalies to choose by", ylabel="test ROC AUC of the choice")

@@ -1,257 +1,157 @@
-"""Which trials of a study are left, shared by its workers through Optuna's storage.
+"""The trials of a study in Optuna's storage, shared by workers that may be killed.
 
-A trial of the plan is one or several of Optuna's: a worker that died leaves one behind,
-and the trial is entered again. Every worker enters what it finds missing, so that none
-has to be the first; of what two have entered at once, the earlier counts.
+Optuna's heartbeats notice a worker that died and enter its trial again. A lock on the
+study's folder, which the kernel takes from a process that dies, closes what they leave
+open: two workers may take one trial of an SQLite database, and one may die between a
+trial's start and its first heartbeat, or its failure and its being entered again.
 """
 
 import contextlib
-import dataclasses
-import os
-import socket
+import copy
+import fcntl
+import pathlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
+import optuna
+import sqlalchemy
+from optuna.trial import FrozenTrial, Trial, TrialState
 
-from dpa_jax import console
-from dpa_jax.tuning import storage as storage_lib
+from dpa_jax import console, errors
+from dpa_jax.tuning.search import Search
 
-if TYPE_CHECKING:
-    import optuna
-
-
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """How far a trial of the plan has come.
-
-    Attributes:
-      state: waiting, running, complete, pruned, failed, or lost: not in the queue.
-      reason: of a failure.
-      deaths: how many workers died over it.
-      last: Optuna's trial that says so, None if there is none yet.
-    """
-
-    state: str
-    reason: str = ""
-    deaths: int = 0
-    last: "optuna.trial.FrozenTrial | None" = None
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing is left to do."""
-        return self.state in ("complete", "pruned", "failed")
-
-
-def places(
-    trials: "Sequence[optuna.trial.FrozenTrial]", count: int, retries: int
-) -> list[Place]:
-    """Returns how far each trial of a plan of `count` has come.
-
-    Args:
-      trials: all of Optuna's, by number.
-      count: of the plan.
-      retries: deaths that a trial is allowed.
-    """
-    found = [Place("lost")] * count
-    for trial in trials:
-        number = trial.user_attrs["planned"]
-        if number >= count or found[number].state != "lost":
-            continue
-        told, state = trial.user_attrs, trial.state.name.lower()
-        deaths, reason = found[number].deaths, ""
-        if state == "fail":
-            state, reason = ("failed" if "reason" in told else "lost"), ""
-            if state == "failed":
-                reason = told["reason"]
-            elif "surplus" in told:
-                continue
-            elif "handed_back" not in told:
-                deaths += 1
-                if deaths > retries:
-                    state = "failed"
-                    reason = f"its worker died, {deaths} times in all"
-        found[number] = Place(state, reason, deaths, trial)
-    return found
+INTERVAL, GRACE = 5, 20  # seconds between heartbeats; without one, a worker is dead
+STARTUP = 5  # complete trials before the median gives up any
+_DIED, _OPEN = "too many workers died of it", ("waiting", "running")
 
 
 class Queue:
     """The trials of a study that are left.
 
     Args:
-      study: see `storage.connect`.
-      plan: the values of each trial, empty where they are chosen when its turn comes.
-      retries: deaths that a trial is allowed.
-      seed: of what is chosen.
+      folder: of the study.
+      url: of the database, see `connect`.
+      search: of which the plan and the options count.
+      identity: what the study is about, by name; a database's other one is refused.
+      maximize: whether a larger value is better.
     """
 
-    def __init__(self, study, plan: Sequence[dict], retries: int, seed: int):
-        self.study, self.plan, self.retries, self.seed = study, plan, retries, seed
-        self._storage = study._storage
-        self._mine: dict[int, Any] = {}  # Optuna's id: its trial
-        self._seen: set[int] = set()
-
-    # --- what there is ---
-
-    def look(self) -> list[Place]:
-        """Enters what is missing or was left by the dead; returns all places."""
-        import optuna
-
-        for identity in list(self._mine):
-            self._storage.record_heartbeat(identity)
-        with storage_lib.quiet():
-            optuna.storages.fail_stale_trials(self.study)
-        found = places(self._trials(), len(self.plan), self.retries)
-        for number, place in enumerate(found):
-            if place.state == "lost":
-                self._enter(number, place)
-            elif place.state == "running" and place.last is not None:
-                self._watch(place.last)
-        return places(self._trials(), len(self.plan), self.retries)
-
-    def _trials(self):
-        return self.study.get_trials(deepcopy=False)
-
-    def _enter(self, number: int, place: Place) -> None:
-        import optuna
-
-        values, last = self.plan[number], place.last
-        self.study.add_trial(
-            optuna.trial.create_trial(
-                state=optuna.trial.TrialState.WAITING,
-                # of one that is tried again, what was chosen and reported stays
-                params=last.params if last else {},
-                distributions=last.distributions if last else {},
-                intermediate_values=last.intermediate_values if last else {},
-                user_attrs={"planned": number},
-                system_attrs={"fixed_params": values} if values else {},
-            )
-        )
-
-    def _watch(self, trial) -> None:
-        """Starts the clock of a worker that may have died before it first beat."""
-        identity = trial._trial_id
-        if identity not in self._seen and "worker" not in trial.user_attrs:
-            self._storage.record_heartbeat(identity)
-        self._seen.add(identity)
-
-    # --- taking trials, and ending them ---
-
-    def take(
+    def __init__(
         self,
-        count: int,
-        suggest: Callable[[Any], dict],
-        alike: Callable[[dict, dict], bool],
-    ) -> list[tuple[Any, int, dict]]:
-        """Takes up to `count` waiting trials.
+        folder: pathlib.Path,
+        url: str,
+        search: Search,
+        identity: Mapping[str, Any],
+        maximize: bool,
+    ):
+        self._folder, self._options = folder, search.options
+        self._plan, self._mine = search.plan(), dict[int, Trial]()  # by number
+        median, none = optuna.pruners.MedianPruner(STARTUP), optuna.pruners.NopPruner()
+        with self._locked(), _quiet():
+            self._retry = optuna.storages.RetryHeartbeatStaleTrialCallback(
+                search.options.retries, inherit_intermediate_values=True
+            )
+            name, self._storage = connect(folder, url, self._retry)
+            self.study = optuna.create_study(
+                storage=self._storage,
+                study_name=name,
+                direction="maximize" if maximize else "minimize",
+                pruner=median if search.options.pruner == "median" else none,
+                load_if_exists=True,
+            )
+            if not (self.study.user_attrs or self.study.get_trials(deepcopy=False)):
+                self.study.set_user_attr("identity", identity)
+            before = self.study.user_attrs.get("identity", {})
+            different = [
+                f"{name} was {before.get(name)!r}, is {identity.get(name)!r}"
+                for name in {**before, **identity}
+                if before.get(name) != identity.get(name)
+            ]
+            if different:
+                raise errors.UsageError(
+                    f"{folder} belongs to another study: {'; '.join(different)}. Give "
+                    "another --workdir, or the same values"
+                )
+            trials = max(len(self._plan), self.study.user_attrs.get("trials", 0))
+            self.study.set_user_attr("trials", trials)
+            self._plan += [{}] * (trials - len(self._plan))
+        self._id = self._storage.get_study_id_from_name(name)
 
-        Args:
-          count: at least 1.
-          suggest: chooses the values of a trial of Optuna's.
-          alike: whether two trials may be taken together, by what is known of their
-            values: empty if nothing is.
+    def take(self) -> Trial | None:
+        """Takes the next trial of the plan, None if all have begun.
 
-        Returns:
-          Of each Optuna's trial, its number in the plan, and its values.
+        Before it come those of workers that died, unless too many have died of them.
         """
-        taken: list[tuple[Any, int, dict]] = []
-        for waiting in self._trials():
-            if len(taken) == count:
-                break
-            number = waiting.user_attrs["planned"]
-            if waiting.state.name != "WAITING" or number >= len(self.plan):
-                continue
-            known = {**self.plan[number], **waiting.params}
-            if taken and not alike(taken[0][2], known):
-                continue
-            trial = self._pop(waiting._trial_id, number)
-            if trial is not None:
-                taken.append((trial, number, suggest(trial)))
-        return taken
-
-    def _pop(self, identity: int, number: int):
-        import optuna
-
-        running = optuna.trial.TrialState.RUNNING
-        try:
-            if not self._storage.set_trial_state_values(identity, state=running):
+        with self._locked(), _quiet():
+            optuna.storages.fail_stale_trials(self.study)
+            for trial in latest(self.study).values():
+                taken = trial.user_attrs.get("taken") == trial.number
+                if trial.state == TrialState.RUNNING and not taken:
+                    # under the lock: its worker has died while it took it
+                    self.study.tell(trial.number, state=TrialState.FAIL)
+                    trial = self._current(trial.number)
+                again = copy.deepcopy(trial)
+                if again.user_attrs.pop("interrupted", False):  # which is no failure
+                    again.state, again.datetime_complete = TrialState.WAITING, None
+                    self.study.add_trial(again)
+                elif state(trial) == ("failed", _DIED):
+                    self._retry(self.study, again)
+            waiting = self.study.get_trials(False, states=(TrialState.WAITING,))
+            index = (
+                waiting[0].user_attrs["index"] if waiting else len(latest(self.study))
+            )
+            if index == len(self._plan):
                 return None
-        except optuna.exceptions.UpdateFinishedTrialError:
-            return None
-        self._storage.record_heartbeat(identity)
-        self._storage.set_trial_user_attr(identity, "worker", _worker())
-        place = places(self._trials(), len(self.plan), self.retries)[number]
-        if place.last is None or place.last._trial_id != identity:
-            self._close(identity, "surplus")
-            return None
-        seed = np.random.SeedSequence((self.seed, number)).generate_state(1)[0]
-        self.study.sampler = optuna.samplers.TPESampler(seed=int(seed))
-        trial = optuna.Trial(self.study, identity)
-        self._mine[identity] = trial
+            if not waiting:
+                self.study.enqueue_trial(self._plan[index], {"index": index})
+            # the same values, whichever worker takes the trial
+            seed = (self._options.seed, index)
+            seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
+            tpe = self._options.sampler == "tpe"  # a grid's values are entered
+            made = optuna.samplers.TPESampler if tpe else optuna.samplers.RandomSampler
+            self.study.sampler = made(seed=seed)
+            trial = self.study.ask()
+            self._beat(trial.number)
+            trial.set_user_attr("taken", trial.number)
+        self._mine[trial.number] = trial
         return trial
 
-    def owns(self, trial) -> bool:
-        """Says whether a trial that was taken is still this worker's."""
-        return self._storage.get_trial(trial._trial_id).state.name == "RUNNING"
+    def owns(self, trial: Trial) -> bool:
+        """Returns whether a trial that was taken is still this worker's."""
+        return self._current(trial.number).state == TrialState.RUNNING
 
-    def end(self, trial, value: float | None = None, reason: str = "") -> None:
-        """Ends a trial: complete with a value, failed with a reason, else pruned."""
-        import optuna
-
-        state = optuna.trial.TrialState
-        identity = trial._trial_id
-        if reason:
-            self._close(identity, "reason", reason)
-        elif value is None:
-            self.study.tell(trial, state=state.PRUNED, skip_if_finished=True)
-        else:
-            self.study.tell(trial, value, skip_if_finished=True)
-        self._mine.pop(identity, None)
-
-    def hand_back(self) -> int:
-        """Enters again what was taken and not ended; returns how many."""
-        count = 0
-        for identity, trial in list(self._mine.items()):
-            if self.owns(trial):
-                self._close(identity, "handed_back")
-                count += 1
-            del self._mine[identity]
-        self.look()
-        return count
-
-    def reported(self, trial, value: float, step: int) -> bool:
-        """Notes a trial's value after a stage; says whether it is below the others'."""
+    def goes_on(self, trial: Trial, step: int, value: float) -> bool:
+        """Reports a trial's value after a stage; returns whether to go on with it."""
+        if not self.owns(trial):
+            return False
         # one that is tried again may come here twice
-        if step not in self._storage.get_trial(trial._trial_id).intermediate_values:
+        if step not in self._current(trial.number).intermediate_values:
             trial.report(value, step)
-        return trial.should_prune()
+        return not trial.should_prune()
 
-    def drop(self, trial) -> None:
-        """Forgets a trial that another worker has taken over."""
-        self._mine.pop(trial._trial_id, None)
-
-    def _close(self, identity: int, name: str, value: Any = True) -> None:
-        import optuna
-
-        failed = optuna.trial.TrialState.FAIL
-        # another worker may have declared this one dead at this moment
-        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
-            # the attribute first: a failure without one is a death
-            self._storage.set_trial_user_attr(identity, name, value)
-            self._storage.set_trial_state_values(identity, state=failed)
+    def end(self, trial: Trial, value: float | None = None, reason: str = "") -> None:
+        """Ends a trial, if it is still ours: complete, failed with a reason, pruned."""
+        del self._mine[trial.number]
+        if self.owns(trial):
+            if reason:
+                trial.set_user_attr("reason", reason)
+            none = TrialState.FAIL if reason else TrialState.PRUNED
+            self.study.tell(trial, value, none if value is None else None)
 
     @contextlib.contextmanager
     def beating(self) -> Iterator[None]:
-        """Tells other workers, as long as the body lasts, that this one lives."""
+        """Records heartbeats of trials taken, and in the end releases what is left."""
         stop = threading.Event()
 
         def beat() -> None:
-            while not stop.wait(storage_lib.INTERVAL):
-                for identity in list(self._mine):
+            while not stop.wait(INTERVAL):
+                for number in list(self._mine):
                     try:
-                        self._storage.record_heartbeat(identity)
-                    except Exception as error:  # of whichever database; the next may do
+                        self._beat(number)
+                    except Exception as error:  # of whichever database: the next may do
                         console.print_line(f"no heartbeat could be recorded: {error}")
 
         thread = threading.Thread(target=beat, daemon=True)
@@ -261,7 +161,80 @@ class Queue:
         finally:
             stop.set()
             thread.join()
+            for trial in filter(self.owns, self._mine.values()):
+                trial.set_user_attr("interrupted", True)
+                self.study.tell(trial, state=TrialState.FAIL)
+
+    def _current(self, number: int) -> FrozenTrial:
+        return self.study.get_trials(deepcopy=False)[number]
+
+    def _beat(self, number: int) -> None:
+        find = self._storage.get_trial_id_from_study_id_trial_number
+        self._storage.record_heartbeat(find(self._id, number))
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        with open(self._folder / "lock", "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
 
-def _worker() -> str:
-    return f"process {os.getpid()} on {socket.gethostname()}"
+def latest(study: optuna.Study) -> dict[int, FrozenTrial]:
+    """Returns for each trial of the plan the last of Optuna's that stands for it."""
+    trials = study.get_trials(deepcopy=False)
+    return {trial.user_attrs["index"]: trial for trial in trials}
+
+
+def state(trial: FrozenTrial) -> tuple[str, str]:
+    """Returns waiting, running, complete, pruned or failed; and why it failed."""
+    if "interrupted" in trial.user_attrs:
+        return "waiting", ""
+    if trial.state != TrialState.FAIL:
+        return trial.state.name.lower(), ""
+    return "failed", trial.user_attrs.get("reason", _DIED)
+
+
+def left(study: optuna.Study) -> int:
+    """Returns how many trials of a study have not ended."""
+    states = [state(trial)[0] for trial in latest(study).values()]
+    return study.user_attrs["trials"] - len(states) + sum(s in _OPEN for s in states)
+
+
+def connect(
+    folder: pathlib.Path, url: str = "", retry: Any = None
+) -> tuple[str, optuna.storages.RDBStorage]:
+    """Returns a study's name in a database, and that: a file in its folder, or URL."""
+    # a connection for each transaction, so that none stays open in the end
+    options: dict[str, Any] = {"poolclass": sqlalchemy.NullPool}
+    if not url:
+        options["connect_args"] = {"timeout": 60}
+    with _quiet():
+        return folder.resolve().name if url else "study", optuna.storages.RDBStorage(
+            url or f"sqlite:///{(folder / 'study.db').resolve()}",
+            engine_kwargs=options,
+            heartbeat_interval=INTERVAL,
+            grace_period=GRACE,
+            heartbeat_stale_trial_callback=retry,
+        )
+
+
+@contextlib.contextmanager
+def reaching() -> Iterator[None]:
+    """Turns what a database raises in the body into a DpaError."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # our own lines say it all
+    broken = (optuna.exceptions.OptunaError, sqlalchemy.exc.SQLAlchemyError)
+    try:
+        yield
+    except (ImportError, *broken) as error:  # of the driver, or of the database
+        cause = error.__cause__ or error  # Optuna's own words hide the database's
+        reason = (str(cause).splitlines() or [type(cause).__name__])[0]
+        raise errors.DpaError(f"the database cannot be used: {reason}") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Leaves out that heartbeats are experimental, and are meant for `optimize`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        warnings.filterwarnings("ignore", "Heartbeat of storage is supposed")
+        yield

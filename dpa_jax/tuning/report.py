@@ -1,161 +1,165 @@
-"""The tables, pictures and sentences that a study leaves."""
+"""The table, figures and page that a study leaves."""
 
-import dataclasses
-import json
-import os
+import collections
+import contextlib
 import pathlib
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
+import ml_collections
 import numpy as np
+import optuna
 
-from dpa_jax import workdir
-from dpa_jax.tuning import (
-    anomalies,
-    importance,
-    plots,
-    results,
-    selection,
-    statements,
-)
-from dpa_jax.tuning.results import Trial
-from dpa_jax.tuning.selection import Value
+from dpa_jax import config as config_lib
+from dpa_jax import config_files, errors, workdir
+from dpa_jax.tuning import search as search_lib
+from dpa_jax.tuning import selection
+from dpa_jax.tuning.search import Search
+from dpa_jax.tuning.selection import Ranking
 from dpa_jax.weights import formats
 
-_HEAD = 5  # trials of the ranking that are printed
+_LISTED, _PAGE = 5, 20  # trials that are printed, and that fit a page and a figure
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Report:
-    """The state of a study.
-
-    Attributes:
-      trials: all that have ended, by number.
-      ranking: the complete ones, the best first; none if they cannot be ranked.
-      values: their mean ROC AUC, in the order of the ranking; None each if they are
-        ranked by loss.
-      lines: what to tell whoever ran it.
-    """
-
-    trials: tuple[Trial, ...]
-    ranking: tuple[Trial, ...]
-    values: tuple[Value | None, ...]
-    lines: tuple[str, ...]
-
-    @property
-    def best(self) -> Trial | None:
-        """The trial to train again, None if there is none."""
-        return self.ranking[0] if self.ranking else None
-
-
-def write(study: str | os.PathLike) -> Report:
-    """Writes the tables, pictures and report.md of a study anew, from its trials.
-
-    These are trials.csv (all that have ended), ranking.csv and ranking.png (complete
-    ones), importance.csv and importance.png (where it can be told) and report.md.
-
-    Args:
-      study: its folder: `search.json`, `trials` and, if any were given,
-        `anomalies.npz`.
-
-    Raises:
-      DpaError: a file of the study is damaged, or Optuna is not installed.
-    """
-    folder = pathlib.Path(study)
-    trials = results.read_trials(folder)
-    pool = folder / "anomalies.npz"
-    record = anomalies.read(pool) if pool.exists() else None
-    drawn = np.zeros(0, np.int64) if record is None else record.drawn
-
-    # --- rank ---
-    configs = selection.by_name(trials)
-    different = [] if len(drawn) else selection.incomparable(configs)
-    ranking = [] if different else selection.ranked(trials, drawn)
-    values: list[Value | None] = [None] * len(ranking)
-    doubt: list[str] = []
-    if record is not None and len(drawn) and ranking:
-        found = [selection.trial_value(t.folds, drawn, record.groups) for t in ranking]
-        optimism = selection.optimism(trials, drawn, record.groups)
-        doubt += statements.interval(found[0])
-        doubt += statements.optimism(optimism, len(ranking))
-        values = [*found]
-
-    # --- tables and pictures ---
-    _write_tables(folder, trials, ranking, values)
-    if ranking:
-        plots.ranking(folder / "ranking.png", ranking, values)
-    goals = [
-        trial.loss if value is None else value.auc
-        for trial, value in zip(ranking, values, strict=True)
-    ]
-    shares, reason = importance.importance(ranking, goals, _space(folder))
-    if shares:
-        rows = [(name, f"{share:.6f}") for name, share in shares.items()]
-        workdir.write_csv(folder / "importance.csv", ("parameter", "importance"), rows)
-        plots.importance(folder / "importance.png", shares)
-
-    # --- words ---
-    basis = [
-        *statements.counted(trials),
-        *statements.anomalies(record),
-        *statements.folds(trials),
-        *statements.random_weights(configs),
-        *doubt,
-        *statements.unranked(different),
-    ]
-    told = statements.importance(shares, reason)
-    best = f"--config={folder / 'best.json'}"
-    refit = f"dpa-jax train {best} --workdir={folder / 'refit'}"
-    with formats.replacing(folder / "report.md") as temporary:
-        name = folder.resolve().name
-        text = statements.page(name, ranking, values, basis, told, refit)
-        temporary.write_text(text, encoding="utf-8")
-    lines = [*statements.ranking(ranking, values, _HEAD), *basis, told]
-    lines.append(f"see {folder}/report.md, ranking.csv, trials.csv, ranking.png")
-    if ranking:
-        lines.append(f"to train the best on all normal images: {refit}")
-    return Report(tuple(trials), tuple(ranking), tuple(values), tuple(lines))
-
-
-def _write_tables(
+def write(
+    study: optuna.Study,
     folder: pathlib.Path,
-    trials: Sequence[Trial],
-    ranking: Sequence[Trial],
-    values: Sequence[Value | None],
-) -> None:
-    names = list(dict.fromkeys(name for t in trials for name in t.parameters))
-    folds = range(max((len(t.folds) for t in trials), default=0))
-    value_of = {t.number: v for t, v in zip(ranking, values, strict=True)}
-    header = [
-        *("number", "state", *names, "auc", "auc_low", "auc_high"),
-        *(f"auc_{k}" for k in folds),
-        *(f"steps_{k}" for k in folds),
-        "held_out_loss",
+    config: ml_collections.ConfigDict,
+    search: Search,
+) -> tuple[Ranking, list[str]]:
+    """Writes ranking.csv, figures, report.md and best.json of a study as it stands.
+
+    best.json trains the best trial again on all normal images: its last stage lasts as
+    long as the folds' did on average, and nothing stops it early (method, section 6).
+
+    Returns:
+      The ranking, without trials if none can be ranked, and what to print.
+    """
+    known, name = study.user_attrs, folder.resolve().name
+    drawn = np.array(known["drawn"], np.int64)
+    trials = selection.read_trials(study, folder, search.options.folds)
+    ranking = selection.rank(trials, drawn, known.get("groups"))
+    configs = [search.config(config, trial.parameters) for trial in ranking.trials]
+    states = collections.Counter(trial.state for trial in trials)
+    basis = [f"Trials: {', '.join(f'{n} {state}' for state, n in states.items())}."]
+    basis += [f"Trial {t.number} failed: {t.reason}." for t in trials if t.reason]
+    if not known["drawn"]:
+        try:
+            search_lib.check_comparable(configs)
+        except errors.UsageError as error:
+            basis.append(f"Not ranked: {error}.")
+            ranking = selection.rank([], drawn)
+    weights = [c.perceptual.weights for c in configs if config_lib.uses_vgg(c)]
+    if any(name.startswith("random:") for name in weights):
+        basis.append("VGG19's weights are random: with others, others may be best.")
+    header, *rows = _rows(ranking)
+    lines = [
+        ", ".join(map("=".join, zip(header, row, strict=True)))
+        for row in rows[:_LISTED]
     ]
+    page = [f"# Hyper-parameters of {name}\n"]
+    if rows:
+        basis += [*_sentences(ranking, known), *known["checked"]]
+        workdir.write_csv(folder / "ranking.csv", header, rows)
+        steps = [fold.steps for fold in ranking.trials[0].folds]
+        configs[0].stages.final_steps = round(float(np.mean(steps)))
+        config_files.save(configs[0], folder / "best.json")
+        refit = f"dpa-jax train --config={folder}/best.json --workdir={folder}/refit"
+        page.append(f"The first is best. On all normal images:\n\n    {refit}\n")
+        table = [header, ["---"] * len(header), *rows[:_PAGE]]
+        page += [f"| {' | '.join(row)} |" for row in table]
+        figures = _draw(study, folder, ranking)
+        page += [f"\n![{text}]({file})\n\n*{text}*" for file, text in figures]
+        lines.append(f"To train the best on all normal images: {refit}")
+    page += ["\n## Basis and limits\n", *(f"- {sentence}" for sentence in basis), ""]
+    with formats.replacing(folder / "report.md") as temporary:
+        temporary.write_text("\n".join(page), encoding="utf-8")
+    return ranking, [*lines, *basis, f"See {folder}/report.md."]
 
-    def row(trial: Trial) -> list[Any]:
-        aucs, rest = [""] * (3 + len(folds)), [""] * (len(folds) + 1)
-        if value := value_of.get(trial.number):
-            found = (value.auc, value.low, value.high, *value.folds)
-            aucs = [f"{v:.6f}" for v in found]
-        if trial.folds:
-            rest = [*(str(fold.steps) for fold in trial.folds), f"{trial.loss:.6g}"]
-        given = (trial.parameters.get(name, "") for name in names)
-        return [trial.number, trial.state, *given, *aucs, *rest]
 
-    workdir.write_csv(
-        folder / "trials.csv",
-        [*header, "seconds", "retries", "reason"],
-        [[*row(t), f"{t.seconds:.1f}", t.retries, t.reason] for t in trials],
+def _rows(ranking: Ranking) -> Iterator[list[str]]:
+    """Yields the table of the complete trials, the best first; before it the header."""
+    names = list(dict.fromkeys(name for t in ranking.trials for name in t.parameters))
+    value = ["held-out loss"] if ranking.intervals is None else ["ROC AUC", "95%"]
+    yield ["rank", "trial", *names, *value, "folds", "steps"]
+    for row, trial in enumerate(ranking.trials):
+        cells = [str(trial.parameters.get(name, "")) for name in names]
+        cells.append(f"{ranking.values[row]:.6f}")
+        if ranking.intervals is not None:
+            cells.append("{:.6f} to {:.6f}".format(*ranking.intervals[row]))
+        cells.append(" ".join(f"{each:.6f}" for each in ranking.folds[row]))
+        cells.append(" ".join(f"{fold.steps}" for fold in trial.folds))
+        yield [f"{row + 1}", f"{trial.number}", *cells]
+
+
+def _sentences(ranking: Ranking, known: dict[str, Any]) -> Iterator[str]:
+    """Yields what the ranking stands on, and how optimistic it is."""
+    folds = ranking.trials[0].folds
+    groups = {name for fold in folds for name in fold.groups if name}
+    yield (
+        f"{len(folds)} folds of {sum(len(fold.normal) for fold in folds):,} normal "
+        f"images of {len(groups) or 'unknown'} patients or slides"
+        f"{'.' if groups else ': if one has several images, the AUC is too high.'}"
     )
-    workdir.write_csv(
-        folder / "ranking.csv",
-        ["rank", *header],
-        [[rank, *row(trial)] for rank, trial in enumerate(ranking, 1)],
+    if ranking.intervals is None:
+        yield (
+            "No anomalies were used: trials are ranked by reconstruction loss, which "
+            "does not tell how far abnormal images stand out. The paper reports 2 "
+            "points of ROC AUC more with a few anomalies."
+        )
+        return
+    kinds = collections.Counter(known["kinds"]).most_common()
+    each = ", ".join(f"{kind or 'unknown'} {count}" for kind, count in kinds)
+    yield f"Ranked by {len(known['drawn'])} of {known['of']:,} anomalies: {each}."
+    yield (
+        "Intervals are of resampled anomalies and normal images. The highest AUC of "
+        f"{len(ranking.trials)} trials is optimistic: the best of a resample has "
+        f"{ranking.bias:.4f} less on all images, and only a new test set is unbiased."
     )
 
 
-def _space(folder: pathlib.Path) -> dict[str, Any]:
-    path = folder / "search.json"
-    with formats.reading(path):
-        return json.loads(path.read_text(encoding="utf-8"))["space"]
+def _draw(
+    study: optuna.Study, folder: pathlib.Path, ranking: Ranking
+) -> Iterator[tuple[str, str]]:
+    """Draws the figures of a study; yields the file of each and its caption."""
+    from optuna.visualization import matplotlib as figures
+
+    trials, rows = ranking.trials[:_PAGE], np.arange(min(_PAGE, len(ranking.trials)))
+    name = "held-out loss" if ranking.intervals is None else "ROC AUC"
+    with figure(folder / "ranking.png") as axes:
+        if ranking.intervals is not None:
+            axes.hlines(rows, *ranking.intervals[rows].T, color="tab:blue", lw=1.5)
+        axes.plot(ranking.folds[rows], rows, "|", color="0.45", ms=9)
+        axes.plot(ranking.values[rows], rows, "o", color="tab:blue", ms=5)
+        axes.set_yticks(rows, [f"trial {trial.number}" for trial in trials])
+        axes.set(xlabel=name, ylim=(len(rows) - 0.5, -0.5))
+    yield "ranking.png", f"{name}: mean (dot), 95% interval, folds (|)."
+    given = [{k: str(v) for k, v in t.parameters.items()} for t in ranking.trials]
+    varied = [k for k in given[0] if len({values.get(k) for values in given}) > 1]
+    # rounding apart, fANOVA would divide by the variance of the values
+    if not varied or np.ptp(ranking.values) < 1e-9:
+        return
+    # Optuna's default compares the best tenth with the rest, which needs many trials
+    fanova = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    with figure(folder / "parameters.png"):
+        figures.plot_slice(study, params=varied, target_name=name)
+    with figure(folder / "importance.png"):
+        figures.plot_param_importances(study, fanova, varied, target_name=name)
+    yield "parameters.png", f"{name} of each trial by hyper-parameter."
+    yield "importance.png", f"Share of each hyper-parameter in {name} (fANOVA)."
+
+
+@contextlib.contextmanager
+def figure(path: pathlib.Path) -> Iterator[Any]:
+    """Saves what the body draws in the axes given, or anew with pyplot, as a PNG."""
+    import matplotlib.pyplot as plt
+
+    before = plt.get_fignums()
+    with warnings.catch_warnings(), plt.rc_context():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield plt.figure(figsize=(6.4, 4.8)).gca()
+        with formats.replacing(path) as temporary:
+            plt.savefig(temporary, dpi=150, format="png", bbox_inches="tight")
+        for number in set(plt.get_fignums()) - set(before):
+            plt.close(number)

@@ -1,270 +1,192 @@
-"""What a study tries: its protocol, its space, and the configs that come of it."""
+"""What a study tries: `suggest(trial, config)` of a search file, and its options."""
 
+import contextlib
+import dataclasses
 import itertools
-import json
-import math
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_collections
-import numpy as np
+import optuna
 
 from dpa_jax import config as config_lib
 from dpa_jax import config_files, errors, validation
-from dpa_jax.tuning import selection
-from dpa_jax.tuning import space as space_lib
-from dpa_jax.tuning.space import Parameter, Range
 
-SAMPLERS = ("tpe", "random", "grid")
-PRUNERS = ("median", "none")
-# fields of a run's config that a study sets itself, with the search's own instead
-_SET = {
-    "data.folds": "folds",
-    "data.fold": "folds",
-    "data.seed": "seed",
-    "early_stopping.every": "early_stopping.every",
-    "population.seeds": "population",
-}
-_FIXED = (
-    *("data.train", "data.normal", "data.test", "data.test_normal"),
-    *("data.test_abnormal", "data.data_dir"),
-    *("early_stopping.patience", "early_stopping.min_delta"),
-)
-# runs that differ in nothing else are trained by one program
-_MEMBERS = {"seed", "optimizer.learning_rate"}
-
-Values = dict[str, Any]
+_CHECKED = 8  # suggestions that are checked before anything is trained
+_POSSIBLE = {"sampler": ("tpe", "random", "grid"), "pruner": ("median", "none")}
+_LEAST = {"trials": 1, "folds": 2}  # and 0 of all other numbers
+# fields of a run's data that are equal for all trials of a study
+_EQUAL = ("train", "normal", "data_dir", "test", "test_normal", "test_abnormal")
+# fields that the loss of a held-out image may depend on, beside the model
+_MEASURE = ("data.", "loss.", "perceptual.")
 
 
-def default_search() -> ml_collections.ConfigDict:
-    """Returns the paper's protocol (method, section 6), without a space.
-
-    The space holds, by a name of one's own, one entry for each hyper-parameter:
-    a range `{"field": "optimizer.learning_rate", "low": 1e-4, "high": 1e-2, "log":
-    True}` (whole numbers or fractions as the field is; `points` of it make a grid), or
-    a list `{"field": "batch_size", "values": (32, 64)}`, or fields that go together:
-    `{"choices": {"w16": {"model": {"latent_channels": 16, ...}}, ...}}`.
-    """
+def default_options() -> ml_collections.ConfigDict:
+    """Returns the paper's protocol (method, section 6)."""
     return ml_collections.ConfigDict(
         {
-            "sampler": "tpe",  # or random, or grid: every combination
+            "sampler": "tpe",  # or random, or grid: every combination of its values
             "pruner": "median",  # gives up between stages what is below; or none
             "trials": 20,  # a grid has as many as combinations, whatever this says
             "folds": 3,
             "seed": 0,  # of the sampler, and of every run's order and augmentation
-            "population": 1,  # trials of equal shapes that are trained together
             "retries": 3,  # of a trial whose worker died
             "early_stopping": {"every": 1_000, "patience": 3, "min_delta": 1e-3},
             "anomalies": {
                 "source": "",  # folder, manifest, .npz or tfds:...; empty: none
                 "count": 20,  # drawn of them, to rank with; without any: by the loss
                 "where": "",  # COLUMN=VALUE|VALUE of those that may be drawn
-                "kind": "",  # the column that says of which kind each is
+                "kind": "",  # the column of kinds; empty: `kind`, or the subfolder
                 "seed": 0,  # of the drawing
             },
-            "space": {},
         }
     )
 
 
-def load(location: str) -> ml_collections.ConfigDict:
-    """Reads a search from `FILE.py[:ARGUMENT]` or from the JSON that a study keeps.
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """A search file that was read, and its text.
 
-    Raises:
-      UsageError: there is no such file, or it cannot be read as one.
+    Attributes:
+      suggest: sets the hyper-parameters of a config to what a trial suggests.
+      options: see `default_options`.
+      grid: by the name of each hyper-parameter, its values; the last change fastest.
     """
-    name = location.partition(":")[0]
-    if name.endswith(".json") and os.path.isfile(name):
-        return from_json(pathlib.Path(name).read_text(encoding="utf-8"), name)
-    if not name.endswith(".py"):
-        raise errors.UsageError(f"a search is a .py file or a study's .json: {name}")
-    return config_files.load(location)
 
+    suggest: Callable[[optuna.trial.BaseTrial, ml_collections.ConfigDict], None]
+    options: ml_collections.ConfigDict
+    grid: Mapping[str, Sequence[Any]]
+    path: pathlib.Path
+    source: str
 
-def from_json(text: str, source: str) -> ml_collections.ConfigDict:
-    """Returns the search that `config.to_json` wrote; `source` names it in errors."""
-    values = config_files.read_object(text, source, "a search")
-    return _completed(ml_collections.ConfigDict(values), source)
+    def plan(self) -> list[dict[str, Any]]:
+        """Returns the values of each trial, empty where the sampler chooses them."""
+        if self.options.sampler != "grid":
+            return [{}] * self.options.trials
+        combined = itertools.product(*self.grid.values())
+        return [dict(zip(self.grid, values, strict=True)) for values in combined]
 
+    def values(self) -> dict[str, Any]:
+        """Returns options and grid, as `load` takes them."""
+        return {**self.options.to_dict(), "grid": dict(self.grid)}
 
-def _completed(search, source: str) -> ml_collections.ConfigDict:
-    """Returns the search with all fields, each of its right type."""
-    plain = {k: v for k, v in search.to_dict().items() if k != "space"}
-    given = config_lib.flat(ml_collections.ConfigDict(plain))
-    result = config_lib.updated(default_search(), given, source)
-    result.space = ml_collections.ConfigDict(search.to_dict().get("space", {}))
-    return result
+    def config(
+        self,
+        base: ml_collections.ConfigDict,
+        trial: optuna.trial.BaseTrial | Mapping[str, Any],
+    ) -> ml_collections.ConfigDict:
+        """Returns a config with the hyper-parameters of a trial, or given by name."""
+        result = base.copy_and_resolve_references()
+        if isinstance(trial, Mapping):
+            trial = optuna.trial.FixedTrial(dict(trial))
+        with _running(self.path):
+            self.suggest(trial, result)
+        for name in _EQUAL:
+            if result.data[name] != base.data[name]:
+                raise errors.UsageError(f"{self.path}: suggest() sets data.{name}")
+        return result
 
-
-def parameters(
-    search: ml_collections.ConfigDict, config: ml_collections.ConfigDict
-) -> list[Parameter]:
-    """Returns the hyper-parameters of a search; see `space.read`.
-
-    Those that leave a run's shapes as they are come last: combinations that differ in
-    the last alone follow one another, and can be trained together.
-    """
-    found = space_lib.read(search.space.to_dict(), config, {*_SET, *_FIXED})
-    return sorted(found, key=lambda parameter: parameter.fields <= _MEMBERS)
-
-
-def validate(
-    search: ml_collections.ConfigDict, config: ml_collections.ConfigDict
-) -> ml_collections.ConfigDict:
-    """Checks a search, and every config that it can lead to.
-
-    Where the space is not finite, its corners stand for what lies between them.
-
-    Args:
-      search: as a file gives it.
-      config: what its trials start from.
-
-    Returns:
-      The search with all fields, each of its right type.
-
-    Raises:
-      UsageError: naming the field, its value and what is possible.
-    """
-    search = _completed(search, "the search")
-    for name, options in (("sampler", SAMPLERS), ("pruner", PRUNERS)):
-        if search[name] not in options:
+    def fold_config(
+        self, config: ml_collections.ConfigDict, fold: int
+    ) -> ml_collections.ConfigDict:
+        """Returns the config, checked, of a trial's run that holds out a fold."""
+        result, options = config.copy_and_resolve_references(), self.options
+        if result.data.folds or result.data.seed >= 0 or result.early_stopping.every:
             raise errors.UsageError(
-                f"search.{name} is {search[name]!r}; it may be {', '.join(options)}"
+                "data.folds, data.seed and early_stopping are options of a search: "
+                "--search.folds and so on"
             )
-    values = config_lib.flat(search)
-    for name, least in (
-        ("trials", 1),
-        ("folds", 2),
-        ("seed", 0),
-        ("population", 1),
-        ("retries", 0),
-        ("early_stopping.every", 0),
-        ("early_stopping.patience", 0),
-        ("early_stopping.min_delta", 0),
-        ("anomalies.count", 0),
-        ("anomalies.seed", 0),
-    ):
-        if values[name] < least:
-            raise errors.UsageError(
-                f"search.{name} is {values[name]}; it must be at least {least}"
-            )
-    _check_base(config)
-    found = parameters(search, config)
-    if search.sampler == "grid":
-        for parameter in found:
-            if isinstance(parameter, Range) and parameter.points < 2:
+        result.data.folds, result.data.fold = options.folds, fold
+        result.data.seed = options.seed
+        result.early_stopping.update(options.early_stopping)
+        validation.validate(result)
+        return result
+
+    def check(self, base: ml_collections.ConfigDict) -> None:
+        """Checks the options, and the configs of a grid or of some suggestions."""
+        for name, value in config_lib.flat(self.options).items():
+            possible, least = _POSSIBLE.get(name, (value,)), _LEAST.get(name, 0)
+            if value not in possible or not isinstance(value, str) and value < least:
+                wanted = " or ".join(possible) if name in _POSSIBLE else f">= {least}"
+                raise errors.UsageError(f"search.{name} is {value!r}, not {wanted}")
+        random = optuna.samplers.RandomSampler(seed=self.options.seed)
+        study = optuna.create_study(sampler=random)
+        grid = self.options.sampler == "grid"
+        trials = [optuna.trial.FixedTrial(v) for v in self.plan()] if grid else []
+        if grid and not (self.grid and trials):
+            raise errors.UsageError(f"{self.path} has no values for a grid")
+        configs = []
+        for trial in trials or (study.ask() for _ in range(_CHECKED)):
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", UserWarning)  # a value is out of range
+                made = self.config(base, trial)
+            if grid and set(trial.params) != set(self.grid):
                 raise errors.UsageError(
-                    f"space.{parameter.name} has no points: a grid needs 2 or more"
+                    f"{self.path}: suggest() takes {', '.join(trial.params)}, but the "
+                    f"grid has values for {', '.join(self.grid)}"
                 )
-    elif search.sampler == "random":
-        count = math.prod(parameter.count() for parameter in found)
-        if search.trials > count:
-            raise errors.UsageError(
-                f"search.trials is {search.trials}, but the space has {int(count)} "
-                "combinations: --search.sampler=grid tries them all"
-            )
-    configs = {}
-    for chosen in _outermost(search, found):
-        try:
-            one = fold_config(config, search, found, chosen, 0)
-            validation.validate(one)
-        except errors.UsageError as error:
-            raise errors.UsageError(f"with {describe(chosen)}: {error}") from None
-        configs[describe(chosen)] = one
-    if not (search.anomalies.source and search.anomalies.count):
-        selection.check_comparable(configs)
-    return search
+            try:
+                configs.append(self.fold_config(made, 0))
+            except errors.UsageError as error:
+                raise errors.UsageError(f"with {trial.params}: {error}") from None
+        if not (self.options.anomalies.source and self.options.anomalies.count):
+            check_comparable(configs)
 
 
-def _check_base(config) -> None:
-    defaults = config_lib.flat(config_lib.default_config())
-    values = config_lib.flat(config)
-    for name, instead in _SET.items():
-        if values[name] != defaults[name]:
-            raise errors.UsageError(
-                f"{name} is {values[name]}, but a study sets it itself; leave it at "
-                f"{defaults[name]} and use --search.{instead}"
-            )
+def load(
+    location: str | os.PathLike,
+    config: ml_collections.ConfigDict,
+    options: Mapping[str, Any] | None = None,
+) -> Search:
+    """Reads a search file.
 
-
-def _outermost(search, found: Sequence[Parameter]) -> Iterator[Values]:
-    if search.sampler == "grid":
-        return iter(combinations(found))
-    return _product(found, [parameter.ends() for parameter in found])
-
-
-def combinations(found: Sequence[Parameter]) -> list[Values]:
-    """Returns every combination of a grid."""
-    return list(_product(found, [parameter.grid() for parameter in found]))
-
-
-def _product(found: Sequence[Parameter], values: list) -> Iterator[Values]:
-    for combination in itertools.product(*values):
-        yield {p.name: v for p, v in zip(found, combination, strict=True)}
-
-
-def planned(
-    search: ml_collections.ConfigDict, found: Sequence[Parameter]
-) -> list[Values]:
-    """Returns the trials of a study in order, before any is run.
+    It defines `suggest(trial, config)` and may define `get_options(config)`, which
+    returns what differs from `default_options` and the values of a `grid`.
 
     Args:
-      search: validated.
-      found: its parameters.
-
-    Returns:
-      The values of each; empty for those that TPE chooses when their turn comes. More
-      trials of the same search begin with the same.
+      location: of the file; looked for among the configs of the package too.
+      config: what trials start from.
+      options: taken instead of the file's.
     """
-    if search.sampler == "grid":
-        return combinations(found)
-    if search.sampler == "tpe":
-        return [{}] * search.trials
-    rng = np.random.default_rng(search.seed)
-    drawn: dict[tuple, Values] = {}
-    while len(drawn) < search.trials:
-        values = {parameter.name: parameter.draw(rng) for parameter in found}
-        drawn.setdefault(tuple(values.values()), values)
-    return list(drawn.values())
+    path = config_files.find(os.fspath(location))
+    source = path.read_text(encoding="utf-8")
+    defined: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
+    with _running(path):
+        exec(compile(source, path, "exec"), defined)
+        if options is None and "get_options" in defined:
+            options = defined["get_options"](config)
+        given = dict(options or {})
+        grid = {name: tuple(values) for name, values in given.pop("grid", {}).items()}
+    if not callable(defined.get("suggest")):
+        raise errors.UsageError(f"{path} defines no suggest(trial, config)")
+    flat = dict(config_lib.flattened(given))
+    completed = config_lib.updated(default_options(), flat, str(path))
+    return Search(defined["suggest"], completed, grid, path, source)
 
 
-def applied(
-    config: ml_collections.ConfigDict, found: Sequence[Parameter], values: Values
-) -> ml_collections.ConfigDict:
-    """Returns the config with the values of a trial."""
-    overrides: dict[str, Any] = {}
-    for parameter in found:
-        overrides |= parameter.overrides(values[parameter.name])
-    return config_lib.updated(config, overrides, "the search")
+def check_comparable(configs: Sequence[ml_collections.ConfigDict]) -> None:
+    """Refuses to rank runs by loss if their losses may measure different things."""
+    values = [config_lib.flat(config) for config in configs]
+    for name, first in values[0].items() if values else ():
+        if name.startswith(_MEASURE) and any(v[name] != first for v in values):
+            raise errors.UsageError(
+                "without anomalies trials are ranked by reconstruction loss, which "
+                f"cannot be compared where {name} differs ({first!r} and others): give "
+                "anomalies, or leave that out of the search"
+            )
 
 
-def fold_config(
-    config: ml_collections.ConfigDict,
-    search: ml_collections.ConfigDict,
-    found: Sequence[Parameter],
-    values: Values,
-    fold: int,
-) -> ml_collections.ConfigDict:
-    """Returns the config of a trial's run that holds out `fold`."""
-    result = applied(config, found, values)
-    result.data.folds, result.data.fold = search.folds, fold
-    result.data.seed = search.seed
-    result.early_stopping.update(search.early_stopping)
-    return result
-
-
-def shape(config: ml_collections.ConfigDict) -> str:
-    """Returns what is equal for runs that can be trained together."""
-    values = config_lib.flat(config)
-    return json.dumps({k: v for k, v in values.items() if k not in _MEMBERS})
-
-
-def describe(values: Values) -> str:
-    """Words the values of a trial."""
-
-    def plain(value: Any) -> str:
-        return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-    return ", ".join(f"{name} {plain(value)}" for name, value in values.items())
+@contextlib.contextmanager
+def _running(path: pathlib.Path) -> Iterator[None]:
+    """Names the search file in whatever its code raises in the body."""
+    try:
+        yield
+    except errors.DpaError:
+        raise
+    except Exception as error:  # whatever may be wrong with somebody's program
+        raise errors.UsageError(
+            f"{path} fails with {type(error).__name__}: {error}"
+        ) from error

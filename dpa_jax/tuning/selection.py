@@ -1,246 +1,154 @@
-"""Which trial is best, how sure that is, and how much too good it looks."""
+"""What trials have left, and which is best: how sure that is, and how optimistic."""
 
 import dataclasses
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import ml_collections
 import numpy as np
+import optuna
 
-from dpa_jax import config as config_lib
-from dpa_jax import errors, roc
-from dpa_jax.tuning.results import Fold, Trial, complete
-
-# what an image is before it is scored
-_SEEN = ("train", "normal", "channels", "resolution", "resize", "crop", "equalize")
-_DIGITS = 12  # of AUCs that are equal but for how their mean was taken
-_TERMS = ("relative_perceptual", "perceptual", "l1", "l2")
+from dpa_jax import roc
+from dpa_jax.tuning import queue
+from dpa_jax.weights import formats
 
 
-@dataclasses.dataclass(frozen=True)
-class Value:
-    """A trial's mean ROC AUC over the folds, its 95% interval, and that of each."""
-
-    auc: float
-    low: float
-    high: float
-    folds: tuple[float, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Optimism:
-    """What speaks against taking the best trial's AUC at its word.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Fold:
+    """What a model trained without one fold makes of that fold and of the anomalies.
 
     Attributes:
-      spread: its highest fold less its lowest.
-      sd: the standard deviation over its folds; None of a single one.
-      nested: by how much a choice by all folds but one is worse on that one, the mean
-        over the folds; None if there are fewer than two folds or two trials.
-      resampled: by how much the best of a resample has less of all images, the mean
-        over the resamples; None of a single trial.
-      first: the share of the resamples in which the best trial is still the best.
+      normal: float32 `[n]`, the scores of the held-out normal images.
+      groups: str `[n]`, their groups (patient, slide), empty names if unknown.
+      anomalies: float32 `[m]`, the scores of the whole pool, in its order.
+      steps: of the last stage, where the held-out loss was lowest.
+      loss: the mean loss of the held-out images there.
     """
 
-    spread: float
-    sd: float | None
-    nested: float | None
-    resampled: float | None
-    first: float
+    normal: np.ndarray
+    groups: np.ndarray
+    anomalies: np.ndarray
+    steps: int
+    loss: float
 
 
-def alone(folds: Sequence[Fold]) -> np.ndarray:
-    """Returns each fold's ROC AUC of each anomaly of the pool alone.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trial:
+    """A trial: waiting, running, complete (with folds), pruned or failed (why)."""
 
-    That of several anomalies is the mean of theirs.
+    number: int
+    state: str
+    reason: str
+    parameters: Mapping[str, Any]
+    folds: tuple[Fold, ...] = ()
 
-    Returns:
-      float64 `[K, m]`.
+
+def scores(study: pathlib.Path, trial: int, fold: int) -> pathlib.Path:
+    """Returns the file of a fold's scores, in the workdir of its run."""
+    return study / "trials" / f"{trial:04d}" / f"fold_{fold}" / "scores.npz"
+
+
+def write_fold(path: pathlib.Path, fold: Fold) -> None:
+    """Writes a fold's scores, atomically."""
+    with formats.replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **dataclasses.asdict(fold))
+
+
+def read_fold(path: pathlib.Path) -> Fold:
+    """Reads a fold's scores; a DpaError is raised if they are damaged or not finite."""
+    found: dict[str, Any] = formats.read_npz(path, lambda name: True)
+    with formats.reading(path):
+        found |= {"steps": int(found["steps"]), "loss": float(found["loss"])}
+        if not np.isfinite([*found["normal"], *found["anomalies"]]).all():
+            raise ValueError("it holds scores that are not finite")
+        return Fold(**found)
+
+
+def read_trials(study: optuna.Study, folder: pathlib.Path, folds: int) -> list[Trial]:
+    """Reads the trials of a study by number, and the folds of complete ones."""
+    trials = []
+    for number, found in sorted(queue.latest(study).items()):
+        state, reason = queue.state(found)
+        paths = [scores(folder, number, k) for k in range(folds)]
+        read = tuple(map(read_fold, paths)) if state == "complete" else ()
+        trials.append(Trial(number, state, reason, found.params, read))
+    return trials
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Ranking:
+    """The complete trials of a study, the best first; of equals the first tried.
+
+    Attributes:
+      trials: `T` of them.
+      folds: float64 `[T, K]`, the ROC AUC of each fold or, without anomalies, its loss.
+      values: float64 `[T]`, the means.
+      intervals: float64 `[T, 2]`, of the mean ROC AUC in 95% of the resamples of
+        anomalies and normal images (the models as they are); None without anomalies.
+      bias: by how much the best of a resample has less of all images, the mean over the
+        resamples, as Efron estimates a bias; less than in truth where many trials are
+        alike (0.075 of 0.11 with 20 equal ones).
     """
-    return np.array([roc.wins(f.normal, f.anomalies) / len(f.normal) for f in folds])
+
+    trials: tuple[Trial, ...]
+    folds: np.ndarray
+    values: np.ndarray
+    intervals: np.ndarray | None = None
+    bias: float = 0.0
 
 
-def fold_aucs(folds: Sequence[Fold], drawn: np.ndarray) -> np.ndarray:
-    """Returns each fold's ROC AUC of the drawn anomalies: float64 `[K]`.
-
-    Args:
-      folds: `K` of them.
-      drawn: int, at least one index into the pool.
-    """
-    return alone(folds)[:, drawn].mean(axis=1)
-
-
-def highest(aucs: np.ndarray) -> int:
-    """Returns the index of the highest AUC `[T]`, the first of equal ones."""
-    return int(np.round(aucs, _DIGITS).argmax())
-
-
-def trial_value(
-    folds: Sequence[Fold],
+def rank(
+    trials: Sequence[Trial],
     drawn: np.ndarray,
     groups: Sequence[str] | None = None,
-    *,
     resamples: int = 1000,
-    seed: int = 0,
-) -> Value:
-    """Returns the mean ROC AUC over the folds with its interval.
-
-    Args:
-      folds: of the trial.
-      drawn: int, at least one index into the pool.
-      groups: of the whole pool's anomalies (patient, slide), None if unknown.
-      resamples: of the percentile bootstrap.
-      seed: of the bootstrap.
-    """
-    found = fold_aucs(folds, drawn)
-    around = resampled(folds, drawn, groups, resamples=resamples, seed=seed)
-    low, high = np.percentile(around, [2.5, 97.5])
-    return Value(float(found.mean()), float(low), float(high), tuple(found.tolist()))
-
-
-def resampled(
-    folds: Sequence[Fold],
-    drawn: np.ndarray,
-    groups: Sequence[str] | None = None,
-    *,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> np.ndarray:
-    """Returns the mean ROC AUC over the folds in resamples, float64 `[R]`.
-
-    The arguments are those of `trial_value`; see `roc.mean_resamples`.
-    """
-    return roc.mean_resamples(
-        [fold.normal for fold in folds],
-        [fold.anomalies[drawn] for fold in folds],
-        [fold.groups for fold in folds],
-        None if groups is None else [groups[i] for i in drawn],
-        resamples=resamples,
-        seed=seed,
-    )
-
-
-def ranked(trials: Sequence[Trial], drawn: np.ndarray) -> list[Trial]:
-    """Returns the complete trials, the best first; of equals the first tried.
+) -> Ranking:
+    """Ranks the complete trials by their mean ROC AUC over the folds.
 
     Args:
       trials: of a study.
       drawn: int, indices into the pool. With none, trials are ranked by the held-out
-        loss instead, the lowest first.
-
-    Raises:
-      UsageError: without anomalies, the losses of the trials cannot be compared.
+        loss instead, which must be comparable (see `check_comparable`).
+      groups: of the drawn anomalies (patient, slide), None if unknown.
+      resamples: of the bootstrap, which resamples whole groups.
     """
-    trials = complete(trials)
-    if len(drawn):
-        aucs = [round(fold_aucs(t.folds, drawn).mean(), _DIGITS) for t in trials]
-        order = sorted(range(len(aucs)), key=lambda i: (-aucs[i], trials[i].number))
-        return [trials[i] for i in order]
-    check_comparable(by_name(trials))
-    return sorted(trials, key=lambda t: (t.loss, t.number))
-
-
-def optimism(
-    trials: Sequence[Trial],
-    drawn: np.ndarray,
-    groups: Sequence[str] | None = None,
-    *,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> Optimism:
-    """Estimates how much too good the best trial's AUC is for being the best.
-
-    `nested` chooses the trial by the mean of all folds but one and looks at the one
-    left out: the anomalies are the same in every fold, so that what suits them alone
-    does not show. `resampled` chooses by resampled anomalies and normal images and
-    looks at all of them, as Efron estimates a bias: both show, though less than in
-    truth where many trials are alike (0.075 of 0.11 with 20 equal ones).
-
-    Args:
-      trials: of a study, at least one complete.
-      drawn: int, at least one index into the pool.
-      groups: of the whole pool's anomalies, None if unknown.
-      resamples: of the bootstrap.
-      seed: of the bootstrap.
-    """
-    done = complete(trials)
-    table = np.array([fold_aucs(t.folds, drawn) for t in done])  # [T, K]
-    means = table.mean(axis=1)
-    best, fold = highest(means), np.arange(table.shape[1])
-    several = len(fold) > 1
-    nested = flattery = None
-    if several and len(done) > 1:
-        others = (table.sum(axis=1, keepdims=True) - table) / (len(fold) - 1)
-        chosen = [highest(others[:, k]) for k in fold]
-        nested = float((others[chosen, fold] - table[chosen, fold]).mean())
-    around = np.array(
-        [
-            resampled(t.folds, drawn, groups, resamples=resamples, seed=seed)
-            for t in done
-        ]
-    )  # [T, R]
-    if len(done) > 1:
-        flattery = float((around.max(axis=0) - means[around.argmax(axis=0)]).mean())
-    return Optimism(
-        spread=float(np.ptp(table[best])),
-        sd=float(table[best].std(ddof=1)) if several else None,
-        nested=nested,
-        resampled=flattery,
-        first=float((around[best] >= around.max(axis=0) - 1e-12).mean()),
-    )
-
-
-def incomparable(configs: Mapping[str, ml_collections.ConfigDict]) -> list[str]:
-    """Returns the fields that make losses of runs measure different things.
-
-    Args:
-      configs: by the name that each is called by.
-
-    Returns:
-      Descriptions of fields, each with the first two values that differ.
-    """
-    names, measures = list(configs), [_measure(c) for c in configs.values()]
-    found = []
-    for field in measures[0] if measures else ():
-        values = [measure[field] for measure in measures]
-        other = next((i for i, v in enumerate(values) if v != values[0]), None)
-        if other is not None:
-            found.append(
-                f"{field} ({values[0]!r} in {names[0]}, {values[other]!r} in "
-                f"{names[other]})"
-            )
-    return found
-
-
-def check_comparable(configs: Mapping[str, ml_collections.ConfigDict]) -> None:
-    """Refuses to rank runs by loss if their losses do not measure the same.
-
-    Raises:
-      UsageError: naming the fields that differ; see `incomparable`.
-    """
-    if different := incomparable(configs):
-        raise errors.UsageError(
-            "without anomalies trials can be ranked by reconstruction loss alone, and "
-            "losses are not comparable where they measure different things: "
-            f"{'; '.join(different)}. Give anomalies, or leave that out of the search"
+    done = [trial for trial in trials if trial.state == "complete"]
+    if not done:
+        return Ranking((), np.zeros((0, 0)), np.zeros(0))
+    folds = np.array([fold_values(trial.folds, drawn) for trial in done])
+    values = folds.mean(axis=1)
+    order = best_first(values if len(drawn) else -values)
+    done, folds, values = [done[i] for i in order], folds[order], values[order]
+    if not len(drawn):
+        return Ranking(tuple(done), folds, values)
+    found = [
+        roc.mean_resamples(
+            [fold.normal for fold in trial.folds],
+            [fold.anomalies[drawn] for fold in trial.folds],
+            [fold.groups if any(fold.groups) else None for fold in trial.folds],
+            groups,
+            resamples=resamples,
         )
+        for trial in done
+    ]  # [T, R]: equal resamples for all trials
+    less = np.max(found, axis=0) - values[np.argmax(found, axis=0)]
+    intervals = np.percentile(found, [2.5, 97.5], axis=1).T
+    return Ranking(tuple(done), folds, values, intervals, float(less.mean()))
 
 
-def by_name(trials: Sequence[Trial]) -> dict[str, ml_collections.ConfigDict]:
-    """Returns the configurations of complete trials as `incomparable` takes them."""
-    return {f"trial {t.number}": t.config() for t in complete(trials)}
+def best_first(values: np.ndarray) -> np.ndarray:
+    """Returns the order of values `[T]`, the highest first, equal ones as given."""
+    # to 12 digits, as means may differ by how they were taken
+    return np.argsort(-np.round(values, 12), kind="stable")
 
 
-def _measure(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Returns what the loss of a held-out image is a function of, beside the model."""
-    found = {f"data.{name}": config.data[name] for name in _SEEN}
-    found["data.size"] = config_lib.stored_size(config)
-    found |= {f"loss.{name}": config.loss[name] for name in _TERMS}
-    features = config_lib.uses_vgg(config)
-    layers = config_lib.perceptual_layers(config.perceptual.layers) if features else {}
-    found["perceptual.layers"] = layers.get(config.data.resolution)
-    for name in ("weights", "statistics", "image_weight"):
-        found[f"perceptual.{name}"] = config.perceptual[name] if features else None
-    found["perceptual.normalize"] = (
-        config.perceptual.normalize if config.loss.perceptual else None
-    )
-    return found
+def fold_values(folds: Sequence[Fold], drawn: np.ndarray) -> np.ndarray:
+    """Returns each fold's ROC AUC of the drawn anomalies, or else its loss: `[K]`."""
+    if not len(drawn):
+        return np.array([fold.loss for fold in folds])
+    return alone(folds)[:, drawn].mean(axis=1)
+
+
+def alone(folds: Sequence[Fold]) -> np.ndarray:
+    """Returns each fold's ROC AUC of each anomaly alone, `[K, m]`; others are means."""
+    return np.array([roc.wins(f.normal, f.anomalies) / len(f.normal) for f in folds])

@@ -1,7 +1,10 @@
 """What demo, train and tune do."""
 
 import argparse
+import dataclasses
 import pathlib
+import statistics
+import sys
 
 from dpa_jax import config as config_lib
 from dpa_jax import config_files, errors, validation
@@ -42,52 +45,73 @@ def train(options: argparse.Namespace) -> None:
 def tune(options: argparse.Namespace) -> None:
     """Works on a study, or draws the learning curve of a finished one."""
     from dpa_jax import cache
-    from dpa_jax.tuning import learning_curve, study
+    from dpa_jax.verbs import workers
 
+    devices = workers.available()
+    if options.devices is not None:
+        devices = options.devices.split(",")
+        workers.use(devices)
     folder = pathlib.Path(options.workdir)
     if options.learning_curve is not None:
-        _alone(options)
-        study.check_finished(folder)
+        _check_alone(options)
+        from dpa_jax.tuning import learning_curve
+
         cache.enable()
         found = learning_curve.learning_curve(
-            folder, options.learning_curve, options.draws or 10
+            folder,
+            options.learning_curve,
+            options.draws or 10,
+            storage=options.storage,
         )
-        print("\n".join(found.lines))
+        for count in dict.fromkeys(count for count, *_ in found):
+            aucs = [auc for other, _, _, auc in found if other == count]
+            mean, sd = statistics.mean(aucs), statistics.pstdev(aucs)
+            print(f"{count} anomalies: test ROC AUC {mean:.4f}, deviation {sd:.4f}")
+        print(f"see {folder}/learning_curve.csv and .png")
         return
     if options.draws is not None:
         raise errors.UsageError("--draws is of --learning-curve, which is missing")
     config, search = _study(options, folder)
-    cache.enable(training=True)
-    found = study.tune(config, search, folder, storage=options.storage)
-    print("\n".join(found.lines))
+    from dpa_jax.tuning import study
+
+    own, *others = workers.share(devices, options.workers)
+    if others and own:
+        workers.use(own)
+    with workers.running(sys.argv[1:], others):
+        cache.enable(training=True)
+        _, lines = study.tune(config, search, folder, storage=options.storage)
+    print("\n".join(lines))
 
 
-def _alone(options) -> None:
+def _check_alone(options) -> None:
     """Refuses what a learning curve takes from its study and not from options."""
-    names = ("config", "search", "storage", "trials", "folds", "anomalies")
-    given = [f"--{name}" for name in names if getattr(options, name)]
-    given += ["--anomalies-from"] * bool(options.anomalies_from)
+    names = ("config", "search", "trials", "folds", "anomalies", "anomalies_from")
+    given = [f"--{name}".replace("_", "-") for name in names if getattr(options, name)]
     given += [*options.overrides, *options.search_overrides]
-    if given:
+    if given or options.workers > 1:
         raise errors.UsageError(
-            f"--learning-curve is of a study as it stands, so without {given[0]}; "
-            "dpa-jax tune without --learning-curve can still name its test images"
+            f"--learning-curve is of a study as it stands, so without "
+            f"{(*given, '--workers')[0]}; dpa-jax tune without --learning-curve can "
+            "still name its test images"
         )
 
 
 def _study(options, folder: pathlib.Path):
     """Returns the config and the search of a study: from the options, else its own."""
     from dpa_jax.tuning import search as search_lib
+    from dpa_jax.tuning import study
 
-    given = []
-    for name in ("config", "search"):
-        kept = folder / f"{name}.json"
-        if not getattr(options, name) and not (folder / "search.json").exists():
-            raise errors.UsageError(f"--{name} is missing: {folder} holds no study yet")
-        given.append(getattr(options, name) or str(kept))
-    config = config_lib.with_flags(config_files.load(given[0]), options.overrides)
-    search = config_lib.with_flags(
-        search_lib.load(given[1]), options.search_overrides, "search"
+    if not (options.config and options.search) and not (folder / "search.py").exists():
+        missing = "config" if not options.config else "search"
+        raise errors.UsageError(f"--{missing} is missing: {folder} holds no study yet")
+    location = options.config or str(folder / "config.json")
+    config = config_lib.with_flags(config_files.load(location), options.overrides)
+    if options.search:
+        search = search_lib.load(options.search, config)
+    else:
+        search = study.load(folder)[1]
+    changed = config_lib.with_flags(
+        search.options, options.search_overrides, prefix="search"
     )
     for name, value in (
         ("trials", options.trials),
@@ -96,7 +120,7 @@ def _study(options, folder: pathlib.Path):
         ("anomalies.source", options.anomalies_from),
     ):
         if value is not None:
-            search = config_lib.updated(search, {name: value}, "the search")
-    if options.trials and search.sampler == "grid":
+            changed = config_lib.updated(changed, {name: value}, "the search")
+    if options.trials and changed.sampler == "grid":
         raise errors.UsageError("--trials: a grid tries all its combinations; leave it")
-    return config, search
+    return config, dataclasses.replace(search, options=changed)
