@@ -10,6 +10,8 @@ from dpa_jax.platform import Platform
 
 # what runs that are trained at once may differ in
 _OWN = ("seed", "optimizer.learning_rate")
+# what each process may have in a place of its own, or process 0 alone needs
+_LOCAL = {"data.train", "perceptual.weights", "perceptual.statistics"}
 
 
 def members(
@@ -60,7 +62,7 @@ def check_same_everywhere(
     for theirs, ours in zip(platform.group.decide(lambda: own), configs, strict=True):
         first = config_lib.flat(config_files.from_json(theirs, "process 0"))
         for name, value in config_lib.flat(ours).items():
-            if name not in workdir.FREE and value != first[name]:
+            if name not in workdir.FREE | _LOCAL and value != first[name]:
                 raise errors.UsageError(
                     f"process {platform.group.index} has {name}={value!r}, process 0 "
                     f"{first[name]!r}: give all the same configuration"
