@@ -24,7 +24,8 @@ import numpy as np
 from dpa_jax import errors
 
 _CONNECT_S = 60  # to reach process 0
-_LINGER_S = 10  # that a failed process 0 gives the others to read why
+_LINGER_S = 10  # that process 0 gives the others to end before it
+_CAUSE_S = 1  # in which the news of another process's end come, if it ended
 _CARD_BYTES = 1024  # of what process 0 tells about how it is reached
 _RESUMES = "the same command goes on from the last checkpoint"
 _joined: list["ProcessGroup"] = []  # this process's own, if there are several
@@ -95,8 +96,14 @@ class ProcessGroup:
         """Tells the others how this process ends."""
         if self.count == 1:
             return
-        self._is_ending = True  # by itself: the end of others is none of its own
-        if error is None or isinstance(error, errors.Interrupted):
+        is_error = error is not None and not isinstance(error, errors.Interrupted)
+        if is_error and not isinstance(error, errors.DpaError):
+            time.sleep(_CAUSE_S)  # it may come of another's end, whose news come too
+        with self._lock:
+            is_ended, self._is_ending = self._is_ending, True
+        if is_ended:  # by another thread, which tells why
+            time.sleep(2 * _LINGER_S)
+        if not is_error:
             self._send_all(b"e")
             return
         message = str(error) if isinstance(error, errors.DpaError) else repr(error)
