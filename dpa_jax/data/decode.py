@@ -133,12 +133,16 @@ def decode(
     """
     if not name:
         name = "the image" if isinstance(source, bytes) else os.fspath(source)
+    return prepare(read_image(source, name), preprocessing, name)
+
+
+def read_image(source: str | os.PathLike | bytes, name: str) -> Image.Image:
+    """Decodes an image, upright and of 8 bits, without preprocessing; see `decode`."""
     try:
         if isinstance(source, bytes):
-            image = _read(io.BytesIO(source), name)
-        else:
-            with open(source, "rb") as stream:
-                image = _read(stream, name)
+            return _read(io.BytesIO(source), name)
+        with open(source, "rb") as stream:
+            return _read(stream, name)
     except errors.DpaError:
         raise
     except UnidentifiedImageError:
@@ -155,7 +159,6 @@ def decode(
             ) from error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(name, reason) from error
-    return prepare(image, preprocessing, name)
 
 
 def prepare(image: Image.Image, preprocessing: Preprocessing, name: str) -> np.ndarray:
@@ -172,12 +175,35 @@ def prepare(image: Image.Image, preprocessing: Preprocessing, name: str) -> np.n
     Raises:
       ImageError: the image is smaller than the crop.
     """
-    mode = "L" if preprocessing.channels == 1 else "RGB"
-    if image.mode != mode:
-        image.info.pop("transparency", None)  # dropped too; Pillow warns of it
-        image = image.convert(mode)
+    image = cut(to_channels(image, preprocessing.channels), preprocessing, name)
+    if preprocessing.equalize:
+        image = ImageOps.equalize(image)
+    size = preprocessing.size
+    return np.asarray(_resize(image, size)).reshape(size, size, preprocessing.channels)
+
+
+def to_channels(image: Image.Image, channels: int) -> Image.Image:
+    """Converts an 8-bit image to grey or RGB; alpha is dropped."""
+    mode = "L" if channels == 1 else "RGB"
+    if image.mode == mode:
+        return image
+    image.info.pop("transparency", None)  # dropped too; Pillow warns of it
+    return image.convert(mode)
+
+
+def cut(
+    image: Image.Image,
+    preprocessing: Preprocessing,
+    name: str,
+    resampling: Image.Resampling = Image.Resampling.BILINEAR,
+) -> Image.Image:
+    """Resizes an image as a whole if that is asked for, then cuts its centre.
+
+    Raises:
+      ImageError: the image is smaller than the crop.
+    """
     if preprocessing.resize:
-        image = _resize(image, preprocessing.resize)
+        image = image.resize((preprocessing.resize,) * 2, resampling)
     width, height = image.size
     side = preprocessing.crop or min(width, height)
     if side > min(width, height):
@@ -187,11 +213,7 @@ def prepare(image: Image.Image, preprocessing: Preprocessing, name: str) -> np.n
             f"{side}: lower the crop or set a resize",
         )
     left, top = (width - side) // 2, (height - side) // 2
-    image = image.crop((left, top, left + side, top + side))
-    if preprocessing.equalize:
-        image = ImageOps.equalize(image)
-    size = preprocessing.size
-    return np.asarray(_resize(image, size)).reshape(size, size, preprocessing.channels)
+    return image.crop((left, top, left + side, top + side))
 
 
 def _resize(image: Image.Image, size: int) -> Image.Image:

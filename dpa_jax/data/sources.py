@@ -58,7 +58,8 @@ def load(
           ignored;
         an image;
         a manifest, .csv: columns path, relative to the manifest's folder, and if wanted
-          label (normal or 0, abnormal or 1) and group; any others become `columns`;
+          label (normal or 0, abnormal or 1) and group; any others become `columns`.
+          FILE.csv:SPLIT takes the rows of one value of its column split;
         arrays, .npz: `images`, uint8 or float in [0, 1], `[N, H, W]` or `[N, H, W, C]`
           with 1 or 3 channels, and if wanted `labels`, `groups` and `paths`, each
           `[N]`; any other arrays of that shape become `columns`;
@@ -98,12 +99,19 @@ def load(
             name, split, preprocessing, data_dir, progress, memory=memory, log=log
         )
     where = os.path.expanduser(where)
-    if not os.path.exists(where):
+    listed = None if os.path.isdir(where) else manifest.parse(where)
+    if not os.path.exists(listed[0] if listed else where):
         raise errors.DpaError(f"there is no file or folder {where}")
     if os.path.isdir(where):
         listing = _files(list_images(where), preprocessing)
-    elif where.lower().endswith(".csv"):
-        found = manifest.read(where)
+    elif listed:
+        found = manifest.read(*listed)
+        splits = sorted(set(found.columns.get("split", ())))
+        if len(splits) > 1:
+            raise errors.UsageError(
+                f"{where} holds the splits {', '.join(splits)}: name one, such as "
+                f"{where}:{splits[0]}"
+            )
         listing = dataclasses.replace(
             _files(found.paths, preprocessing),
             labels=found.labels,
