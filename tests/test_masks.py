@@ -55,7 +55,7 @@ def test_a_damaged_mask_is_named(tmp_path, rng):
         Preprocessing(1, 16),
         Preprocessing(1, 8),
         Preprocessing(1, 8, crop=8),
-        Preprocessing(1, 8, resize=32, crop=16),
+        Preprocessing(1, 8, resize=48, crop=32),
     ],
 )
 def test_a_mask_lies_where_its_image_shows_it(form):

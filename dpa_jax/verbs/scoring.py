@@ -5,6 +5,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from dpa_jax.data import labels
 
 def evaluate(options: argparse.Namespace) -> None:
     """Measures how well one run or several tell abnormal from normal."""
-    from dpa_jax import audit, cache, evaluate, score
+    from dpa_jax import audit, cache, evaluate, localization, score
 
     cache.enable()
     out = pathlib.Path(options.out or pathlib.Path(options.workdir) / "evaluation")
@@ -28,7 +29,8 @@ def evaluate(options: argparse.Namespace) -> None:
         score.load(run, batch_size=options.batch, precision=options.precision)
         for run in runs
     ]
-    images = _labelled(options, scorers[0].config)
+    images, test = _labelled(options, scorers[0].config)
+    masks = _masks(images, test, scorers[0])
     results, scores = [], []
     for run, scorer in zip(runs, scorers, strict=True):
         several = len(runs) > 1
@@ -37,12 +39,16 @@ def evaluate(options: argparse.Namespace) -> None:
         ) as show:
             scores.append(scorer(images.images, show))
         results.append(evaluate.report(scorer, images, scores[-1]))
+        if masks is not None:
+            results[-1]["pixels"] = _pixels(scorer, images, *masks)
         place = out / run.relative_to(options.workdir) if several else out
         evaluate.write(place, images, scores[-1], results[-1])
         if several:
             print(run)
         print("\n".join(evaluate.describe(results[-1])))
         print("\n".join(audit.describe(results[-1])))
+        if masks is not None:
+            print(localization.describe(results[-1]["pixels"]))
         for warning in results[-1]["warnings"]:
             print(f"warning: {warning}", file=sys.stderr)
     files = "metrics.json, scores.csv, roc.png, histogram.png"
@@ -61,8 +67,12 @@ def evaluate(options: argparse.Namespace) -> None:
     print(f"see {out}/{files}")
 
 
-def _labelled(options, config) -> data.ImageSet:
-    """Loads the images to evaluate on: from the options, else from the config."""
+def _labelled(options, config) -> tuple[data.ImageSet, str]:
+    """Loads the images to evaluate on: from the options, else from the config.
+
+    Returns:
+      The images, and where they are if that is one place.
+    """
     normal, abnormal, test = options.normal, options.abnormal, options.test
     if not (normal or abnormal or test):
         normal, abnormal = config.data.test_normal, config.data.test_abnormal
@@ -82,9 +92,47 @@ def _labelled(options, config) -> data.ImageSet:
                 "array `labels`, and a run of any other set data.normal"
             )
         evaluate.count_labels(images.labels)  # before scoring, which may take long
-        return images
+        return images, test
     pair = [_load(location, options, config) for location in (normal, abnormal)]
-    return data.joined(pair, labels=(0, 1))
+    return data.joined(pair, labels=(0, 1)), ""
+
+
+def _masks(
+    images: data.ImageSet, location: str, scorer
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Loads the masks of the images if they have any; see `masks.load`."""
+    from dpa_jax import localization
+    from dpa_jax.data import masks
+
+    config = scorer.config
+    found = masks.load(
+        images,
+        data.Preprocessing.from_config(config, scoring=True),
+        location,
+        config.data.data_dir or None,
+    )
+    if found is not None:  # checked before scoring, which may take long
+        fitted = localization.fit(
+            found[0][found[1]], config.data.resolution, scorer.resolution
+        )
+        localization.count_abnormal(fitted)
+    return found
+
+
+def _pixels(
+    scorer, images: data.ImageSet, masks: np.ndarray, known: np.ndarray
+) -> dict[str, Any]:
+    """Evaluates the maps of the images whose masks are known."""
+    from dpa_jax import localization
+
+    chosen = images.select(known)
+    with console.counting("mapping", "images") as show:
+        maps = scorer.maps(chosen.images, show)
+    fitted = localization.fit(
+        masks[known], scorer.config.data.resolution, scorer.resolution
+    )
+    found = localization.evaluate(maps, fitted)
+    return {**found, "images": len(chosen), "images_without_mask": int((~known).sum())}
 
 
 def _load(location: str, options, config) -> data.ImageSet:
