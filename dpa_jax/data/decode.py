@@ -37,6 +37,7 @@ _FORMATS = tuple(
         BmpImagePlugin.BmpImageFile,
     )
 )
+PLANES = ("sagittal", "coronal", "axial")  # by the axis of a volume that they cut
 _DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -65,6 +66,7 @@ class Preprocessing:
       crop: height and width of the centre that is cut out then; 0 for the largest
         square.
       equalize: whether to equalise the histogram then, of each channel.
+      plane: of the slices of a volume: axial, coronal or sagittal.
 
     Raises:
       UsageError: a value is out of range, or the crop larger than `resize`.
@@ -75,8 +77,13 @@ class Preprocessing:
     resize: int = 0
     crop: int = 0
     equalize: bool = False
+    plane: str = "axial"
 
     def __post_init__(self):
+        if self.plane not in PLANES:
+            raise errors.UsageError(
+                f"plane must be axial, coronal or sagittal, not {self.plane!r}"
+            )
         if self.channels not in (1, 3):
             raise errors.UsageError(f"channels must be 1 or 3, not {self.channels}")
         if self.size < 1 or self.resize < 0 or self.crop < 0:
@@ -106,7 +113,7 @@ class Preprocessing:
         crop, size = data.crop, data.size or data.resolution
         if scoring and data.random_crop and crop == size:
             crop = size = data.resolution
-        return cls(data.channels, size, data.resize, crop, data.equalize)
+        return cls(data.channels, size, data.resize, crop, data.equalize, data.plane)
 
 
 def decode(

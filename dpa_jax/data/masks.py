@@ -1,11 +1,13 @@
 """Masks of abnormal pixels, brought to the size of the images that are scored."""
 
+import functools
 import os
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dpa_jax import errors
+from dpa_jax.data import volumes
 from dpa_jax.data.decode import ImageError, Preprocessing, cut
 from dpa_jax.data.image_set import ImageSet
 
@@ -67,7 +69,7 @@ def load(
 
     Args:
       images: with labels; the column mask of a manifest holds the file of each, or
-        nothing.
+        nothing. The mask of a volume is a volume.
       preprocessing: as the images were loaded with.
       location: that the images were loaded from. Masks of a TFDS data set are its
         features mask and has_mask.
@@ -96,9 +98,16 @@ def load(
             return None
         masks = np.zeros((len(images), preprocessing.size, preprocessing.size), bool)
         has_mask = np.array([bool(file) for file in files])
+        volume = functools.lru_cache(1)(_of_volume)
         for i, (path, file) in enumerate(zip(images.paths, files, strict=True)):
-            if file:
-                masks[i] = prepare(_of_image(path, file), preprocessing, file)
+            if not file:
+                continue
+            if volumes.is_volume(file):
+                scan, _, number = path.rpartition("/")
+                mask = volume(scan, file, preprocessing.plane)[int(number)]
+            else:
+                mask = _of_image(path, file)
+            masks[i] = prepare(mask, preprocessing, file)
     wrong = np.flatnonzero((labels == 0) & masks.any(axis=(1, 2)))
     if wrong.size:
         raise errors.DpaError(
@@ -110,6 +119,8 @@ def load(
 
 def _of_image(path: str, file: str) -> np.ndarray:
     """Reads the mask of an image and compares their sizes, but for DICOM."""
+    if not os.path.isfile(path):
+        raise errors.DpaError(f"{file} is the mask of an image, which {path} is not")
     mask = read(file)
     try:
         with Image.open(path) as opened:
@@ -120,5 +131,17 @@ def _of_image(path: str, file: str) -> np.ndarray:
         raise errors.DpaError(
             f"{file} is a mask of {mask.shape[1]}x{mask.shape[0]} pixels, but its "
             f"image has {size[0]}x{size[1]}"
+        )
+    return mask
+
+
+def _of_volume(path: str, file: str, plane: str) -> np.ndarray:
+    """Reads the mask of a volume and compares their shapes."""
+    if not volumes.is_volume(path):
+        raise errors.DpaError(f"{file} is the mask of a volume, which {path} is not")
+    mask, expected = volumes.read_mask(file, plane), volumes.shape(path, plane)
+    if mask.shape != expected:
+        raise errors.DpaError(
+            f"{file} is a mask of {mask.shape} voxels, but {path} has {expected}"
         )
     return mask

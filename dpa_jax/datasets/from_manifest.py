@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from dpa_jax.data import decode, layouts, manifest, masks
+from dpa_jax.data import decode, layouts, manifest, masks, volumes
 from dpa_jax.datasets import ordered_writer
 from dpa_jax.errors import DpaError, UsageError
 
@@ -56,6 +56,10 @@ def prepare(
             f"--name={name}: TFDS has a data set of this name; use another"
         )
     found = manifest.read(location)
+    if volume := next(filter(volumes.is_volume, found.paths), None):
+        raise UsageError(
+            f"{location} lists the volume {volume}; use such a manifest as it is"
+        )
     for column in found.columns:
         if column in _OURS or "/" in column:
             raise UsageError(f"{location}: a column may not be called {column}")
