@@ -324,3 +324,18 @@ def test_every_layout_is_named_in_the_help():
     _, text, _ = run_factory.call("prepare", "layout", "--help")
     words = text.replace(",", " ").split()
     assert set(layouts.LAYOUTS) <= set(words)
+
+
+def test_a_new_layout_is_a_function_that_yields_rows(tmp_path, monkeypatch):
+    def own(source):
+        for kind in ("normal", "polyp"):
+            for i, path in enumerate(sorted((source / kind).iterdir())):
+                yield layouts.Row(path, "test" if i < 1 else "train", kind == "polyp")
+
+    draw_all(tmp_path / "own", "normal/a.png", "normal/b.png", "polyp/c.png")
+    monkeypatch.setitem(layouts.LAYOUTS, "own", own)
+    assert counts(written("own", tmp_path / "own")) == {
+        ("test", "normal"): 1,
+        ("train", "normal"): 1,
+        ("test", "abnormal"): 1,
+    }

@@ -158,6 +158,7 @@ def test_a_mask_of_another_shape_is_refused(tmp_path):
         (np.zeros((4, 4, 4), np.float32), "percentiles 0.5 and 99.5 are both 0"),
         (np.full((4, 4, 4), np.nan, np.float32), "NaN or infinite voxels"),
         (np.zeros((4, 4, 4, 3), np.float32), "4x4x4x3 voxels; three dimensions"),
+        (np.zeros((4, 4, 4), np.complex64), "voxels of complex64, not numbers"),
         (np.zeros((4, 4), np.float32), "4x4 voxels; three dimensions"),
     ],
 )

@@ -15,9 +15,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from dpa_jax import errors, workdir
-from dpa_jax.data import folders
-
-_IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm")
+from dpa_jax.data import sources
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,8 +297,7 @@ def _classes(
 
 
 def _images(folder: pathlib.Path) -> list[pathlib.Path]:
-    found = folders.list_files(folder)
-    return [pathlib.Path(p) for p in found if p.lower().endswith(_IMAGES)]
+    return [pathlib.Path(path) for path in sources.list_images(folder)]
 
 
 def _opened(path: pathlib.Path):

@@ -120,6 +120,8 @@ def _open(path: str, plane: str) -> tuple[Any, tuple[int, int, int], np.ndarray]
             f"{'x'.join(map(str, image.shape))} voxels; three dimensions and at most "
             f"{_MOST:,} voxels are read",
         )
+    if image.get_data_dtype().kind not in "iuf":
+        raise ImageError(path, f"voxels of {image.get_data_dtype()}, not numbers")
     orientation = nibabel.io_orientation(image.affine)
     if np.isnan(orientation).any():
         raise ImageError(path, "its affine leaves out an axis")

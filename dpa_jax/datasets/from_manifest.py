@@ -1,10 +1,12 @@
 """A manifest as a TFDS data set, prepared without TensorFlow."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,6 @@ def prepare(
     data_dir: str | os.PathLike,
     channels: int,
     size: int = 0,
-    progress: Callable[[int, int], None] | None = None,
 ) -> list[str]:
     """Prepares what a manifest lists, so that `tfds:NAME:SPLIT` loads it.
 
@@ -40,7 +41,6 @@ def prepare(
       channels: 1 to store grey images, 3 for RGB.
       size: side in pixels of the centre squares that are stored; 0 to store images
         whole and as large as they are.
-      progress: called with the numbers of images done and in all.
 
     Returns:
       Lines that say what was made, and where.
@@ -72,13 +72,15 @@ def prepare(
             )
     preprocessing = decode.Preprocessing(channels, size) if size else None
     builder = _FromManifest(
-        name, location, found, splits, channels, preprocessing, progress, data_dir
+        name, location, found, splits, channels, preprocessing, data_dir
     )
     if builder.data_path.exists():
         raise DpaError(
             f"{builder.data_path} is there already; delete it or use another --name"
         )
-    builder.download_and_prepare()
+    # TFDS tells of its progress on stdout, which is for results
+    with contextlib.redirect_stdout(sys.stderr):
+        builder.download_and_prepare()
     labels = None if found.labels is None else [LABELS[label] for label in found.labels]
     return [
         *layouts.describe(splits, labels, found.groups),
@@ -98,12 +100,11 @@ class _FromManifest(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     pkg_dir_path = None
 
     def __init__(
-        self, name, location, found, splits, channels, preprocessing, progress, data_dir
+        self, name, location, found, splits, channels, preprocessing, data_dir
     ):
         self.name = name
         self._location, self._found, self._splits = location, found, splits
         self._channels, self._preprocessing = channels, preprocessing
-        self._progress, self._done = progress, 0
         folder = os.path.expanduser(data_dir)
         super().__init__(data_dir=folder, file_format="array_record")
 
@@ -166,9 +167,6 @@ class _FromManifest(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 elif column != "split":
                     example[column] = values[i]
             yield i, example
-            self._done += 1
-            if self._progress is not None:
-                self._progress(self._done, len(found.paths))
 
     def _mask(self, file: str, shape: tuple[int, int]) -> np.ndarray:
         mask = masks.read(file) if file else np.zeros(shape, bool)

@@ -71,13 +71,11 @@ def manifest(options: argparse.Namespace) -> None:
     """Prepares the images of a manifest as a TFDS data set."""
     from dpa_jax.datasets import from_manifest
 
-    with console.counting("preparing", "images") as show:
-        lines = from_manifest.prepare(
-            options.manifest,
-            options.name,
-            options.data_dir,
-            options.channels,
-            options.size,
-            show,
-        )
+    lines = from_manifest.prepare(
+        options.manifest,
+        options.name,
+        options.data_dir,
+        options.channels,
+        options.size,
+    )
     print("\n".join(lines))
