@@ -23,7 +23,7 @@ def evaluate(maps: np.ndarray, masks: np.ndarray) -> dict[str, Any]:
       `best_dice_threshold`, chosen on these very masks; `map_mean_inside` and
       `map_mean_outside`, of each image with abnormal pixels the mean of its map within
       the mask and without, averaged over these images; `masked_images` and `regions`,
-      how many there are.
+      how many there are (connected components).
 
     Raises:
       DpaError: the pixels are all normal or all abnormal, or a map is not finite.
@@ -76,7 +76,7 @@ def count_abnormal(masks: np.ndarray) -> int:
 
 
 def fit(masks: np.ndarray, size: int, resolution: int) -> np.ndarray:
-    """Brings masks to what a run's maps are of.
+    """Returns masks at the resolution of a run's maps.
 
     Args:
       masks: bool `[N, S, S]`.
@@ -92,7 +92,7 @@ def fit(masks: np.ndarray, size: int, resolution: int) -> np.ndarray:
 
 
 def describe(result: dict[str, Any]) -> str:
-    """Says in a line what `evaluate` found."""
+    """Returns a line with the figures of `evaluate`."""
     outside = result["map_mean_outside"]
     return (
         f"pixels: ROC AUC {result['pixel_roc_auc']:.4f}, AUPRO {result['aupro']:.4f} "
@@ -107,7 +107,7 @@ def describe(result: dict[str, Any]) -> str:
 def _overlap(masks: np.ndarray) -> tuple[np.ndarray, int]:
     """Returns what each pixel adds to the mean overlap of regions, and their number.
 
-    A region is what hangs together within an image, over corners too.
+    A region is a connected component of an image's mask, with 8-connectivity.
     """
     shares = np.zeros(masks.shape)
     regions = 0

@@ -211,7 +211,7 @@ def test_bmad_never_takes_masks_for_images(tmp_path, nesting, label):
 def test_bmad_refuses_a_folder_that_it_does_not_know(tmp_path):
     draw_all(tmp_path, "train/good/1.png", "valid/good/2.png", "test/good/3.png")
     draw(tmp_path / "test/Ungood/bodymask/4.png")
-    with pytest.raises(DpaError, match="bodymask/4.png: images of test are looked for"):
+    with pytest.raises(DpaError, match="bodymask/4.png: images of test belong in"):
         layouts.write("bmad", tmp_path, tmp_path / "out.csv")
 
 
@@ -267,7 +267,7 @@ def test_of_oct2017_patients_are_groups_and_classes_findings(tmp_path):
         ("PNEUMONIA/VIRUS-1000234-0003.jpeg", "1000234", "virus"),
     ],
 )
-def test_of_chest_xrays_names_tell_patient_and_germ(tmp_path, name, group, finding):
+def test_of_chest_xrays_names_hold_patient_and_germ(tmp_path, name, group, finding):
     source = tmp_path / "chest_xray"
     draw_all(source, f"test/{name}", "train/NORMAL/IM-0001-0001.jpeg")
     draw(source / "test/PNEUMONIA/person7_virus_9.jpeg")
@@ -279,10 +279,10 @@ def test_of_chest_xrays_names_tell_patient_and_germ(tmp_path, name, group, findi
 @pytest.mark.parametrize(
     ("layout", "name", "message"),
     [
-        ("chest-xray", "train/NORMAL/scan.jpeg", "does not tell the patient"),
-        ("chest-xray", "train/COVID/IM-1-1.jpeg", "looked for in NORMAL, PNEUMONIA"),
+        ("chest-xray", "train/NORMAL/scan.jpeg", "holds no patient"),
+        ("chest-xray", "train/COVID/IM-1-1.jpeg", "belong in NORMAL, PNEUMONIA"),
         ("oct2017", "train/NORMAL/scan.jpeg", "not CLASS-PATIENT-NUMBER"),
-        ("oct2017", "train/NORMAL/more/NORMAL-1-1.jpeg", "looked for in CNV, DME"),
+        ("oct2017", "train/NORMAL/more/NORMAL-1-1.jpeg", "belong in CNV, DME"),
     ],
 )
 def test_what_does_not_belong_to_a_layout_is_refused(tmp_path, layout, name, message):
@@ -291,7 +291,7 @@ def test_what_does_not_belong_to_a_layout_is_refused(tmp_path, layout, name, mes
         layouts.write(layout, tmp_path, tmp_path / "out.csv")
 
 
-def test_patients_in_several_splits_are_told():
+def test_patients_in_several_splits_are_named():
     lines = layouts.describe(
         ["train", "train", "test"], ["normal", "normal", "abnormal"], ["7", "8", "7"]
     )

@@ -1,6 +1,7 @@
 """Figures of anomaly maps, against scikit-learn, SciPy and counting by hand."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 import dpa_jax
 from dpa_jax import localization
 from dpa_jax.data import Preprocessing, load
+from dpa_jax.datasets import from_manifest
 from dpa_jax.errors import DpaError
 
 # One image of five pixels in a row, two of them abnormal, apart from each other, so
@@ -139,7 +141,7 @@ def test_masks_are_cut_and_thinned_to_the_maps():
     np.testing.assert_array_equal(localization.fit(masks, 12, 12), masks)
 
 
-def test_the_figures_are_told_in_a_line():
+def test_a_line_has_the_figures():
     line = localization.describe(localization.evaluate(MAPS, MASKS))
     assert line == (
         "pixels: ROC AUC 0.6667, AUPRO 0.5000 (to a false positive rate of 0.3), best "
@@ -177,3 +179,18 @@ def test_where_there_are_masks_the_maps_are_measured(trained, masked, tmp_path):
     expected = sklearn.metrics.roc_auc_score(masks.ravel(), maps.ravel())
     assert found["pixel_roc_auc"] == pytest.approx(expected)
     assert found["map_mean_inside"] == pytest.approx(maps[masks].mean(), rel=1e-5)
+
+
+def test_masks_of_a_tfds_data_set_are_measured_alike(trained, masked, tmp_path):
+    from_manifest.prepare(str(masked), "masked", tmp_path / "data", 1)
+    run = shutil.copytree(trained, tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    config["data"]["data_dir"] = str(tmp_path / "data")
+    (run / "config.json").write_text(json.dumps(config))
+    found = []
+    for test in (masked, "tfds:masked:train"):
+        out = tmp_path / f"out{len(found)}"
+        command = ("evaluate", f"--workdir={run}", f"--test={test}", f"--out={out}")
+        assert run_factory.call(*command)[0] == 0
+        found.append(json.loads((out / "metrics.json").read_text())["pixels"])
+    assert found[0] == found[1]

@@ -8,8 +8,9 @@ import pytest
 import run_factory
 from PIL import Image
 
-from dpa_jax.data import Preprocessing, load, masks, volumes
+from dpa_jax.data import Preprocessing, load, load_files, masks, volumes
 from dpa_jax.errors import DpaError, UsageError
+from dpa_jax.verbs import scoring
 
 nibabel = pytest.importorskip("nibabel", reason="the nifti extra is missing")
 
@@ -105,6 +106,15 @@ def test_volumes_lie_among_images_in_a_folder(tmp_path):
     assert found.groups[7:10] == [
         str(tmp_path / n) for n in ("a.nii", "b.png", "c.nii.gz")
     ]
+
+
+def test_volumes_are_scored_by_slice_under_distinct_names(tmp_path):
+    paths = [save(tmp_path / name, ramp()) for name in ("a.nii", "b.nii.gz")]
+    found = load_files(paths, FORM)
+    names = scoring._names(found.paths)
+    assert len(found) == len(set(names)) == 16
+    assert scoring._names(found.paths[:8])[3] == "003"
+    assert names[8] == "b.nii.gz_000"
 
 
 def manifest(tmp_path, text):

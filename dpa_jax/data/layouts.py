@@ -98,7 +98,7 @@ def bmad(source: pathlib.Path) -> Iterator[Row]:
 
     `train`, `valid` or `val`, and `test` hold `good` and `Ungood`; in these, or above
     them, images may lie in `img` and masks of the same name in `label` (in some copies
-    `anomaly_mask`). A name of two numbers, VOLUME_SLICE, tells the group.
+    `anomaly_mask`). A name of two numbers is VOLUME_SLICE, the volume being the group.
     """
     masks = ("label", "anomaly_mask")
     for split, names in (
@@ -116,8 +116,8 @@ def bmad(source: pathlib.Path) -> Iterator[Row]:
                 continue
             if kinds not in ({"good"}, {"ungood"}, {"good", "img"}, {"ungood", "img"}):
                 raise errors.DpaError(
-                    f"{path}: images of {split} are looked for in good and Ungood, "
-                    "there or in img"
+                    f"{path}: images of {split} belong in good and Ungood, in "
+                    "these or in img"
                 )
             mask = ""
             if "ungood" in kinds and "img" in kinds:
@@ -177,7 +177,7 @@ def chest_xray(source: pathlib.Path) -> Iterator[Row]:
     for split, kind, path in _classes(source, {"NORMAL", "PNEUMONIA"}):
         found = names.fullmatch(path.stem)
         if not found:
-            raise errors.DpaError(f"{path}: the name does not tell the patient")
+            raise errors.DpaError(f"{path}: the name holds no patient")
         person, germ, image, other, patient = found.groups()
         abnormal = kind != "NORMAL"
         finding = (germ or other or "").lower() * abnormal
@@ -205,8 +205,8 @@ def write(name: str, source: str | os.PathLike, out: str | os.PathLike) -> list[
         group, findings and mask that anything is known of.
 
     Returns:
-      Lines that say what it lists: of each split the numbers of normal and abnormal
-      images, of masks and of groups; and which groups several splits share.
+      Lines with the numbers of normal and abnormal images and of groups in each split,
+      and a warning where splits share groups.
 
     Raises:
       UsageError: there is no such layout.
@@ -251,7 +251,7 @@ def write(name: str, source: str | os.PathLike, out: str | os.PathLike) -> list[
 
 
 def describe(splits, labels, groups) -> list[str]:
-    """Says how many images a manifest lists, and which groups its splits share.
+    """Returns lines on the images of a manifest and on groups that splits share.
 
     Args:
       splits: `N` names.
@@ -290,8 +290,7 @@ def _classes(
         for path in _images(source / split):
             if path.parent.name not in kinds or path.parent.parent.name != split:
                 raise errors.DpaError(
-                    f"{path}: images of {split} are looked for in "
-                    f"{', '.join(sorted(kinds))}"
+                    f"{path}: images of {split} belong in {', '.join(sorted(kinds))}"
                 )
             yield split, path.parent.name, path
 

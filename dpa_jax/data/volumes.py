@@ -19,7 +19,7 @@ _KEPT = 8  # decoded volumes that stay in memory
 
 
 def is_volume(path: str) -> bool:
-    """Says whether a file is a NIfTI volume, by its extension."""
+    """Returns whether a file is a NIfTI volume, by its extension."""
     return path.lower().endswith(EXTENSIONS)
 
 

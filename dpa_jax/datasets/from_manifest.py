@@ -43,7 +43,7 @@ def prepare(
         whole and as large as they are.
 
     Returns:
-      Lines that say what was made, and where.
+      Lines with the counts of each split, and where the data set is.
 
     Raises:
       UsageError: the name or a column or split cannot be used.
@@ -78,7 +78,7 @@ def prepare(
         raise DpaError(
             f"{builder.data_path} is there already; delete it or use another --name"
         )
-    # TFDS tells of its progress on stdout, which is for results
+    # TFDS shows its progress on stdout, which is for results
     with contextlib.redirect_stdout(sys.stderr):
         builder.download_and_prepare()
     labels = None if found.labels is None else [LABELS[label] for label in found.labels]
@@ -153,7 +153,9 @@ class _FromManifest(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             shape = image.height, image.width
             if self._preprocessing:
                 pixels = decode.prepare(image, self._preprocessing, path)
-                image = Image.fromarray(pixels.squeeze())
+                if self._channels == 1:
+                    pixels = pixels[..., 0]
+                image = Image.fromarray(pixels)
             example = {"image_id": os.path.relpath(path, folder), "image": image}
             if found.labels is not None:
                 example["label"] = int(found.labels[i])
