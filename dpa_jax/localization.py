@@ -133,4 +133,4 @@ def _area(rate: np.ndarray, overlap: np.ndarray) -> float:
     end = int(np.searchsorted(rate, LIMIT, "right"))
     last = np.interp(LIMIT, rate[end - 1 : end + 1], overlap[end - 1 : end + 1])
     area = np.trapezoid(np.append(overlap[:end], last), np.append(rate[:end], LIMIT))
-    return float(area / LIMIT)
+    return float(min(area / LIMIT, 1.0))  # rounding aside it is at most 1
