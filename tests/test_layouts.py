@@ -307,6 +307,17 @@ def test_an_unknown_layout_names_those_there_are(tmp_path):
         layouts.write("bamd", tmp_path, tmp_path / "out.csv")
 
 
+def test_a_manifest_is_a_csv(tmp_path):
+    medianomaly(tmp_path)
+    with pytest.raises(UsageError, match="must be called FILE.csv, not .*rsna.txt"):
+        layouts.write("medianomaly", tmp_path, tmp_path / "rsna.txt")
+
+
+def test_a_source_that_is_not_there(tmp_path):
+    with pytest.raises(DpaError, match="there is no folder .*RSNA"):
+        layouts.write("medianomaly", tmp_path / "RSNA", tmp_path / "rsna.csv")
+
+
 def test_the_verb_writes_a_manifest_that_loads_by_split(tmp_path):
     medianomaly(tmp_path)
     out = tmp_path / "rsna.csv"

@@ -194,3 +194,17 @@ def test_masks_of_a_tfds_data_set_are_measured_alike(trained, masked, tmp_path):
         assert run_factory.call(*command)[0] == 0
         found.append(json.loads((out / "metrics.json").read_text())["pixels"])
     assert found[0] == found[1]
+
+
+def test_masks_of_abnormal_images_alone_are_enough(trained, tmp_path):
+    normal = run_factory.write_folder(tmp_path / "normal", 2)
+    run_factory.write_folder(tmp_path, 1)
+    Image.fromarray(np.eye(16, dtype=np.uint8)).save(tmp_path / "mask.png")
+    (tmp_path / "set.csv").write_text("path,mask\n00.png,mask.png\n")
+    code, _, error = run_factory.call(
+        *("evaluate", f"--workdir={trained}", f"--normal={normal}"),
+        *(f"--abnormal={tmp_path}/set.csv", f"--out={tmp_path}/out"),
+    )
+    assert code == 0, error
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())["pixels"]
+    assert (found["images"], found["regions"]) == (3, 1)

@@ -163,6 +163,21 @@ def test_a_mask_of_another_shape_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("image", "mask", "message"),
+    [
+        ("x.png", "a.nii.gz", "a.nii.gz is the mask of a volume, which .*x.png is not"),
+        ("a.nii.gz", "x.png", "x.png is the mask of an image, which .*/000 is not"),
+    ],
+)
+def test_masks_of_images_are_not_those_of_volumes(tmp_path, image, mask, message):
+    save(tmp_path / "a.nii.gz", ramp())
+    Image.fromarray(np.eye(8, dtype=np.uint8)).save(tmp_path / "x.png")
+    images = load(manifest(tmp_path, f"path,label,mask\n{image},1,{mask}\n"), FORM)
+    with pytest.raises(DpaError, match=message):
+        masks.load(images, FORM)
+
+
+@pytest.mark.parametrize(
     ("values", "message"),
     [
         (np.zeros((4, 4, 4), np.float32), "percentiles 0.5 and 99.5 are both 0"),

@@ -209,13 +209,15 @@ def write(name: str, source: str | os.PathLike, out: str | os.PathLike) -> list[
       and a warning where splits share groups.
 
     Raises:
-      UsageError: there is no such layout.
+      UsageError: there is no such layout, or `out` is no .csv.
       DpaError: the folder does not have it, or an image or a mask is missing.
     """
     if name not in LAYOUTS:
         raise errors.UsageError(
             f"there is no layout {name}; there are {', '.join(LAYOUTS)}"
         )
+    if not os.fspath(out).lower().endswith(".csv"):
+        raise errors.UsageError(f"the manifest must be called FILE.csv, not {out}")
     if not os.path.isdir(source):
         raise errors.DpaError(f"there is no folder {source}")
     rows = [

@@ -104,6 +104,10 @@ def load(
                 continue
             if volumes.is_volume(file):
                 scan, _, number = path.rpartition("/")
+                if not volumes.is_volume(scan):
+                    raise errors.DpaError(
+                        f"{file} is the mask of a volume, which {path} is not"
+                    )
                 mask = volume(scan, file, preprocessing.plane)[int(number)]
             else:
                 mask = _of_image(path, file)
@@ -137,8 +141,6 @@ def _of_image(path: str, file: str) -> np.ndarray:
 
 def _of_volume(path: str, file: str, plane: str) -> np.ndarray:
     """Reads the mask of a volume and compares their shapes."""
-    if not volumes.is_volume(path):
-        raise errors.DpaError(f"{file} is the mask of a volume, which {path} is not")
     mask, expected = volumes.read_mask(file, plane), volumes.shape(path, plane)
     if mask.shape != expected:
         raise errors.DpaError(

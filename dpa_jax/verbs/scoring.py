@@ -1,6 +1,7 @@
 """What evaluate, score and score-slide do."""
 
 import argparse
+import dataclasses
 import os
 import pathlib
 import sys
@@ -94,6 +95,14 @@ def _labelled(options, config) -> tuple[data.ImageSet, str]:
         evaluate.count_labels(images.labels)  # before scoring, which may take long
         return images, test
     pair = [_load(location, options, config) for location in (normal, abnormal)]
+    if any("mask" in (images.columns or {}) for images in pair):
+        # normal images need no masks, and a join keeps what both have
+        pair = [
+            dataclasses.replace(
+                images, columns={"mask": [""] * len(images), **(images.columns or {})}
+            )
+            for images in pair
+        ]
     return data.joined(pair, labels=(0, 1)), ""
 
 
