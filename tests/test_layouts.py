@@ -292,7 +292,7 @@ def test_what_does_not_belong_to_a_layout_is_refused(tmp_path, layout, name, mes
 
 
 def test_patients_in_several_splits_are_named():
-    lines = layouts.describe(
+    lines = manifest.describe(
         ["train", "train", "test"], ["normal", "normal", "abnormal"], ["7", "8", "7"]
     )
     assert lines == [
@@ -305,6 +305,16 @@ def test_patients_in_several_splits_are_named():
 def test_an_unknown_layout_names_those_there_are(tmp_path):
     with pytest.raises(UsageError, match="no layout bamd; there are medianomaly, "):
         layouts.write("bamd", tmp_path, tmp_path / "out.csv")
+
+
+def test_paths_hold_where_folders_are_links(tmp_path):
+    medianomaly(tmp_path / "far" / "RSNA")
+    (tmp_path / "near" / "deep").mkdir(parents=True)
+    (tmp_path / "near" / "deep" / "RSNA").symlink_to(tmp_path / "far" / "RSNA")
+    (tmp_path / "out").symlink_to(tmp_path / "near" / "deep")
+    out = tmp_path / "out" / "rsna.csv"
+    layouts.write("medianomaly", tmp_path / "out" / "RSNA", out)
+    assert len(manifest.read(str(out)).paths) == 6
 
 
 def test_a_manifest_is_a_csv(tmp_path):

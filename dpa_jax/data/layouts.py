@@ -5,7 +5,6 @@ Normal training images are the split train; training images of a disease are the
 train_abnormal, of which tuning may take a few.
 """
 
-import collections
 import csv
 import dataclasses
 import json
@@ -14,29 +13,9 @@ import pathlib
 import re
 from collections.abc import Callable, Iterator
 
-from dpa_jax import errors, workdir
-from dpa_jax.data import sources
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """An image of a data set.
-
-    Attributes:
-      path: of the image.
-      split: that it belongs to.
-      is_abnormal: whether it shows anything but normal tissue.
-      group: what it shares with others (patient, volume); empty if not known.
-      findings: what an abnormal image shows, joined by +; empty if not known.
-      mask: of its abnormal pixels, an image of the same view; empty if there is none.
-    """
-
-    path: pathlib.Path
-    split: str
-    is_abnormal: bool
-    group: str = ""
-    findings: str = ""
-    mask: pathlib.Path | str = ""
+from dpa_jax import errors
+from dpa_jax.data import manifest, sources
+from dpa_jax.data.manifest import Row
 
 
 def medianomaly(source: pathlib.Path) -> Iterator[Row]:
@@ -201,12 +180,10 @@ def write(name: str, source: str | os.PathLike, out: str | os.PathLike) -> list[
     Args:
       name: of a layout, one of `LAYOUTS`.
       source: the folder of the data set.
-      out: the CSV file, with paths relative to its folder and those of the columns
-        group, findings and mask that anything is known of.
+      out: the CSV file; see `manifest.write`.
 
     Returns:
-      Lines with the numbers of normal and abnormal images and of groups in each split,
-      and a warning where splits share groups.
+      Lines on what it lists; see `manifest.describe`.
 
     Raises:
       UsageError: there is no such layout, or `out` is no .csv.
@@ -216,8 +193,6 @@ def write(name: str, source: str | os.PathLike, out: str | os.PathLike) -> list[
         raise errors.UsageError(
             f"there is no layout {name}; there are {', '.join(LAYOUTS)}"
         )
-    if not os.fspath(out).lower().endswith(".csv"):
-        raise errors.UsageError(f"the manifest must be called FILE.csv, not {out}")
     if not os.path.isdir(source):
         raise errors.DpaError(f"there is no folder {source}")
     rows = [
@@ -228,58 +203,7 @@ def write(name: str, source: str | os.PathLike, out: str | os.PathLike) -> list[
     ]
     if not rows:
         raise errors.DpaError(f"{source} holds no images in the layout {name}")
-    for path in (p for row in rows for p in (row.path, row.mask) if p):
-        if not os.path.isfile(path):
-            raise errors.DpaError(f"{path} is missing")
-    folder = pathlib.Path(out).parent
-    columns = {
-        "path": [os.path.relpath(row.path, folder) for row in rows],
-        "label": [("normal", "abnormal")[row.is_abnormal] for row in rows],
-        "split": [row.split for row in rows],
-        "group": [row.group for row in rows],
-        "findings": [row.findings for row in rows],
-        "mask": [row.mask and os.path.relpath(row.mask, folder) for row in rows],
-    }
-    # The group of a manifest has no empty cells: one that is not known of all is not.
-    if not all(columns["group"]):
-        del columns["group"]
-    for optional in ("findings", "mask"):
-        if not any(columns[optional]):
-            del columns[optional]
-    workdir.write_csv(
-        pathlib.Path(out), list(columns), list(zip(*columns.values(), strict=True))
-    )
-    return describe(columns["split"], columns["label"], columns.get("group"))
-
-
-def describe(splits, labels, groups) -> list[str]:
-    """Returns lines on the images of a manifest and on groups that splits share.
-
-    Args:
-      splits: `N` names.
-      labels: `N` of normal and abnormal, or None.
-      groups: `N` names, or None.
-    """
-    lines = []
-    for split in dict.fromkeys(splits):
-        rows = [i for i, s in enumerate(splits) if s == split]
-        line = f"{split}: {len(rows):,} images"
-        if labels is not None:
-            counts = collections.Counter(labels[i] for i in rows)
-            line += f", {counts['normal']:,} normal, {counts['abnormal']:,} abnormal"
-        if groups is not None:
-            line += f", {len({groups[i] for i in rows}):,} groups"
-        lines.append(line)
-    places = collections.defaultdict(set)
-    for split, group in zip(splits, groups or (), strict=bool(groups)):
-        places[group].add(split)
-    common = sorted(group for group, found in places.items() if len(found) > 1)
-    if common:
-        lines.append(
-            f"warning: {len(common):,} groups are in several splits, such as "
-            f"{common[0]} in {', '.join(sorted(places[common[0]]))}"
-        )
-    return lines
+    return manifest.write(rows, out)
 
 
 def _classes(

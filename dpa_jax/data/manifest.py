@@ -1,5 +1,6 @@
-"""Reads a CSV manifest: which images there are, and what is known about each."""
+"""CSV manifests: which images there are, and what is known about each."""
 
+import collections
 import csv
 import dataclasses
 import os
@@ -9,10 +10,31 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from dpa_jax import errors
+from dpa_jax import errors, workdir
 from dpa_jax.data import labels as label_names
 
 _TEXT = ("mask", "split")  # columns that never become numbers
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """An image of a data set.
+
+    Attributes:
+      path: of the image.
+      split: that it belongs to.
+      is_abnormal: whether it shows anything but normal tissue.
+      group: what it shares with others (patient, volume); empty if not known.
+      findings: what an abnormal image shows, joined by +; empty if not known.
+      mask: of its abnormal pixels, an image of the same view; empty if there is none.
+    """
+
+    path: pathlib.Path
+    split: str
+    is_abnormal: bool
+    group: str = ""
+    findings: str = ""
+    mask: pathlib.Path | str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +117,89 @@ def read(location: str, split: str | None = None) -> Manifest:
             if name and name not in fields
         },
     )
+
+
+def write(rows: Sequence[Row], out: str | os.PathLike) -> list[str]:
+    """Writes a manifest.
+
+    Args:
+      rows: of the images.
+      out: a .csv, with paths relative to its folder; of the columns group, findings and
+        mask it has those that anything is known of, group if it is known of all images.
+
+    Returns:
+      Lines on what it lists; see `describe`.
+
+    Raises:
+      UsageError: `out` is no .csv.
+      DpaError: an image or a mask is missing.
+    """
+    if not os.fspath(out).lower().endswith(".csv"):
+        raise errors.UsageError(f"the manifest must be called FILE.csv, not {out}")
+    for path in (path for row in rows for path in (row.path, row.mask) if path):
+        if not os.path.isfile(path):
+            raise errors.DpaError(f"{path} is missing")
+    folder = os.path.realpath(pathlib.Path(out).parent)
+
+    def relative(path: pathlib.Path | str) -> str:
+        if not path:
+            return ""
+        parent, name = os.path.split(path)
+        return os.path.relpath(os.path.join(os.path.realpath(parent), name), folder)
+
+    columns = {
+        "path": [relative(row.path) for row in rows],
+        "label": [("normal", "abnormal")[row.is_abnormal] for row in rows],
+        "split": [row.split for row in rows],
+        "group": [row.group for row in rows],
+        "findings": [row.findings for row in rows],
+        "mask": [relative(row.mask) for row in rows],
+    }
+    if not all(columns["group"]):
+        del columns["group"]
+    for optional in ("findings", "mask"):
+        if not any(columns[optional]):
+            del columns[optional]
+    values = list(zip(*columns.values(), strict=True))
+    workdir.write_csv(pathlib.Path(out), list(columns), values)
+    return describe(columns["split"], columns["label"], columns.get("group"))
+
+
+def describe(
+    splits: Sequence[str], labels: Sequence[str] | None, groups: Sequence[str] | None
+) -> list[str]:
+    """Returns lines on the images of a manifest and on groups that splits share.
+
+    Args:
+      splits: `N` names.
+      labels: `N` of normal and abnormal, or None.
+      groups: `N` names, or None.
+
+    Returns:
+      For each split the numbers of normal and abnormal images and of groups, and a
+      warning where splits share groups.
+    """
+    lines = []
+    for split in dict.fromkeys(splits):
+        rows = [i for i, name in enumerate(splits) if name == split]
+        line = f"{split}: {len(rows):,} images"
+        if labels is not None:
+            counts = collections.Counter(labels[i] for i in rows)
+            line += f", {counts['normal']:,} normal, {counts['abnormal']:,} abnormal"
+        if groups is not None:
+            line += f", {len({groups[i] for i in rows}):,} groups"
+        lines.append(line)
+    if groups is not None:
+        places = collections.defaultdict(set)
+        for split, group in zip(splits, groups, strict=True):
+            places[group].add(split)
+        common = sorted(group for group, found in places.items() if len(found) > 1)
+        if common:
+            lines.append(
+                f"warning: {len(common):,} groups are in several splits, such as "
+                f"{common[0]} in {', '.join(sorted(places[common[0]]))}"
+            )
+    return lines
 
 
 def _checked(row: dict[str, str], place: str) -> dict[str, str]:

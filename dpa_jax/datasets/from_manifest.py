@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from dpa_jax.data import decode, layouts, manifest, masks, volumes
+from dpa_jax.data import decode, manifest, masks, volumes
 from dpa_jax.datasets import ordered_writer
 from dpa_jax.errors import DpaError, UsageError
 
@@ -63,7 +63,7 @@ def prepare(
     for column in found.columns:
         if column in _OURS or "/" in column:
             raise UsageError(f"{location}: a column may not be called {column}")
-    splits = found.columns.get("split", ["train"] * len(found.paths))
+    splits = list(found.columns.get("split", ["train"] * len(found.paths)))
     for split in splits:
         if not re.fullmatch(r"[A-Za-z]\w*", split) or split == "all":
             raise UsageError(
@@ -83,7 +83,7 @@ def prepare(
         builder.download_and_prepare()
     labels = None if found.labels is None else [LABELS[label] for label in found.labels]
     return [
-        *layouts.describe(splits, labels, found.groups),
+        *manifest.describe(splits, labels, found.groups),
         f"in {builder.data_path}: load it as tfds:{name}:SPLIT with "
         f"data.data_dir={os.fspath(data_dir)}",
     ]
