@@ -30,8 +30,8 @@ def evaluate(options: argparse.Namespace) -> None:
         score.load(run, batch_size=options.batch, precision=options.precision)
         for run in runs
     ]
-    images, test = _labelled(options, scorers[0].config)
-    masks = _masks(images, test, scorers[0])
+    images = _labelled(options, scorers[0].config)
+    masks = _masks(images, options, scorers[0])
     results, scores = [], []
     for run, scorer in zip(runs, scorers, strict=True):
         several = len(runs) > 1
@@ -68,12 +68,8 @@ def evaluate(options: argparse.Namespace) -> None:
     print(f"see {out}/{files}")
 
 
-def _labelled(options, config) -> tuple[data.ImageSet, str]:
-    """Loads the images to evaluate on: from the options, else from the config.
-
-    Returns:
-      The images, and where they are if that is one place.
-    """
+def _labelled(options, config) -> data.ImageSet:
+    """Loads the images to evaluate on: from the options, else from the config."""
     normal, abnormal, test = options.normal, options.abnormal, options.test
     if not (normal or abnormal or test):
         normal, abnormal = config.data.test_normal, config.data.test_abnormal
@@ -93,7 +89,7 @@ def _labelled(options, config) -> tuple[data.ImageSet, str]:
                 "array `labels`, and a run of any other set data.normal"
             )
         evaluate.count_labels(images.labels)  # before scoring, which may take long
-        return images, test
+        return images
     pair = [_load(location, options, config) for location in (normal, abnormal)]
     if any("mask" in (images.columns or {}) for images in pair):
         # normal images need no masks, and a join keeps what both have
@@ -103,17 +99,18 @@ def _labelled(options, config) -> tuple[data.ImageSet, str]:
             )
             for images in pair
         ]
-    return data.joined(pair, labels=(0, 1)), ""
+    return data.joined(pair, labels=(0, 1))
 
 
 def _masks(
-    images: data.ImageSet, location: str, scorer
+    images: data.ImageSet, options, scorer
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Loads the masks of the images if they have any; see `masks.load`."""
     from dpa_jax import localization
     from dpa_jax.data import masks
 
     config = scorer.config
+    location = options.test or ("" if options.normal else config.data.test)
     found = masks.load(
         images,
         data.Preprocessing.from_config(config, scoring=True),
