@@ -15,7 +15,8 @@ def default_config() -> ml_collections.ConfigDict:
     """Returns the NIH subset run with progressive growing, without its data.
 
     Every field is described beside its default. Locations of images are a folder, an
-    image, a CSV manifest, an .npz or `tfds:NAME/CONFIG:SPLIT`.
+    image, a NIfTI volume, a CSV manifest `FILE.csv` or `FILE.csv:SPLIT`, an .npz or
+    `tfds:NAME/CONFIG:SPLIT`.
     """
     return ml_collections.ConfigDict(
         {
@@ -36,6 +37,7 @@ def default_config() -> ml_collections.ConfigDict:
                 "resize": 0,  # first resize the whole image to this; 0: do not
                 "crop": 0,  # then crop this centre; 0: the largest square
                 "equalize": False,  # then equalise the histogram
+                "plane": "axial",  # of the slices of NIfTI volumes; coronal, sagittal
                 "size": 0,  # then resize to this and store; 0: the resolution
                 "random_crop": False,  # of `resolution` from `size`, anew each epoch
                 "horizontal_flip": False,  # with probability 1/2

@@ -21,6 +21,8 @@ VERBS = [
     ["score"],
     ["score-slide"],
     ["prepare"],
+    ["prepare", "layout"],
+    ["prepare", "manifest"],
     ["prepare", "nih"],
     ["prepare", "camelyon16"],
     ["prepare", "cifar10"],

@@ -191,3 +191,37 @@ def test_a_class_that_does_not_exist_is_refused(name, argument):
 )
 def test_docstring_holds_the_command(path):
     assert "    dpa-jax " in path.read_text().split('"""')[1]
+
+
+PUBLIC_SETS = "rsna vincxr braintumor lag isic brats bmad_brain bmad_liver bmad_resc"
+PUBLIC_SETS = [*PUBLIC_SETS.split(), "bmad_oct", "bmad_chest", "oct2017", "chest_xray"]
+IN_COLOUR = ["camelyon16", "bmad_camelyon16", "mvtec"]
+
+
+@pytest.mark.parametrize("name", PUBLIC_SETS + IN_COLOUR)
+def test_public_sets_are_run_alike(name):
+    config = config_files.load(f"configs/public_sets.py:{name}")
+    validation.validate(config)
+    (stage,) = stages.schedule(config)
+    assert (stage.resolution, stage.steps) == (64, 16_000)
+    assert config.data.train == f"{name}.csv:train"
+    assert config.data.test == f"{name}.csv:test"
+    assert config.data.channels == (3 if name in IN_COLOUR else 1)
+    assert (config.data.resize, config.model.latent_channels) == (64, 16)
+    assert config.perceptual.layers == "64:r42"
+
+
+def test_an_unknown_public_set_names_those_there_are():
+    with pytest.raises(errors.UsageError, match="no such set; there are rsna, vincxr"):
+        config_files.load("configs/public_sets.py:mnist")
+
+
+def test_the_layouts_of_public_sets_are_known():
+    from dpa_jax.data import layouts
+
+    text = (FOLDER / "public_sets.py").read_text().split('"""')[1]
+    rows = [line.split() for line in text.splitlines() if line.startswith("    ")]
+    names = PUBLIC_SETS + IN_COLOUR
+    table = {row[0]: row[1] for row in rows if row[0] in names}
+    assert set(table) == set(names)
+    assert set(table.values()) <= set(layouts.LAYOUTS)

@@ -344,6 +344,56 @@ def test_columns_that_both_sets_have_are_joined(tmp_path):
     assert columns["age"].tolist() == [5, 6] and columns["view"] == ["PA", "PA"]
 
 
+def split_manifest(tmp_path):
+    for name in ("x.png", "y.png", "z.png"):
+        write(tmp_path, name)
+    return manifest(tmp_path, "path,split\nx.png,a\ny.png,b\nz.png,a\n")
+
+
+def test_a_split_of_a_manifest(tmp_path):
+    found = data.load(f"{split_manifest(tmp_path)}:a", GREY)
+    assert [pathlib.Path(path).name for path in found.paths] == ["x.png", "z.png"]
+
+
+def test_images_of_other_splits_need_not_be_there(tmp_path):
+    path = split_manifest(tmp_path)
+    (tmp_path / "y.png").unlink()
+    assert len(data.load(f"{path}:a", GREY)) == 2
+
+
+def test_splits_are_never_mixed_unasked(tmp_path):
+    path = split_manifest(tmp_path)
+    with pytest.raises(errors.UsageError, match=f"splits a, b: name one, .* {path}:a"):
+        data.load(path, GREY)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,split\nx.png,a\n", "no split 'c'; it has a"),
+        ("path\nx.png\n", "no split 'c'; it has no column split"),
+        ("path,split\nx.png,\n", "line 2: the split is empty"),
+    ],
+)
+def test_a_split_that_is_not_there(tmp_path, text, message):
+    write(tmp_path, "x.png")
+    with pytest.raises(errors.DpaError, match=message):
+        data.load(f"{manifest(tmp_path, text)}:c", GREY)
+
+
+def test_masks_of_a_manifest_are_relative_to_it_and_may_be_empty(tmp_path):
+    for name in ("x.png", "y.png", "m.png"):
+        write(tmp_path, name)
+    found = data.load(manifest(tmp_path, "path,mask\nx.png,m.png\ny.png,\n"), GREY)
+    assert found.columns["mask"] == [str(tmp_path / "m.png"), ""]
+
+
+def test_a_mask_that_is_not_there(tmp_path):
+    write(tmp_path, "x.png")
+    with pytest.raises(errors.DpaError, match="line 2: there is no file .*m.png"):
+        data.load(manifest(tmp_path, "path,mask\nx.png,m.png\n"), GREY)
+
+
 def test_manifest_of_paths_alone(tmp_path):
     write(tmp_path, "a.png", 1)
     found = data.load(manifest(tmp_path, "path\na.png\n"), GREY)

@@ -45,6 +45,8 @@ def add_verbs(add: shared.Add) -> None:
             metavar="DIR",
             help="files downloaded already, under their names",
         )
+    _add_layout(add, which)
+    _add_manifest(add, which)
     for one in (nih, camelyon16):
         one.add_argument(
             "--source", required=True, metavar="DIR", help="the files as distributed"
@@ -106,4 +108,59 @@ def add_verbs(add: shared.Add) -> None:
     )
     camelyon16.add_argument(
         "beam", nargs="*", metavar="-- BEAM_OPTION", help="flags of Apache Beam"
+    )
+
+
+def _add_layout(add: shared.Add, which) -> None:
+    layout = add(
+        "layout",
+        "write the manifest of a public data set that lies in its folders",
+        "  dpa-jax prepare layout bmad --source=BraTS2021_slice --out=brain.csv",
+        which,
+        "Train on FILE.csv:train and\nevaluate on FILE.csv:test, or prepare the file "
+        "as a TFDS data set.",
+    )
+    layout.add_argument(
+        "layout",
+        metavar="LAYOUT",
+        help="medianomaly, medianomaly-isic, medianomaly-brats, bmad, mvtec, oct2017 "
+        "or chest-xray",
+    )
+    layout.add_argument(
+        "--source", required=True, metavar="DIR", help="of the data set"
+    )
+    layout.add_argument("--out", required=True, metavar="FILE.csv", help="the manifest")
+    layout.add_argument(
+        "--overwrite", action="store_true", help="replace the file if it is there"
+    )
+
+
+def _add_manifest(add: shared.Add, which) -> None:
+    manifest = add(
+        "manifest",
+        "prepare the images of a manifest as a TFDS data set",
+        "  dpa-jax prepare manifest brain.csv --name=brain --channels=1 "
+        "--data_dir=data",
+        which,
+        "Columns are path, and if wanted label,\ngroup, split, mask and any others. "
+        "The result is tfds:NAME:SPLIT.",
+    )
+    manifest.add_argument("manifest", metavar="FILE.csv")
+    manifest.add_argument("--name", required=True, help="of the data set")
+    manifest.add_argument(
+        "--data_dir", required=True, metavar="DIR", help="of TFDS: the result"
+    )
+    manifest.add_argument(
+        "--channels",
+        type=int,
+        choices=(1, 3),
+        required=True,
+        help="to store: 1 grey, 3 RGB",
+    )
+    manifest.add_argument(
+        "--size",
+        type=shared.positive,
+        default=0,
+        help="side in pixels of the centre squares that are stored (default: images "
+        "whole and as large as they are)",
     )

@@ -18,7 +18,9 @@ def _add_evaluate(add: shared.Add) -> None:
         "measure how well a run tells abnormal from normal",
         "  dpa-jax evaluate --workdir=run --normal=test/normal --abnormal=test/abnormal"
         "\n  dpa-jax evaluate --workdir=run --test=test.csv",
-        doc="Writes metrics.json, scores.csv, roc.png and histogram.png.",
+        doc="Writes metrics.json, scores.csv, roc.png and histogram.png. Where a "
+        "manifest's\ncolumn mask names masks of abnormal pixels, the maps are measured "
+        "too.",
     )
     shared.workdir(evaluate)
     evaluate.add_argument("--normal", metavar="DIR", help="normal images")
@@ -26,7 +28,8 @@ def _add_evaluate(add: shared.Add) -> None:
     evaluate.add_argument(
         "--test",
         metavar="LOCATION",
-        help="labelled images instead: a manifest, .npz or tfds:NAME:SPLIT "
+        help="labelled images instead: a manifest FILE.csv or FILE.csv:SPLIT, .npz or "
+        "tfds:NAME:SPLIT "
         "(default: data.test of the run's config)",
     )
     evaluate.add_argument(

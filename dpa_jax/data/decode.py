@@ -37,6 +37,7 @@ _FORMATS = tuple(
         BmpImagePlugin.BmpImageFile,
     )
 )
+PLANES = ("sagittal", "coronal", "axial")  # by the axis of a volume that they cut
 _DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -65,6 +66,7 @@ class Preprocessing:
       crop: height and width of the centre that is cut out then; 0 for the largest
         square.
       equalize: whether to equalise the histogram then, of each channel.
+      plane: of the slices of a volume: axial, coronal or sagittal.
 
     Raises:
       UsageError: a value is out of range, or the crop larger than `resize`.
@@ -75,8 +77,13 @@ class Preprocessing:
     resize: int = 0
     crop: int = 0
     equalize: bool = False
+    plane: str = "axial"
 
     def __post_init__(self):
+        if self.plane not in PLANES:
+            raise errors.UsageError(
+                f"plane must be axial, coronal or sagittal, not {self.plane!r}"
+            )
         if self.channels not in (1, 3):
             raise errors.UsageError(f"channels must be 1 or 3, not {self.channels}")
         if self.size < 1 or self.resize < 0 or self.crop < 0:
@@ -106,7 +113,7 @@ class Preprocessing:
         crop, size = data.crop, data.size or data.resolution
         if scoring and data.random_crop and crop == size:
             crop = size = data.resolution
-        return cls(data.channels, size, data.resize, crop, data.equalize)
+        return cls(data.channels, size, data.resize, crop, data.equalize, data.plane)
 
 
 def decode(
@@ -133,12 +140,16 @@ def decode(
     """
     if not name:
         name = "the image" if isinstance(source, bytes) else os.fspath(source)
+    return prepare(read_image(source, name), preprocessing, name)
+
+
+def read_image(source: str | os.PathLike | bytes, name: str) -> Image.Image:
+    """Decodes an image, upright and of 8 bits, without preprocessing; see `decode`."""
     try:
         if isinstance(source, bytes):
-            image = _read(io.BytesIO(source), name)
-        else:
-            with open(source, "rb") as stream:
-                image = _read(stream, name)
+            return _read(io.BytesIO(source), name)
+        with open(source, "rb") as stream:
+            return _read(stream, name)
     except errors.DpaError:
         raise
     except UnidentifiedImageError:
@@ -155,7 +166,6 @@ def decode(
             ) from error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(name, reason) from error
-    return prepare(image, preprocessing, name)
 
 
 def prepare(image: Image.Image, preprocessing: Preprocessing, name: str) -> np.ndarray:
@@ -172,12 +182,35 @@ def prepare(image: Image.Image, preprocessing: Preprocessing, name: str) -> np.n
     Raises:
       ImageError: the image is smaller than the crop.
     """
-    mode = "L" if preprocessing.channels == 1 else "RGB"
-    if image.mode != mode:
-        image.info.pop("transparency", None)  # dropped too; Pillow warns of it
-        image = image.convert(mode)
+    image = cut(to_channels(image, preprocessing.channels), preprocessing, name)
+    if preprocessing.equalize:
+        image = ImageOps.equalize(image)
+    size = preprocessing.size
+    return np.asarray(_resize(image, size)).reshape(size, size, preprocessing.channels)
+
+
+def to_channels(image: Image.Image, channels: int) -> Image.Image:
+    """Converts an 8-bit image to grey or RGB; alpha is dropped."""
+    mode = "L" if channels == 1 else "RGB"
+    if image.mode == mode:
+        return image
+    image.info.pop("transparency", None)  # dropped too; Pillow warns of it
+    return image.convert(mode)
+
+
+def cut(
+    image: Image.Image,
+    preprocessing: Preprocessing,
+    name: str,
+    resampling: Image.Resampling = Image.Resampling.BILINEAR,
+) -> Image.Image:
+    """Resizes an image as a whole if that is asked for, then cuts its centre.
+
+    Raises:
+      ImageError: the image is smaller than the crop.
+    """
     if preprocessing.resize:
-        image = _resize(image, preprocessing.resize)
+        image = image.resize((preprocessing.resize,) * 2, resampling)
     width, height = image.size
     side = preprocessing.crop or min(width, height)
     if side > min(width, height):
@@ -187,11 +220,7 @@ def prepare(image: Image.Image, preprocessing: Preprocessing, name: str) -> np.n
             f"{side}: lower the crop or set a resize",
         )
     left, top = (width - side) // 2, (height - side) // 2
-    image = image.crop((left, top, left + side, top + side))
-    if preprocessing.equalize:
-        image = ImageOps.equalize(image)
-    size = preprocessing.size
-    return np.asarray(_resize(image, size)).reshape(size, size, preprocessing.channels)
+    return image.crop((left, top, left + side, top + side))
 
 
 def _resize(image: Image.Image, size: int) -> Image.Image:

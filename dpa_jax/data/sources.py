@@ -12,12 +12,15 @@ import numpy as np
 from PIL import Image
 
 from dpa_jax import errors, parallel
-from dpa_jax.data import arrays, disk_cache, folders, manifest
+from dpa_jax.data import arrays, disk_cache, folders, manifest, volumes
 from dpa_jax.data.decode import ImageError, Preprocessing, decode, prepare
-from dpa_jax.data.image_set import ImageSet, Skipped
+from dpa_jax.data.image_set import ImageSet, Skipped, taken
 from dpa_jax.processes import ProcessGroup
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".dicom")
+EXTENSIONS = (
+    *(".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".dicom"),
+    *volumes.EXTENSIONS,
+)
 _BLOCK = 16  # images that a thread takes at once, at most
 
 Progress = Callable[[int, int], None]
@@ -56,9 +59,12 @@ def load(
       location: one of
         a folder: its images and those of its subfolders, sorted by path, hidden ones
           ignored;
-        an image;
+        an image, or a NIfTI volume, .nii or .nii.gz, wherever an image may be: its
+          slices, see `volumes.read`, called FILE/NUMBER. A volume is a group, unless
+          its manifest gives it another, and the column `slice` tells the number;
         a manifest, .csv: columns path, relative to the manifest's folder, and if wanted
-          label (normal or 0, abnormal or 1) and group; any others become `columns`;
+          label (normal or 0, abnormal or 1) and group; any others become `columns`.
+          FILE.csv:SPLIT takes the rows of one value of its column split;
         arrays, .npz: `images`, uint8 or float in [0, 1], `[N, H, W]` or `[N, H, W, C]`
           with 1 or 3 channels, and if wanted `labels`, `groups` and `paths`, each
           `[N]`; any other arrays of that shape become `columns`;
@@ -98,18 +104,20 @@ def load(
             name, split, preprocessing, data_dir, progress, memory=memory, log=log
         )
     where = os.path.expanduser(where)
-    if not os.path.exists(where):
+    listed = None if os.path.isdir(where) else manifest.parse(where)
+    if not os.path.exists(listed[0] if listed else where):
         raise errors.DpaError(f"there is no file or folder {where}")
     if os.path.isdir(where):
         listing = _files(list_images(where), preprocessing)
-    elif where.lower().endswith(".csv"):
-        found = manifest.read(where)
-        listing = dataclasses.replace(
-            _files(found.paths, preprocessing),
-            labels=found.labels,
-            groups=found.groups,
-            columns=found.columns or None,
-        )
+    elif listed:
+        found = manifest.read(*listed)
+        splits = sorted(set(found.columns.get("split", ())))
+        if len(splits) > 1:
+            raise errors.UsageError(
+                f"{where} holds the splits {', '.join(splits)}: name one, such as "
+                f"{where}:{splits[0]}"
+            )
+        listing = _files(found.paths, preprocessing, found)
     elif where.lower().endswith(".npz"):
         listing = _arrays(where, preprocessing)
     else:
@@ -158,8 +166,68 @@ def list_images(folder: str | os.PathLike) -> list[str]:
     return found
 
 
-def _files(paths: Sequence[str], preprocessing: Preprocessing) -> _Listing:
-    return _Listing(paths, lambda i: decode(paths[i], preprocessing), paths)
+def _files(
+    paths: Sequence[str],
+    preprocessing: Preprocessing,
+    known: manifest.Manifest | None = None,
+) -> _Listing:
+    """Lists images and the slices of volumes, with what a manifest says of them."""
+    labels, groups, columns = None, None, None
+    if known is not None:
+        labels, groups, columns = known.labels, known.groups, known.columns or None
+    if not any(map(volumes.is_volume, paths)):
+        return _Listing(
+            paths,
+            lambda i: decode(paths[i], preprocessing),
+            paths,
+            labels,
+            groups,
+            columns,
+        )
+    if "slice" in (columns or {}):
+        raise errors.UsageError(
+            "a manifest that lists volumes may have no column slice: rename it"
+        )
+    counts = [_count_slices(path, preprocessing.plane) for path in paths]
+    file = [f for f, count in enumerate(counts) for _ in range(count)]
+    number = [n for count in counts for n in range(count)]
+    cache = volumes.Cache(preprocessing.plane)
+    names = [
+        f"{paths[f]}/{n:03d}" if volumes.is_volume(paths[f]) else paths[f]
+        for f, n in zip(file, number, strict=True)
+    ]
+
+    def read(i: int) -> np.ndarray:
+        path = paths[file[i]]
+        if not volumes.is_volume(path):
+            return decode(path, preprocessing)
+        image = Image.fromarray(cache.slice(path, number[i]))
+        return prepare(image, preprocessing, names[i])
+
+    return _Listing(
+        names,
+        read,
+        paths,
+        None if labels is None else labels[file],
+        [(groups or paths)[f] for f in file],
+        {
+            **{name: taken(values, file) for name, values in (columns or {}).items()},
+            "slice": np.array(number),
+        },
+    )
+
+
+def _count_slices(path: str, plane: str) -> int:
+    """Returns how many images a file holds: 1 of one that cannot be read.
+
+    Reading that one then says what is wrong, or leaves it out, as with images.
+    """
+    if not volumes.is_volume(path):
+        return 1
+    try:
+        return volumes.shape(path, plane)[0]
+    except ImageError:
+        return 1
 
 
 def _arrays(location: str, preprocessing: Preprocessing) -> _Listing:

@@ -19,7 +19,7 @@ _BLOCK = 64  # examples read at once, 192 MiB of colour images of 1,024 px
 # The first feature of these names that a data set has tells images, and what they
 # share, apart.
 _IDS = ("image_id", "name", "file_name", "id")
-_GROUPS = ("patient_id", "group", "slide")
+_GROUPS = ("group", "patient_id", "slide")
 _NORMAL = {"normal", "healthy", "negative"}  # names of classes that say so
 
 
@@ -47,8 +47,9 @@ def load_tfds(
 
     Returns:
       The images in the order in which they are stored. Paths are their ids, groups
-      the patients or slides. The column `class` holds the names of the classes; labels
-      are there if there are two, of which one is called normal, healthy or negative.
+      the patients or slides. The column `class` holds the names of the classes, unless
+      there is a feature of that name; labels are there if there are two, of which one
+      is called normal, healthy or negative.
       The other columns hold all other features of one value each, and lists of classes
       as tuples of names.
 
@@ -92,10 +93,11 @@ def load_tfds(
     columns = {key: _column(column) for key, column in values.items()}
     labels = None
     if isinstance(features.get("label"), tfds.features.ClassLabel):
-        columns["class"] = columns.pop("label")
+        classes = columns.pop("label")
+        columns.setdefault("class", classes)
         normal = [n for n in features["label"].names if n.lower() in _NORMAL]
         if features["label"].num_classes == 2 and len(normal) == 1:
-            labels = np.array([n != normal[0] for n in columns["class"]], np.int8)
+            labels = np.array([n != normal[0] for n in classes], np.int8)
     ids = next((columns.pop(key) for key in _IDS if key in columns), None)
     if ids is None:
         ids = [f"{name}:{split}:{i}" for i in range(len(images))]
@@ -107,6 +109,36 @@ def load_tfds(
         groups=None if groups is None else [str(group) for group in groups],
         columns=columns,
     )
+
+
+def load_masks(
+    location: str, preprocessing: Preprocessing, data_dir: str | os.PathLike | None
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Loads the feature `mask` of a data set, and which images have one.
+
+    Args:
+      location: `tfds:NAME[/CONFIG]:SPLIT`.
+      preprocessing: see `load_tfds`.
+      data_dir: see there.
+
+    Returns:
+      bool `[N, S, S]`, every value but 0 being abnormal, and bool `[N]`, the feature
+      `has_mask`; None without these features.
+    """
+    from dpa_jax.data import masks
+
+    name, _, split = location.removeprefix("tfds:").partition(":")
+    builder = _find(name, data_dir)
+    features = dict(getattr(builder.info.features, "items", dict)())
+    if not {"mask", "has_mask"} <= features.keys():
+        return None
+    rest = _rest(preprocessing, builder.info.metadata, name)
+    found, known = [], []
+    for i, example in enumerate(_open(builder, name, split)):
+        mask = example["mask"].any(axis=-1)
+        found.append(masks.prepare(mask, rest, f"{name}, mask {i} of {split}"))
+        known.append(bool(example["has_mask"]))
+    return np.stack(found), np.array(known)
 
 
 def _find(name: str, data_dir: str | os.PathLike | None):
@@ -154,7 +186,10 @@ def _how(name: str) -> str:
     for verb, ours in (("cifar10", "cifar10"), ("svhn", "svhn_cropped")):
         if re.split("[/:]", name)[0] == ours:
             return f"run dpa-jax prepare {verb} --data_dir DIR"
-    return "prepare it by TFDS with file_format='array_record'"
+    return (
+        "run dpa-jax prepare manifest FILE.csv --name NAME --data_dir DIR, or prepare "
+        "it by TFDS with file_format='array_record'"
+    )
 
 
 def _open(builder, name: str, split: str) -> Any:

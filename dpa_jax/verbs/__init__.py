@@ -21,6 +21,8 @@ def run(options: argparse.Namespace) -> None:
         "prepare camelyon16": preparing.camelyon16,
         "prepare cifar10": preparing.cifar10_svhn,
         "prepare svhn": preparing.cifar10_svhn,
+        "prepare layout": preparing.layout,
+        "prepare manifest": preparing.manifest,
         "weights fetch": weights.fetch,
         "weights import": weights.import_files,
         "weights stats": weights.stats,

@@ -62,6 +62,7 @@ def doctor(options: argparse.Namespace) -> None:
     for extra, module in {
         "torch": "torch",
         "dicom": "pydicom",
+        "nifti": "nibabel",
         "wsi": "openslide",
         "beam": "apache_beam",
         "tune": "optuna",

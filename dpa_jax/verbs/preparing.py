@@ -3,7 +3,7 @@
 import argparse
 import pathlib
 
-from dpa_jax import console
+from dpa_jax import console, errors
 
 
 def nih(options: argparse.Namespace) -> None:
@@ -53,3 +53,29 @@ def cifar10_svhn(options: argparse.Namespace) -> None:
 
     name = {"svhn": "svhn_cropped"}.get(options.dataset, options.dataset)
     print(cifar10_svhn.prepare(name, options.data_dir, options.source))
+
+
+def layout(options: argparse.Namespace) -> None:
+    """Writes the manifest of a data set in one of the known layouts."""
+    from dpa_jax.data import layouts
+
+    if pathlib.Path(options.out).exists() and not options.overwrite:
+        raise errors.DpaError(
+            f"{options.out} is already there; give another --out, or --overwrite"
+        )
+    lines = layouts.write(options.layout, options.source, options.out)
+    print("\n".join([*lines, f"see {options.out}"]))
+
+
+def manifest(options: argparse.Namespace) -> None:
+    """Prepares the images of a manifest as a TFDS data set."""
+    from dpa_jax.datasets import from_manifest
+
+    lines = from_manifest.prepare(
+        options.manifest,
+        options.name,
+        options.data_dir,
+        options.channels,
+        options.size,
+    )
+    print("\n".join(lines))

@@ -1,10 +1,12 @@
 """What evaluate, score and score-slide do."""
 
 import argparse
+import dataclasses
 import os
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +17,7 @@ from dpa_jax.data import labels
 
 def evaluate(options: argparse.Namespace) -> None:
     """Measures how well one run or several tell abnormal from normal."""
-    from dpa_jax import audit, cache, evaluate, score
+    from dpa_jax import audit, cache, evaluate, localization, score
 
     cache.enable()
     out = pathlib.Path(options.out or pathlib.Path(options.workdir) / "evaluation")
@@ -29,6 +31,7 @@ def evaluate(options: argparse.Namespace) -> None:
         for run in runs
     ]
     images = _labelled(options, scorers[0].config)
+    masks = _masks(images, options, scorers[0])
     results, scores = [], []
     for run, scorer in zip(runs, scorers, strict=True):
         several = len(runs) > 1
@@ -37,12 +40,16 @@ def evaluate(options: argparse.Namespace) -> None:
         ) as show:
             scores.append(scorer(images.images, show))
         results.append(evaluate.report(scorer, images, scores[-1]))
+        if masks is not None:
+            results[-1]["pixels"] = _pixels(scorer, images, *masks)
         place = out / run.relative_to(options.workdir) if several else out
         evaluate.write(place, images, scores[-1], results[-1])
         if several:
             print(run)
         print("\n".join(evaluate.describe(results[-1])))
         print("\n".join(audit.describe(results[-1])))
+        if masks is not None:
+            print(localization.describe(results[-1]["pixels"]))
         for warning in results[-1]["warnings"]:
             print(f"warning: {warning}", file=sys.stderr)
     files = "metrics.json, scores.csv, roc.png, histogram.png"
@@ -84,7 +91,54 @@ def _labelled(options, config) -> data.ImageSet:
         evaluate.count_labels(images.labels)  # before scoring, which may take long
         return images
     pair = [_load(location, options, config) for location in (normal, abnormal)]
+    if any("mask" in (images.columns or {}) for images in pair):
+        # normal images need no masks, and a join keeps what both have
+        pair = [
+            dataclasses.replace(
+                images, columns={"mask": [""] * len(images), **(images.columns or {})}
+            )
+            for images in pair
+        ]
     return data.joined(pair, labels=(0, 1))
+
+
+def _masks(
+    images: data.ImageSet, options, scorer
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Loads the masks of the images if they have any; see `masks.load`."""
+    from dpa_jax import localization
+    from dpa_jax.data import masks
+
+    config = scorer.config
+    location = options.test or ("" if options.normal else config.data.test)
+    found = masks.load(
+        images,
+        data.Preprocessing.from_config(config, scoring=True),
+        location,
+        config.data.data_dir or None,
+    )
+    if found is not None:  # checked before scoring, which may take long
+        fitted = localization.fit(
+            found[0][found[1]], config.data.resolution, scorer.resolution
+        )
+        localization.count_abnormal(fitted)
+    return found
+
+
+def _pixels(
+    scorer, images: data.ImageSet, masks: np.ndarray, known: np.ndarray
+) -> dict[str, Any]:
+    """Evaluates the maps of the images whose masks are known."""
+    from dpa_jax import localization
+
+    chosen = images.select(known)
+    with console.counting("mapping", "images") as show:
+        maps = scorer.maps(chosen.images, show)
+    fitted = localization.fit(
+        masks[known], scorer.config.data.resolution, scorer.resolution
+    )
+    found = localization.evaluate(maps, fitted)
+    return {**found, "images": len(chosen), "images_without_mask": int((~known).sum())}
 
 
 def _load(location: str, options, config) -> data.ImageSet:
