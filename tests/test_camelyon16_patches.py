@@ -8,6 +8,7 @@ import slide_factory
 
 from dpa_jax.datasets import camelyon16_layout as layouts
 from dpa_jax.datasets import camelyon16_patches as patches
+from dpa_jax.datasets import published_splits
 from dpa_jax.errors import DpaError, UsageError
 from dpa_jax.slides import stain
 
@@ -95,7 +96,7 @@ def test_reference_table_of_the_public_bucket(tmp_path, tumour):
         f"\ufeff{HEADER}normal_001.tif,negative,train,0\n\n"
         f"test_001.tif,negative,test,1\ntest_002.tif,{tumour},test,0\n"
     )
-    tasks = patches.tasks_by_rule(layouts.find(tmp_path))
+    tasks, _ = patches.tasks_by_rule(layouts.find(tmp_path))
     assert [(t.split, t.slide, t.label) for t in tasks] == [
         ("train", "normal_001", 0),
         ("test", "test_001", 0),
@@ -154,7 +155,8 @@ def test_packed_annotations_are_pointed_out(tmp_path):
 
 def test_rule_sorts_slides_into_splits_without_the_excluded(tmp_path):
     touch(tmp_path, *CHALLENGE, "training/normal/normal_027.tif", "x/test_114.tif")
-    tasks = patches.tasks_by_rule(layouts.find(tmp_path))
+    tasks, missing = patches.tasks_by_rule(layouts.find(tmp_path))
+    assert missing == []
     assert [(t.split, t.slide, t.label) for t in tasks] == [
         ("train", "normal_001", 0),
         ("test", "test_001", 0),
@@ -169,8 +171,8 @@ def test_unannotated_test_slides_are_not_taken_for_normal(tmp_path):
         patches.tasks_by_rule(layouts.find(tmp_path))
 
 
-def test_published_lists_have_the_published_counts(shared):
-    wanted = patches.read_lists(shared / "data/camelyon16/reference_splits")
+def test_published_lists_have_the_published_counts():
+    wanted = patches.read_lists(published_splits.lists("camelyon16"))
     counts, slides = collections.Counter(), collections.Counter()
     for (split, _, label), corners in wanted.items():
         counts[split, label] += len(corners)
@@ -184,6 +186,11 @@ def test_published_lists_have_the_published_counts(shared):
     }
     assert (slides["train", 0], slides["test", 0], slides["test", 1]) == (153, 80, 24)
     assert not {slide for _, slide, _ in wanted} & set(patches.EXCLUDED)
+
+
+def test_published_lists_are_those_of_the_authors(shared):
+    theirs = patches.read_lists(shared / "data/camelyon16/reference_splits")
+    assert patches.read_lists(published_splits.lists("camelyon16")) == theirs
 
 
 def write_list(root, name, *lines):
@@ -225,7 +232,7 @@ def test_slides_missing_from_the_lists_are_counted(tmp_path):
         layouts.find(tmp_path), patches.read_lists(tmp_path)
     )
     assert [task.corners for task in tasks] == [((768, 0),)]
-    assert missing == {"normal_002": 2}
+    assert missing == ["normal_002: no such slide (2 patches lost)"]
 
 
 @pytest.fixture(scope="module")

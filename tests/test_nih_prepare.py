@@ -38,6 +38,12 @@ def examples(data_dir, name, split):
     )
 
 
+def prepare_all(source, data_dir, **options):
+    """Prepares every form at 64 px, the subset by lists of images that are there."""
+    lists = nih_factory.write_subset(data_dir.parent / "lists")
+    return nih_prepare.prepare(source, data_dir, "all", lists, **options)
+
+
 def contents(data_dir):
     """Returns every file below a folder with its bytes."""
     return {
@@ -65,8 +71,7 @@ def test_every_layout_is_prepared_alike(tmp_path, layout):
         "" if old else ".gz",
     )
     nih_factory.write_images(root, layout)
-    lists = nih_factory.write_subset(tmp_path / "lists")
-    made = nih_prepare.prepare(root, data_dir, "all", lists)
+    made = prepare_all(root, data_dir)
     assert made.problems == []
     assert made.counts == {
         "subset_64": {"train": (2, 0), "test": (2, 2), "validation": (1, 1)},
@@ -171,7 +176,7 @@ def test_the_published_preprocessing_byte_for_byte(tmp_path, shared):
     for name in names:
         real = shared / "data" / "nih_chest_xray14" / "images_512" / name
         (root / "images" / name).write_bytes(real.read_bytes())
-    for protocol in ("all", "native"):
+    for protocol in ("pa", "ap", "native"):
         nih_prepare.prepare(root, tmp_path / "data", protocol, allow_missing=True)
     expected = np.load(shared / "fixtures" / "nih_preprocessing.npz")
     for form, split, key in (
@@ -189,7 +194,7 @@ def test_missing_images_stop_it_before_anything_is_decoded(tmp_path, source):
     for name in NAMES[1:8]:
         (source / "images" / name).unlink()
     with pytest.raises(DpaError) as error:
-        nih_prepare.prepare(source, tmp_path / "data", "all")
+        prepare_all(source, tmp_path / "data")
     report = tmp_path / "data" / "nih_chest_xray14" / "problems.csv"
     assert f"7 missing: {', '.join(NAMES[1:6])}, 2 more" in str(error.value)
     assert str(report) in str(error.value) and "--allow-missing" in str(error.value)
@@ -281,8 +286,8 @@ def test_a_truncated_archive_can_be_left_out(tmp_path, source):
     path = root / "images_02.tar.gz"
     path.write_bytes(path.read_bytes()[:-20_000])
     with pytest.raises(DpaError, match="images_02.tar.gz .damaged archive"):
-        nih_prepare.prepare(root, tmp_path / "data", "all")
-    made = nih_prepare.prepare(root, tmp_path / "data", "all", allow_missing=True)
+        prepare_all(root, tmp_path / "data")
+    made = prepare_all(root, tmp_path / "data", allow_missing=True)
     assert made.counts["pa_64"]["train"] == (5, 0)
     assert sum(made.counts["all_64"]["test"]) < 12
 
@@ -300,12 +305,9 @@ def test_an_empty_data_set_is_not_written(tmp_path):
 
 def test_each_file_is_decoded_once_for_all_forms(tmp_path, source, monkeypatch):
     decoded, seen = count_decoding(monkeypatch), []
-    made = nih_prepare.prepare(
-        source, tmp_path / "data", "all", progress=lambda *state: seen.append(state)
-    )
+    prepare_all(source, tmp_path / "data", progress=lambda *state: seen.append(state))
     assert len(decoded) == len(set(decoded)) == 24
     assert seen == [(done, 24) for done in range(25)]
-    assert "not the subset" in nih_prepare.describe(made)
 
 
 KILLED = """
@@ -315,16 +317,17 @@ nih_pack._FLUSH = 2
 def progress(done, total):
     if done == int(sys.argv[3]):
         os.kill(os.getpid(), signal.SIGKILL)
-nih_prepare.prepare(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), jobs=1,
-                    progress=progress)
+nih_prepare.prepare(*map(pathlib.Path, sys.argv[1:3]), "all",
+                    pathlib.Path(sys.argv[4]), jobs=1, progress=progress)
 """
 
 
 def in_another_process(source, data_dir, stop, home):
     """Prepares in a fresh process that kills itself after so many images."""
     root = pathlib.Path(__file__).resolve().parents[1]
+    lists = nih_factory.write_subset(data_dir.parent / "lists")
     return subprocess.run(
-        [sys.executable, "-c", KILLED, source, data_dir, str(stop)],
+        [sys.executable, "-c", KILLED, source, data_dir, str(stop), lists],
         env={**os.environ, "HOME": str(home), "PYTHONPATH": str(root)},
         check=False,
     ).returncode
@@ -341,7 +344,7 @@ def test_after_kill_9_it_goes_on_and_writes_the_same_bytes(
     rest.mkdir(parents=True)
     (rest / "shard").write_bytes(b"half")
     decoded = count_decoding(monkeypatch)
-    nih_prepare.prepare(source, data_dir)
+    prepare_all(source, data_dir)
     assert 0 < len(decoded) < 12
     assert in_another_process(source, tmp_path / "whole", -1, home) == 0
     assert contents(data_dir) == contents(tmp_path / "whole")
@@ -356,7 +359,7 @@ def test_archives_are_resumed_too(tmp_path, monkeypatch):
     (tmp_path / "home").mkdir()
     in_another_process(root, tmp_path / "data", 17, tmp_path / "home")
     decoded = count_decoding(monkeypatch)
-    made = nih_prepare.prepare(root, tmp_path / "data")
+    made = prepare_all(root, tmp_path / "data")
     assert 0 < len(decoded) < 12
     assert made.counts["all_64"]["train"] == (8, 0)
     assert made.problems == []
@@ -377,10 +380,10 @@ def test_an_archive_got_again_is_decoded_alone(tmp_path, monkeypatch):
     whole = (root / "images_02.tar.gz").read_bytes()
     (root / "images_02.tar.gz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DpaError, match="images_02.tar.gz .damaged archive"):
-        nih_prepare.prepare(root, tmp_path / "data")
+        prepare_all(root, tmp_path / "data")
     (root / "images_02.tar.gz").write_bytes(whole)
     decoded = count_decoding(monkeypatch)
-    made = nih_prepare.prepare(root, tmp_path / "data")
+    made = prepare_all(root, tmp_path / "data")
     assert made.problems == [] and made.counts["all_64"]["test"] == (6, 6)
     assert 0 < len(decoded) <= 12  # of 24
 
@@ -448,7 +451,7 @@ def test_nothing_loads_tensorflow_or_torch():
     ("protocol", "lists", "message"),
     [
         ("lateral", False, "no protocol 'lateral'; it may be subset, pa"),
-        ("subset", False, "split by lists: name their folder by --lists"),
+        ("custom", False, "split by lists: name their folder by --lists"),
         ("pa", True, "follows from the official lists"),
     ],
 )
@@ -470,9 +473,7 @@ def test_a_missing_table_is_named(tmp_path, source, name):
 def test_a_folder_without_images_says_so(tmp_path):
     nih_factory.write_tables(tmp_path / "source")
     with pytest.raises(DpaError, match="none of the 24 images"):
-        nih_prepare.prepare(
-            tmp_path / "source", tmp_path / "data", "all", allow_missing=True
-        )
+        prepare_all(tmp_path / "source", tmp_path / "data", allow_missing=True)
 
 
 def test_a_folder_that_is_not_there_says_so(tmp_path):

@@ -3,7 +3,12 @@
 import nih_factory
 import pytest
 
-from dpa_jax.datasets import nih_metadata, nih_protocols
+from dpa_jax.datasets import (
+    nih_forms,
+    nih_metadata,
+    nih_protocols,
+    published_splits,
+)
 from dpa_jax.errors import DpaError
 
 
@@ -116,6 +121,25 @@ def test_official_lists_that_overlap_are_refused(entries):
         nih_protocols.by_rule(entries, nih_factory.NAMES, nih_factory.NAMES[:1], "PA")
 
 
+class AnyName:
+    """A table that has every image."""
+
+    def __contains__(self, name):
+        return True
+
+
+def test_the_package_holds_the_published_lists_of_the_subset():
+    form = nih_forms.find("subset_64")
+    splits = nih_forms.requested_splits(form, None, AnyName(), None)
+    labels = {part: [label for _, label in split] for part, split in splits.items()}
+    assert labels["train"] == [0] * 4_261
+    assert labels["test"] == [0] * 677 + [1] * 667
+    assert labels["validation"] == [0] * 849 + [1] * 857
+    assert splits["train"][0] == ("00000047_001.png", 0)
+    assert splits["test"][677] == ("00000013_025.png", 1)
+    assert splits["validation"][849] == ("00000009_000.png", 1)
+
+
 def test_the_real_rules_give_the_published_lists(shared):
     folder = shared / "data" / "nih_chest_xray14"
     entries = nih_metadata.read_entries(folder / "Data_Entry_2017_v2020.csv.gz")
@@ -137,6 +161,9 @@ def test_the_real_subset_has_its_published_counts(shared):
     folder = shared / "data" / "nih_chest_xray14"
     entries = nih_metadata.read_entries(folder / "Data_Entry_2017_v2020.csv.gz")
     splits = nih_protocols.subset(entries, folder / "reference_splits")
+    assert splits == nih_protocols.subset(
+        entries, published_splits.lists("nih_chest_xray14")
+    )
     labels = {part: [label for _, label in split] for part, split in splits.items()}
     assert labels["train"] == [0] * 4_261
     assert labels["test"] == [0] * 677 + [1] * 667

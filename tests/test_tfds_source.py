@@ -226,9 +226,10 @@ def test_a_class_called_normal_is_normal_wherever_it_stands(tmp_path):
     ("name", "command"),
     [
         ("nih_chest_xray14/pa_64", "prepare nih .* --protocol pa,"),
+        ("nih_chest_xray14/subset_64", "prepare nih .* --protocol subset,"),
         (
-            "nih_chest_xray14/subset_64",
-            "prepare nih .* --protocol subset --lists LISTS",
+            "nih_chest_xray14/custom_64",
+            "prepare nih .* --protocol custom --lists LISTS",
         ),
         ("camelyon16/x10", "prepare camelyon16 --source SLIDES"),
         ("cifar10", "prepare cifar10 --data_dir DIR"),

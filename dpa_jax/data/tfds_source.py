@@ -146,7 +146,7 @@ def _how(name: str) -> str:
             (f for f in nih_forms.FORMS if name.endswith(f"/{f.name}")),
             nih_forms.FORMS[0],
         )
-        lists = " --lists LISTS" * (form.protocol in ("subset", "custom"))
+        lists = " --lists LISTS" * (form.protocol == "custom")
         return (
             "run dpa-jax prepare nih --source FILES --data_dir DIR "
             f"--protocol {form.protocol}{lists}"

@@ -55,6 +55,17 @@ class Camelyon16(tfds.core.ShardBasedBuilder):
     record: Mapping[str, Any] | None = None
     target: stain.StainProfile | None = None
 
+    def __init__(self, *, lists: str = "published", **kwargs: Any):
+        """Makes a builder.
+
+        Args:
+          lists: which patches are cut from manual_dir: see `dpa-jax prepare`.
+          **kwargs: of every TFDS builder: `data_dir`, `config`, `version`.
+        """
+        # The default of TFDS needs TensorFlow.
+        super().__init__(**{"file_format": "array_record", **kwargs})
+        self.lists = lists
+
     @property
     def magnification(self) -> int:
         """That of the patches, which names the configuration."""

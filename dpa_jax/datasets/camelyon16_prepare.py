@@ -11,13 +11,20 @@ import pathlib
 import re
 import tempfile
 from collections.abc import Sequence
+from importlib.resources.abc import Traversable
 from typing import Any
 
-from dpa_jax.datasets import camelyon16_layout, camelyon16_parts, camelyon16_patches
+from dpa_jax.datasets import (
+    camelyon16_layout,
+    camelyon16_parts,
+    camelyon16_patches,
+    published_splits,
+)
 from dpa_jax.errors import DpaError, UsageError
 from dpa_jax.slides import regions, stain
 
 STAIN_TARGET = "normal_056:120832,23808,2816,2816"  # of the published data
+PUBLISHED, NO_LISTS = "published", "none"  # values of --lists besides folders
 PARTS = ".camelyon16_parts"
 _LARGEST_TARGET = 8192  # pixels a side
 
@@ -65,7 +72,7 @@ def prepare(
     source: str | os.PathLike,
     data_dir: str | os.PathLike,
     *,
-    lists: str | os.PathLike | None = None,
+    lists: str | os.PathLike = PUBLISHED,
     magnification: int = 10,
     stain_target: str = STAIN_TARGET,
     runner: str = "multiprocess",
@@ -85,7 +92,8 @@ def prepare(
     Args:
       source: the folder or URL with slides and annotations, in any known layout.
       data_dir: of TFDS.
-      lists: a folder with the published lists of patches, to cut exactly those.
+      lists: `published`, to cut exactly the published patches; a folder of such lists;
+        or `none`, to choose by the paper's rule.
       magnification: 10, 20 or 40.
       stain_target: `SLIDE:x,y,width,height` in level-0 pixels, a saved target
         (`.npz`), or `none`.
@@ -94,7 +102,7 @@ def prepare(
       beam_options: flags of Apache Beam.
       mpp: micrometres per level-0 pixel, instead of what each slide says.
       jobs: processes; 0 for one per core.
-      seed: of the draw of at most 50 patches per slide.
+      seed: of the draw of at most 50 patches per slide, without lists.
       parts: where the patches of each slide are kept, a path or URL that all workers
         reach; None for a hidden folder in `data_dir`.
       allow_missing: go on without the slides that are missing or unusable.
@@ -108,13 +116,7 @@ def prepare(
     builder = _builder(magnification, data_dir)
     from dpa_jax.datasets import camelyon16
 
-    settings = {
-        "magnification": magnification,
-        "stain_target": _describe_target(stain_target),
-        "lists": lists and _digest(pathlib.Path(lists)),
-        "mpp": mpp,
-        "seed": seed,
-    }
+    settings = _settings(magnification, stain_target, lists, mpp, seed)
     if builder.data_path.exists():
         record = camelyon16.record_of(builder)
         if record["settings"] != settings:
@@ -155,50 +157,74 @@ def prepare(
 
 
 def fill(builder, source: str | os.PathLike) -> list[camelyon16_parts.PartTask]:
-    """Gives a builder that TFDS runs by itself its parts, with default settings.
+    """Gives a builder that TFDS runs by itself its parts.
 
     Args:
-      builder: of `camelyon16`; its parts, record and target are set.
+      builder: of `camelyon16`; its parts, record and target are set. All settings but
+        its magnification and lists are the default ones.
       source: as for `prepare`; a slide that is missing or unusable is an error.
 
     Returns:
       The parts, to be removed when the data set is written.
     """
-    settings = {
-        "magnification": builder.magnification,
-        "stain_target": STAIN_TARGET,
-        "lists": None,
-        "mpp": None,
-        "seed": 0,
-    }
+    settings = _settings(builder.magnification, STAIN_TARGET, builder.lists, None, 0)
     builder.parts, builder.record, builder.target, planned = _collect(
         source,
         pathlib.Path(builder.data_dir_root) / PARTS,
         settings,
+        lists=builder.lists,
         stain_target=STAIN_TARGET,
         run=functools.partial(camelyon16_parts.run, runner="multiprocess", jobs=0),
     )
     return planned
 
 
+def _settings(magnification, stain_target, lists, mpp, seed) -> dict[str, Any]:
+    """Returns what decides which patches a data set holds and how they were made."""
+    folder = _lists_in(lists)
+    if folder and seed:
+        raise UsageError("--seed draws patches, but --lists names them all")
+    return {
+        "magnification": magnification,
+        "stain_target": _describe_target(stain_target),
+        "lists": folder and _digest(folder),
+        "mpp": mpp,
+        "seed": seed,
+    }
+
+
+def _lists_in(lists: str | os.PathLike) -> Traversable | None:
+    """Returns the folder of the lists that `--lists` names, or None for none."""
+    if lists == NO_LISTS:
+        return None
+    if lists == PUBLISHED:
+        return published_splits.lists("camelyon16")
+    return pathlib.Path(lists)
+
+
 def _collect(
-    source, folder, settings, *, stain_target, run, lists=None, allow_missing=False
+    source, folder, settings, *, lists, stain_target, run, allow_missing=False
 ):
     """Cuts all slides; returns parts by split, the record, the target, all parts."""
     layout = camelyon16_layout.find(source)
+    if listed := _lists_in(lists):
+        wanted = camelyon16_patches.read_lists(listed)
+        tasks, missing = camelyon16_patches.tasks_by_lists(layout, wanted)
+    else:
+        tasks, missing = camelyon16_patches.tasks_by_rule(layout)
+    if missing and not allow_missing:
+        raise DpaError(
+            f"{_problem_text(missing)}\nget them, or go on without these with "
+            "--allow-missing; nothing was cut yet"
+        )
     mpp = settings["mpp"]
     target = resolve_target(stain_target, layout, mpp)
     how = camelyon16_patches.Settings(
         settings["magnification"], target, mpp, settings["seed"]
     )
-    if lists is None:
-        tasks, missing = camelyon16_patches.tasks_by_rule(layout), {}
-    else:
-        wanted = camelyon16_patches.read_lists(lists)
-        tasks, missing = camelyon16_patches.tasks_by_lists(layout, wanted)
     planned = camelyon16_parts.plan(tasks, how, layout.sizes, folder)
     run(planned)
-    usable, record = _take_stock(layout, planned, missing, by_rule=lists is None)
+    usable, record = _take_stock(layout, planned, missing, by_rule=listed is None)
     if record["problems"] and not allow_missing:
         raise DpaError(
             _problem_text(record["problems"])
@@ -216,22 +242,14 @@ def _builder(magnification: int, data_dir: str | os.PathLike):
     _ = camelyon16_patches.Settings(magnification).size  # refuses what is impossible
     from dpa_jax.datasets import camelyon16
 
-    return camelyon16.Camelyon16(
-        config=f"x{magnification}", data_dir=data_dir, file_format="array_record"
-    )
+    return camelyon16.Camelyon16(config=f"x{magnification}", data_dir=data_dir)
 
 
 def _take_stock(layout, planned, missing, by_rule):
     """Sorts the parts by split; and words what is in them and what is not."""
     usable: dict[str, list[camelyon16_parts.PartTask]] = {}
     counts: dict[str, dict[str, int]] = {}
-    problems = [
-        f"{name}: no such slide ({lost} patches lost)" for name, lost in missing.items()
-    ]
-    notes = list(layout.notes)
-    for name, path in sorted({**layout.masks, **layout.annotations}.items()):
-        if by_rule and name not in layout.slides:
-            problems.append(f"{path}: an annotation without a slide ({name})")
+    problems, notes = list(missing), []
     if by_rule:
         for name, reason in camelyon16_patches.EXCLUDED.items():
             if name in layout.slides:
@@ -312,7 +330,7 @@ def _describe_target(text: str) -> str:
     return json.dumps([profile.matrix.tolist(), profile.maxima.tolist()])
 
 
-def _digest(lists: pathlib.Path) -> str:
+def _digest(lists: Traversable) -> str:
     content = hashlib.sha256()
     for name in camelyon16_patches.LISTS:
         if (lists / name).is_file():

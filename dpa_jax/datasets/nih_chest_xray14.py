@@ -59,7 +59,8 @@ class NihChestXray14(tfds.core.ShardBasedBuilder):
 
         Args:
           collected: what to write, if it is decoded already.
-          lists: folder of the lists that split the subset or a custom protocol.
+          lists: folder of the lists that split the subset, None for the published
+            ones, or a custom protocol.
           jobs: decoding threads; 0 for one a core.
           allow_missing: whether to go on without missing or unreadable images.
           **kwargs: of every TFDS builder: `data_dir`, `config`, `version`.

@@ -3,11 +3,16 @@
 import dataclasses
 import hashlib
 import json
-import pathlib
 from collections.abc import Mapping
+from importlib.resources.abc import Traversable
 
 from dpa_jax.data.decode import Preprocessing
-from dpa_jax.datasets import nih_metadata, nih_protocols, nih_source
+from dpa_jax.datasets import (
+    nih_metadata,
+    nih_protocols,
+    nih_source,
+    published_splits,
+)
 from dpa_jax.errors import DpaError, UsageError
 
 # The first step of the published preprocessing. It serves them all: the others follow
@@ -58,31 +63,28 @@ def forms_of(protocol: str, has_lists: bool) -> list[Form]:
     """Returns the forms to prepare for a protocol.
 
     Args:
-      protocol: `subset`, `pa`, `ap`, `custom`, `native`, or `all` for everything at
-        64 px that can be made; the subset then only if there are lists.
+      protocol: `subset`, `pa`, `ap`, `custom`, `native`, or `all` for the first three
+        and both views together.
       has_lists: whether lists were given.
 
     Raises:
-      UsageError: there is no such protocol, or lists are missing or of no use.
+      UsageError: there is no such protocol, or it needs lists, or uses none.
     """
     known = list(dict.fromkeys(form.protocol for form in FORMS))
     if protocol not in known:
         raise UsageError(
             f"there is no protocol {protocol!r}; it may be {', '.join(known)}"
         )
-    if protocol in ("subset", "custom") and not has_lists:
+    if protocol == "custom" and not has_lists:
         raise UsageError(
-            f"the protocol {protocol} is split by lists: name their folder by --lists"
+            "the protocol custom is split by lists: name their folder by --lists"
         )
     if protocol in ("pa", "ap", "native") and has_lists:
         raise UsageError(
             f"the protocol {protocol} follows from the official lists; to split by "
             "your own use --protocol custom"
         )
-    if protocol == "all":
-        chosen = ["pa", "ap", "all"] + ["subset"] * has_lists
-    else:
-        chosen = [protocol]
+    chosen = ("subset", "pa", "ap", "all") if protocol == "all" else (protocol,)
     return [form for form in FORMS if form.protocol in chosen]
 
 
@@ -90,9 +92,16 @@ def requested_splits(
     form: Form,
     source: nih_source.Source,
     entries: Mapping[str, nih_metadata.Entry],
-    lists: pathlib.Path | None,
+    lists: Traversable | None,
 ) -> dict[str, nih_protocols.Split]:
     """Returns a form's splits, whether or not their images are there.
+
+    Args:
+      form: of which protocol.
+      source: where the official lists are.
+      entries: the table by image id.
+      lists: the folder of the lists of the subset, None for the published ones, or of
+        a custom protocol.
 
     Raises:
       DpaError: lists are missing or do not fit the table.
@@ -103,10 +112,12 @@ def requested_splits(
             for name in ("train_val", "test")
         )
         return nih_protocols.by_rule(entries, train_val, test, VIEWS[form.protocol])
+    if form.protocol == "subset":
+        lists = lists or published_splits.lists("nih_chest_xray14")
+        return nih_protocols.subset(entries, lists)
     if lists is None:
         raise DpaError(f"{form.name} is split by lists; give the folder they are in")
-    read = nih_protocols.subset if form.protocol == "subset" else nih_protocols.by_lists
-    return read(entries, lists)
+    return nih_protocols.by_lists(entries, lists)
 
 
 def read_entries(source: nih_source.Source) -> dict[str, nih_metadata.Entry]:

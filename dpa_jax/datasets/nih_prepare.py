@@ -51,9 +51,10 @@ def prepare(
     Args:
       source: the folder that everything lies below, as distributed.
       data_dir: the folder of TFDS data sets to write to.
-      protocol: `subset`, `pa`, `ap`, `all` (those three and both views together; the
-        subset only if there are lists), `native` or `custom`.
-      lists: the folder of the lists of the subset or of a custom protocol.
+      protocol: `subset`, `pa`, `ap`, `all` (those three and both views together),
+        `native` or `custom`.
+      lists: the folder of the lists of the subset, None for the published ones, or of
+        a custom protocol.
       jobs: decoding threads; 0 for one a core.
       allow_missing: whether to go on without images that are missing or unreadable,
         and with images of another size.
@@ -85,8 +86,6 @@ def describe(prepared: Prepared) -> str:
         if name in prepared.reused:
             parts.append(f"was there already, without {prepared.reused[name]:,} images")
         lines.append(f"{NihChestXray14.name}/{name}: {'; '.join(parts)}")
-    if "all_64" in prepared.counts and "subset_64" not in prepared.counts:
-        lines.append("not the subset: it is split by lists, and --lists names none")
     lines.append(f"in {prepared.data_dir}, labels as in {prepared.table}")
     if prepared.problems:
         lines.append(nih_collect.summarize(prepared.problems))
