@@ -177,7 +177,13 @@ def test_the_published_preprocessing_byte_for_byte(tmp_path, shared):
         real = shared / "data" / "nih_chest_xray14" / "images_512" / name
         (root / "images" / name).write_bytes(real.read_bytes())
     for protocol in ("pa", "ap", "native"):
-        nih_prepare.prepare(root, tmp_path / "data", protocol, allow_missing=True)
+        nih_prepare.prepare(
+            root,
+            tmp_path / "data",
+            protocol,
+            allow_missing=True,
+            allow_resized=True,
+        )
     expected = np.load(shared / "fixtures" / "nih_preprocessing.npz")
     for form, split, key in (
         ("pa_64", "train", f"{names[0]}/64"),
@@ -195,7 +201,7 @@ def test_missing_images_stop_it_before_anything_is_decoded(tmp_path, source):
         (source / "images" / name).unlink()
     with pytest.raises(DpaError) as error:
         prepare_all(source, tmp_path / "data")
-    report = tmp_path / "data" / "nih_chest_xray14" / "problems.csv"
+    (report,) = (tmp_path / "data" / "nih_chest_xray14").glob("*/problems.csv")
     assert f"7 missing: {', '.join(NAMES[1:6])}, 2 more" in str(error.value)
     assert str(report) in str(error.value) and "--allow-missing" in str(error.value)
     rows = list(csv.DictReader(report.read_text().splitlines()))
@@ -210,7 +216,9 @@ def test_what_is_wrong_is_reported_and_left_out_if_allowed(tmp_path, source):
     rewrite(source / "images", NAMES[10:11])
     with pytest.raises(DpaError, match="1 missing"):
         nih_prepare.prepare(source, tmp_path / "data", "pa")
-    made = nih_prepare.prepare(source, tmp_path / "data", "pa", allow_missing=True)
+    made = nih_prepare.prepare(
+        source, tmp_path / "data", "pa", allow_missing=True, allow_resized=True
+    )
     assert made.counts["pa_64"] == {
         "train": (3, 0),
         "validation": (0, 2),
@@ -228,6 +236,46 @@ def test_what_is_wrong_is_reported_and_left_out_if_allowed(tmp_path, source):
     folder = tmp_path / "data" / "nih_chest_xray14"
     assert sorted(os.listdir(folder)) == [".config", "pa_64"]
     assert (folder / "pa_64" / "2.0.0" / "problems.csv").is_file()
+
+
+def test_a_resized_mirror_is_allowed_without_hiding_gaps(tmp_path, source):
+    for name in NAMES:
+        (source / "images" / name).write_bytes(nih_factory.png(name, size=224))
+    data_dir = tmp_path / "data"
+    with pytest.raises(DpaError, match="13 not 1024 x 1024 .*224 x 224") as caught:
+        nih_prepare.prepare(source, data_dir, "pa", allow_missing=True)
+    assert "--allow-resized" in str(caught.value)
+    (source / "images" / NAMES[0]).unlink()
+    with pytest.raises(DpaError, match=f"1 missing: {NAMES[0]}"):
+        nih_prepare.prepare(source, data_dir, "pa", allow_resized=True)
+    (source / "images" / NAMES[0]).write_bytes(nih_factory.png(NAMES[0], size=224))
+    made = nih_prepare.prepare(source, data_dir, "pa", allow_resized=True)
+    assert made.counts["pa_64"]["train"] == (5, 0)
+    with pytest.raises(DpaError, match="prepared from 13 images that were not 1024"):
+        nih_prepare.prepare(source, data_dir, "pa", allow_missing=True)
+
+
+def test_protocols_prepared_at_once_keep_apart(tmp_path, source):
+    """One ends while another is at work, from the same files into the same folder."""
+    made = []
+
+    def other(done, total):
+        if done == 1:
+            made.append(nih_prepare.prepare(source, tmp_path / "data", "ap"))
+
+    made.append(nih_prepare.prepare(source, tmp_path / "data", "pa", progress=other))
+    assert made[0].counts["ap_64"]["train"] == (3, 0)
+    rows = examples(tmp_path / "data", "pa_64", "train")
+    for row in rows:
+        image = nih_factory.published(row["image_id"].decode())
+        np.testing.assert_array_equal(row["image"], image)
+    folder = tmp_path / "data" / "nih_chest_xray14"
+    assert sorted(os.listdir(folder)) == [
+        ".config",
+        "ap_64",
+        "ap_64_equalized",
+        "pa_64",
+    ]
 
 
 @pytest.mark.parametrize("kind", ["unreadable", "size"])
@@ -299,7 +347,7 @@ def test_an_empty_data_set_is_not_written(tmp_path):
     with pytest.raises(DpaError, match="no image of pa_64 is left") as caught:
         nih_prepare.prepare(root, tmp_path / "data", "pa", allow_missing=True)
     assert "images_01.tar.gz (damaged archive" in str(caught.value)
-    assert (tmp_path / "data" / "nih_chest_xray14" / "problems.csv").exists()
+    assert len([*(tmp_path / "data" / "nih_chest_xray14").glob("*/problems.csv")]) == 1
     assert not (tmp_path / "data" / "nih_chest_xray14" / "pa_64").exists()
 
 

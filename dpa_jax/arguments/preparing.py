@@ -67,6 +67,11 @@ def add_verbs(add: shared.Add) -> None:
         "them",
     )
     nih.add_argument(
+        "--allow-resized",
+        action="store_true",
+        help="go on with images that are not 1024 x 1024, as of a mirror at 224 x 224",
+    )
+    nih.add_argument(
         "--protocol",
         choices=("subset", "pa", "ap", "all", "native", "custom"),
         default="all",

@@ -53,6 +53,7 @@ class NihChestXray14(tfds.core.ShardBasedBuilder):
         lists: str | None = None,
         jobs: int = 0,
         allow_missing: bool = False,
+        allow_resized: bool = False,
         **kwargs: Any,
     ):
         """Makes a builder.
@@ -63,13 +64,15 @@ class NihChestXray14(tfds.core.ShardBasedBuilder):
             ones, or a custom protocol.
           jobs: decoding threads; 0 for one a core.
           allow_missing: whether to go on without missing or unreadable images.
+          allow_resized: whether to go on with images that are not 1024 x 1024.
           **kwargs: of every TFDS builder: `data_dir`, `config`, `version`.
         """
         # The default of TFDS needs TensorFlow.
         super().__init__(**{"file_format": "array_record", **kwargs})
         self._collected = collected
         self._lists = pathlib.Path(lists) if lists else None
-        self._jobs, self._allow_missing = jobs, allow_missing
+        self._jobs = jobs
+        self._allowed = nih_collect.allowed(allow_missing, allow_resized)
         self._work_dir: pathlib.Path | None = None
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -130,6 +133,7 @@ class NihChestXray14(tfds.core.ShardBasedBuilder):
         self.info.metadata.update(
             fingerprint=nih_forms.fingerprint(requested),
             left_out=sum(len(requested[part]) - len(splits[part]) for part in splits),
+            resized=sum(problem.kind == "size" for problem in problems),
             counts={
                 part: [sum(kind == label for _, label in split) for kind in (0, 1)]
                 for part, split in splits.items()
@@ -158,7 +162,7 @@ class NihChestXray14(tfds.core.ShardBasedBuilder):
         entries = nih_forms.read_entries(source)
         splits = nih_forms.requested_splits(form, source, entries, self._lists)
         self._work_dir = nih_collect.work_dir(
-            pathlib.Path(self.data_dir_root), source.root
+            pathlib.Path(self.data_dir_root), source.root, form.name
         )
         return nih_collect.collect(
             source,
@@ -166,7 +170,7 @@ class NihChestXray14(tfds.core.ShardBasedBuilder):
             {form.name: splits},
             self._work_dir,
             self._jobs,
-            self._allow_missing,
+            self._allowed,
             lambda done, total: None,
         )
 

@@ -47,7 +47,7 @@ def collect(
     splits: Splits,
     work_dir: pathlib.Path,
     jobs: int,
-    allow_missing: bool,
+    allowed: Collection[str],
     progress: Callable[[int, int], None],
 ) -> Collected:
     """Decodes the images of some forms, each file once.
@@ -57,10 +57,9 @@ def collect(
       entries: the metadata by image id.
       splits: for each form, by its name, its splits.
       work_dir: keeps decoded images; those that it has from before are not decoded
-        again if their files are the same. A list of problems, if any, goes beside it.
+        again if their files are the same. A list of problems, if any, goes into it.
       jobs: threads; 0 for one a core.
-      allow_missing: whether to go on without images that are missing or unreadable,
-        and with images that are not 1024 x 1024.
+      allowed: the kinds of problems to go on with: see `Problem`.
       progress: called with the number of images done, and of all; those that turn out
         not to be in any archive are never done.
 
@@ -74,9 +73,8 @@ def collect(
         names.update(name for split in parts.values() for name, _ in split)
     wanted = sorted(set().union(*needed.values()))
     absent = _check_files(source, wanted)
-    report = work_dir.with_name("problems.csv")
-    if absent and not allow_missing:
-        _refuse(absent, report)
+    report = work_dir / "problems.csv"
+    _refuse(absent, allowed, report)
     problems: list[Problem] = []
     with contextlib.ExitStack() as stack:
         packs = {
@@ -102,8 +100,7 @@ def collect(
         )
     problems += _odd_sizes(wanted, packs)
     problems.sort(key=lambda problem: problem.name)
-    if problems and not allow_missing:
-        _refuse(problems, report)
+    _refuse(problems, allowed, report)
     present = {form: _present(splits[form], form, packs) for form in splits}
     for form, parts in present.items():
         if not any(parts.values()):
@@ -112,7 +109,6 @@ def collect(
                 f"no image of {form} is left to go on with:\n{summarize(problems)}\n"
                 f"All are listed in {report}."
             )
-    report.unlink(missing_ok=True)  # of an earlier attempt
     return Collected(
         requested=splits,
         splits=present,
@@ -122,10 +118,20 @@ def collect(
     )
 
 
-def work_dir(data_dir: pathlib.Path, source: pathlib.Path) -> pathlib.Path:
-    """Returns where images decoded from a source are kept till they are written."""
+def work_dir(
+    data_dir: pathlib.Path, source: pathlib.Path, protocol: str
+) -> pathlib.Path:
+    """Returns where images decoded from a source are kept till they are written.
+
+    Each protocol has its own, so that several can be prepared at once.
+    """
     key = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:16]
-    return data_dir / "nih_chest_xray14" / f".decoded-{key}"
+    return data_dir / "nih_chest_xray14" / f".decoded-{protocol}-{key}"
+
+
+def allowed(missing: bool, resized: bool) -> frozenset[str]:
+    """Returns the kinds of problems that `allow_missing`, `allow_resized` stand for."""
+    return frozenset(("missing", "unreadable") * missing + ("size",) * resized)
 
 
 def summarize(problems: Sequence[Problem]) -> str:
@@ -200,10 +206,15 @@ def _present(splits: Mapping[str, Split], form: str, packs: Packs) -> dict[str, 
     }
 
 
-def _refuse(problems: Sequence[Problem], report: pathlib.Path) -> None:
-    write_problems(problems, report)
-    raise DpaError(
-        f"{summarize(problems)}\nAll are listed in {report}. Get them again, or go on "
-        "without what is missing or unreadable, and with images of another size, by "
-        "--allow-missing; what is decoded already is kept."
-    )
+def _refuse(
+    problems: Sequence[Problem], allowed: Collection[str], report: pathlib.Path
+) -> None:
+    """Raises an error, and writes a report, if there are problems not allowed."""
+    refused = [problem for problem in problems if problem.kind not in allowed]
+    if refused:
+        write_problems(refused, report)
+        raise DpaError(
+            f"{summarize(refused)}\nAll are listed in {report}. Get them again, or go "
+            "on without what is missing or unreadable by --allow-missing, and with "
+            "images of another size by --allow-resized; what is decoded is kept."
+        )

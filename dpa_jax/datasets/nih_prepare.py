@@ -5,7 +5,7 @@ import dataclasses
 import io
 import pathlib
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import tensorflow_datasets as tfds
 
@@ -41,6 +41,7 @@ def prepare(
     lists: pathlib.Path | None = None,
     jobs: int = 0,
     allow_missing: bool = False,
+    allow_resized: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Prepared:
     """Prepares NIH ChestX-ray14 for TFDS.
@@ -56,8 +57,9 @@ def prepare(
       lists: the folder of the lists of the subset, None for the published ones, or of
         a custom protocol.
       jobs: decoding threads; 0 for one a core.
-      allow_missing: whether to go on without images that are missing or unreadable,
-        and with images of another size.
+      allow_missing: whether to go on without images that are missing or unreadable.
+      allow_resized: whether to go on with images that are not 1024 x 1024, such as
+        those of a mirror that resized them.
       progress: called with the number of images decoded, and of all.
 
     Returns:
@@ -69,8 +71,12 @@ def prepare(
         there already that was made of other images.
     """
     forms = nih_forms.forms_of(protocol, lists is not None)
+    allowed = nih_collect.allowed(allow_missing, allow_resized)
+    work_dir = nih_collect.work_dir(data_dir, source, protocol)
     try:
-        return _prepare(forms, source, data_dir, lists, jobs, allow_missing, progress)
+        return _prepare(
+            forms, source, data_dir, work_dir, lists, jobs, allowed, progress
+        )
     except OSError as error:
         raise DpaError(f"{error.filename or data_dir}: {error.strerror}") from error
 
@@ -97,9 +103,10 @@ def _prepare(
     forms: Sequence[nih_forms.Form],
     source: pathlib.Path,
     data_dir: pathlib.Path,
+    work_dir: pathlib.Path,
     lists: pathlib.Path | None,
     jobs: int,
-    allow_missing: bool,
+    allowed: Collection[str],
     progress: Callable[[int, int], None],
 ) -> Prepared:
     found = nih_source.find(source)
@@ -112,16 +119,15 @@ def _prepare(
         name: NihChestXray14(config=name, data_dir=data_dir) for name in requested
     }
     reused = {
-        name: _check_same(builder, requested[name], allow_missing)
+        name: _check_same(builder, requested[name], allowed)
         for name, builder in builders.items()
         if builder.data_path.exists()
     }
     problems: Sequence[nih_source.Problem] = ()
-    work_dir = nih_collect.work_dir(data_dir, source)
     left = {name: requested[name] for name in requested if name not in reused}
     if left:
         collected = nih_collect.collect(
-            found, entries, left, work_dir, jobs, allow_missing, progress
+            found, entries, left, work_dir, jobs, allowed, progress
         )
         problems = collected.problems
         for name in left:
@@ -141,7 +147,7 @@ def _prepare(
 
 
 def _check_same(
-    builder: NihChestXray14, splits: Mapping[str, Split], allow_missing: bool
+    builder: NihChestXray14, splits: Mapping[str, Split], allowed: Collection[str]
 ) -> int:
     """Checks that a data set that is there is the one asked for.
 
@@ -154,11 +160,16 @@ def _check_same(
             f"{folder} was prepared from other lists or labels; delete it, or name "
             "another --data_dir"
         )
-    if made["left_out"] and not allow_missing:
+    if made["left_out"] and "missing" not in allowed:
         raise DpaError(
             f"{folder} was prepared without {made['left_out']:,} images that were "
             "missing or unreadable; delete it to prepare it anew, or accept it by "
             "--allow-missing"
+        )
+    if made["resized"] and "size" not in allowed:
+        raise DpaError(
+            f"{folder} was prepared from {made['resized']:,} images that were not "
+            "1024 x 1024; delete it to prepare it anew, or accept it by --allow-resized"
         )
     return made["left_out"]
 
