@@ -70,9 +70,9 @@ def test_an_archive_is_opened_once_and_only_as_a_stream(tmp_path, monkeypatch):
     nih_factory.write_images(tmp_path, "archives")
     opened, original = [], tarfile.open
 
-    def count(path, mode):
+    def count(path, mode, **options):
         opened.append((path.name, mode))
-        return original(path, mode)
+        return original(path, mode, **options)
 
     monkeypatch.setattr(tarfile, "open", count)
     read(tmp_path)
