@@ -3,8 +3,10 @@
 import functools
 import importlib.util
 import json
+import os
 import pathlib
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -148,6 +150,16 @@ def same_records(one, other):
 def test_processes_give_the_same_examples(source, prepared, tmp_path):
     prepare(source, tmp_path, stain_target=TARGET, jobs=2)
     same_records(prepared[0], tmp_path)
+
+
+def killed(part):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_dies_is_one_message(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(camelyon16_parts, "make_part", killed)
+    with pytest.raises(DpaError, match="a process .* ended .* memory .* fewer --jobs"):
+        prepare(source, tmp_path, stain_target="none", jobs=2)
 
 
 needs_beam = pytest.mark.skipif(
