@@ -229,6 +229,12 @@ def test_tfds_alone_prepares_from_manual_dir(source, prepared, tmp_path, monkeyp
     assert camelyon16.record_of(builder)["counts"] == prepared[1].counts
 
 
+def test_tfds_knows_input_label_and_licence(tmp_path):
+    info = camelyon16.Camelyon16(config="x10", data_dir=tmp_path).info
+    assert info.supervised_keys == ("image", "label")
+    assert info.redistribution_info.license.startswith("CC0")
+
+
 LISTED = {
     "normal/train": ["normal_001_normal_x_700_y_600_w_768_h_768.jpg"],
     "normal/test": ["test_001_normal_x_768_y_512_w_768_h_768.jpg"],

@@ -485,6 +485,12 @@ def test_tfds_alone_prepares_and_reads(tmp_path, source):
     assert sorted(os.listdir(folder)) == [".config", "subset_64"]
 
 
+def test_tfds_knows_input_label_and_licence(tmp_path):
+    info = tfds.builder("nih_chest_xray14/pa_64", data_dir=tmp_path).info
+    assert info.supervised_keys == ("image", "label")
+    assert "NIH Clinical Center" in info.redistribution_info.license
+
+
 def test_nothing_loads_tensorflow_or_torch():
     code = (
         "import sys, dpa_jax.datasets.nih_prepare\n"

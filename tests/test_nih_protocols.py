@@ -7,6 +7,7 @@ from dpa_jax.datasets import (
     nih_forms,
     nih_metadata,
     nih_protocols,
+    nih_source,
     published_splits,
 )
 from dpa_jax.errors import DpaError
@@ -138,6 +139,20 @@ def test_the_package_holds_the_published_lists_of_the_subset():
     assert splits["train"][0] == ("00000047_001.png", 0)
     assert splits["test"][677] == ("00000013_025.png", 1)
     assert splits["validation"][849] == ("00000009_000.png", 1)
+
+
+def test_descriptions_hold_the_counts_to_expect(shared):
+    source = nih_source.find(shared / "data" / "nih_chest_xray14")
+    entries = nih_forms.read_entries(source)
+    for form in nih_forms.FORMS:
+        if form.protocol == "custom":
+            continue
+        splits = nih_forms.requested_splits(form, source, entries, None)
+        parts = []
+        for part in ("train", "validation", "test"):
+            abnormal = sum(label for _, label in splits[part])
+            parts.append(f"{part} {len(splits[part]) - abnormal:,} + {abnormal:,}")
+        assert f"({', '.join(parts)})" in form.description
 
 
 def test_the_real_rules_give_the_published_lists(shared):

@@ -84,6 +84,8 @@ class NihChestXray14(tfds.core.ShardBasedBuilder):
             description=self.__doc__,
             homepage="https://nihcc.app.box.com/v/ChestXray-NIHCC",
             citation=_CITATION,
+            license=_LICENSE,
+            supervised_keys=("image", "label"),
             metadata=tfds.core.MetadataDict(
                 preprocessing=dataclasses.asdict(form.preprocessing)
             ),
@@ -225,6 +227,10 @@ def _stored_boxes(
     return found
 
 
+_LICENSE = (
+    "No restriction on use. NIH asks to link to its download site, to cite Wang et al. "
+    "2017 and to name the NIH Clinical Center as the provider of the data."
+)
 _CITATION = """\
 @inproceedings{wang2017chestxray,
   title={{ChestX-ray8}: Hospital-scale chest {X}-ray database and benchmarks on

@@ -24,7 +24,11 @@ EQUALIZED = dataclasses.replace(PUBLISHED, equalize=True)
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """A protocol in one stored form: a configuration of the data set."""
+    """A protocol in one stored form: a configuration of the data set.
+
+    The description ends in the numbers of normal + abnormal images of each split, if
+    all images are there.
+    """
 
     name: str
     protocol: str
@@ -32,23 +36,37 @@ class Form:
     description: str
 
 
+_PA_COUNTS = "train 34,497 + 0, validation 0 + 21,717, test 4,805 + 6,291"
+_AP_COUNTS = "train 16,003 + 0, validation 0 + 14,307, test 5,056 + 9,444"
+_ALL_COUNTS = "train 50,500 + 0, validation 0 + 36,024, test 9,861 + 15,735"
 FORMS = (
-    Form("subset_64", "subset", PUBLISHED, "The curated subset, at 64 px."),
-    Form("pa_64", "pa", PUBLISHED, "Postero-anterior images, at 64 px."),
-    Form("ap_64", "ap", PUBLISHED, "Antero-posterior images, at 64 px."),
+    Form(
+        "subset_64",
+        "subset",
+        PUBLISHED,
+        "The curated subset, at 64 px "
+        "(train 4,261 + 0, validation 849 + 857, test 677 + 667).",
+    ),
+    Form(
+        "pa_64", "pa", PUBLISHED, f"Postero-anterior images, at 64 px ({_PA_COUNTS})."
+    ),
+    Form(
+        "ap_64", "ap", PUBLISHED, f"Antero-posterior images, at 64 px ({_AP_COUNTS})."
+    ),
     Form(
         "ap_64_equalized",
         "ap",
         EQUALIZED,
-        "Antero-posterior images with equalised histograms, at 64 px.",
+        f"Antero-posterior images with equalised histograms, at 64 px ({_AP_COUNTS}).",
     ),
-    Form("all_64", "all", PUBLISHED, "Both views, at 64 px."),
+    Form("all_64", "all", PUBLISHED, f"Both views, at 64 px ({_ALL_COUNTS})."),
     Form("custom_64", "custom", PUBLISHED, "Split by lists of your own, at 64 px."),
     Form(
         "native",
         "native",
         WHOLE,
-        "Both views, whole, at 300 px, for other crops and resolutions.",
+        "Both views, whole, at 300 px, for other crops and resolutions "
+        f"({_ALL_COUNTS}).",
     ),
 )
 VIEWS = {"pa": "PA", "ap": "AP", "all": None, "native": None}
