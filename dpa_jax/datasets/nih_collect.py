@@ -181,11 +181,13 @@ def _lacking(
 ) -> dict[str, list[nih_pack.Pack]]:
     """Returns the packs that lack an image, by its name; forgets outdated ones."""
     lacking: dict[str, list[nih_pack.Pack]] = {}
-    for form, names in needed.items():
-        for name in names:
-            if not packs[form].has(name, stamps(name)):
-                packs[form].drop(name)
-                lacking.setdefault(name, []).append(packs[form])
+    places = [(names, packs[form]) for form, names in needed.items()]
+    for name in set().union(*needed.values()):
+        current = stamps(name)
+        for names, pack in places:
+            if name in names and not pack.has(name, current):
+                pack.drop(name)
+                lacking.setdefault(name, []).append(pack)
     return lacking
 
 

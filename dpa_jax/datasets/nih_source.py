@@ -3,6 +3,7 @@
 import dataclasses
 import filecmp
 import hashlib
+import os
 import pathlib
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -115,11 +116,13 @@ def stamps(source: Source) -> Callable[[str], Collection[int]]:
 
 
 def _stamp(paths: Sequence[pathlib.Path]) -> int:
-    states = [
-        (str(path), path.stat().st_size, path.stat().st_mtime_ns)
-        for path in paths
-        if path.exists()  # which a broken link does not
-    ]
+    states = []
+    for path in map(str, paths):
+        try:
+            state = os.stat(path)
+        except FileNotFoundError:  # a broken link, which decoding will name
+            continue
+        states.append((path, state.st_size, state.st_mtime_ns))
     return int.from_bytes(_digest(repr(states).encode())[:8], "little")
 
 
