@@ -4,6 +4,7 @@ import csv
 import errno
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -236,6 +237,14 @@ def test_what_is_wrong_is_reported_and_left_out_if_allowed(tmp_path, source):
     folder = tmp_path / "data" / "nih_chest_xray14"
     assert sorted(os.listdir(folder)) == [".config", "pa_64"]
     assert (folder / "pa_64" / "2.0.0" / "problems.csv").is_file()
+
+
+def test_a_dicom_named_png_says_what_it_is(tmp_path, source):
+    pydicom = pytest.importorskip("pydicom.data", reason="the dicom extra is missing")
+    image = pydicom.get_testdata_file("CT_small.dcm", download=False)
+    shutil.copy(image, source / "images" / NAMES[0])
+    with pytest.raises(DpaError, match=f"1 unreadable: {NAMES[0]} .DICOM in a file"):
+        nih_prepare.prepare(source, tmp_path / "data", "pa")
 
 
 def test_a_resized_mirror_is_allowed_without_hiding_gaps(tmp_path, source):

@@ -158,9 +158,13 @@ def _decode(
     content: pathlib.Path | bytes, forms: Sequence[Preprocessing]
 ) -> tuple[tuple[int, int], list[np.ndarray]]:
     whole = Image.fromarray(decode(content, WHOLE)[:, :, 0])
-    file = io.BytesIO(content) if isinstance(content, bytes) else content
-    with Image.open(file) as image:
-        size = image.size
+    with (
+        io.BytesIO(content) if isinstance(content, bytes) else open(content, "rb")
+    ) as file:
+        if file.read(132).endswith(b"DICM"):  # which `decode` reads and Pillow does not
+            raise ImageError("", "DICOM in a file named .png, and NIH's are PNG")
+        with Image.open(file) as image:
+            size = image.size
     return size, [prepare(whole, form, "") for form in forms]
 
 
