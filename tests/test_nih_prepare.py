@@ -303,7 +303,7 @@ def test_what_only_decoding_shows_stops_it_too_and_can_be_mended(
     bad.write_bytes(nih_factory.png(NAMES[0]))
     decoded = count_decoding(monkeypatch)
     nih_prepare.prepare(source, tmp_path / "data", "pa")
-    assert decoded == [bad]
+    assert decoded == [str(bad)]
     row = examples(tmp_path / "data", "pa_64", "train")[0]
     np.testing.assert_array_equal(row["image"], nih_factory.published(NAMES[0]))
 

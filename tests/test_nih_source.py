@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import pathlib
 import stat
 import tarfile
 import tracemalloc
@@ -22,7 +23,9 @@ def read(root, names=NAMES):
     source = nih_source.find(root)
     nih_source.check_copies(source, names)
     images = {
-        name: content if isinstance(content, bytes) else content.read_bytes()
+        name: content
+        if isinstance(content, bytes)
+        else pathlib.Path(content).read_bytes()
         for name, content, _ in nih_source.read(source, names, names, problems.append)
     }
     return images, problems

@@ -109,7 +109,7 @@ class Pack:
 
 
 def fill(
-    items: Iterable[tuple[str, pathlib.Path | bytes, int]],
+    items: Iterable[tuple[str, str | bytes, int]],
     lacking: Mapping[str, Sequence[Pack]],
     jobs: int,
     problem: Callable[[Problem], None],
@@ -155,7 +155,7 @@ def fill(
 
 
 def _decode(
-    content: pathlib.Path | bytes, forms: Sequence[Preprocessing]
+    content: str | bytes, forms: Sequence[Preprocessing]
 ) -> tuple[tuple[int, int], list[np.ndarray]]:
     whole = Image.fromarray(decode(content, WHOLE)[:, :, 0])
     with (
