@@ -15,7 +15,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from dpa_jax.datasets import nih_forms, nih_pack, nih_prepare
+from dpa_jax.datasets import nih_configs, nih_pack, nih_prepare
 from dpa_jax.errors import DpaError, UsageError
 
 NAMES = nih_factory.NAMES
@@ -101,7 +101,7 @@ def test_an_example_holds_what_the_tables_say(tmp_path, source):
     np.testing.assert_allclose(
         boxes["box"], [[112 / 224, 37 / 224, 130.75 / 224, 74.5 / 224]], rtol=1e-6
     )
-    assert boxes["finding"] == [nih_forms.nih_metadata.FINDINGS.index("Mass")]
+    assert boxes["finding"] == [nih_configs.nih_metadata.FINDINGS.index("Mass")]
     del first["image"]
     assert first == {
         "label": 1,

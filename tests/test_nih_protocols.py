@@ -4,7 +4,7 @@ import nih_factory
 import pytest
 
 from dpa_jax.datasets import (
-    nih_forms,
+    nih_configs,
     nih_metadata,
     nih_protocols,
     nih_source,
@@ -130,8 +130,8 @@ class AnyName:
 
 
 def test_the_package_holds_the_published_lists_of_the_subset():
-    form = nih_forms.find("subset_64")
-    splits = nih_forms.requested_splits(form, None, AnyName(), None)
+    config = nih_configs.find("subset_64")
+    splits = nih_configs.requested_splits(config, None, AnyName(), None)
     labels = {part: [label for _, label in split] for part, split in splits.items()}
     assert labels["train"] == [0] * 4_261
     assert labels["test"] == [0] * 677 + [1] * 667
@@ -143,16 +143,16 @@ def test_the_package_holds_the_published_lists_of_the_subset():
 
 def test_descriptions_hold_the_counts_to_expect(shared):
     source = nih_source.find(shared / "data" / "nih_chest_xray14")
-    entries = nih_forms.read_entries(source)
-    for form in nih_forms.FORMS:
-        if form.protocol == "custom":
+    entries = nih_configs.read_entries(source)
+    for config in nih_configs.CONFIGS:
+        if config.protocol == "custom":
             continue
-        splits = nih_forms.requested_splits(form, source, entries, None)
+        splits = nih_configs.requested_splits(config, source, entries, None)
         parts = []
         for part in ("train", "validation", "test"):
             abnormal = sum(label for _, label in splits[part])
             parts.append(f"{part} {len(splits[part]) - abnormal:,} + {abnormal:,}")
-        assert f"({', '.join(parts)})" in form.description
+        assert f"({', '.join(parts)})" in config.description
 
 
 def test_the_real_rules_give_the_published_lists(shared):

@@ -155,10 +155,10 @@ def _task(layout, split, name, label, corners) -> SlideTask:
     )
 
 
-Wanted = Mapping[tuple[str, str, int], Sequence[tuple[int, int]]]
+Corners = Mapping[tuple[str, str, int], Sequence[tuple[int, int]]]
 
 
-def read_lists(folder: Traversable) -> Wanted:
+def read_lists(folder: Traversable) -> Corners:
     """Reads lists of patches in the form of the published ones.
 
     Args:
@@ -196,7 +196,7 @@ def read_lists(folder: Traversable) -> Wanted:
 
 
 def tasks_by_lists(
-    layout: camelyon16_layout.Layout, wanted: Wanted
+    layout: camelyon16_layout.Layout, wanted: Corners
 ) -> tuple[list[SlideTask], list[str]]:
     """Matches the lists with the slides at hand.
 

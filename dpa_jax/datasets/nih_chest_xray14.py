@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 from dpa_jax.data.decode import Preprocessing
 from dpa_jax.datasets import (
     nih_collect,
-    nih_forms,
+    nih_configs,
     nih_metadata,
     nih_source,
     ordered_writer,
@@ -36,10 +36,7 @@ class NihChestXray14(tfds.core.ShardBasedBuilder):
     name = "nih_chest_xray14"
     VERSION = tfds.core.Version("2.0.0")
     RELEASE_NOTES = {"2.0.0": "Boxes are relative to the image as it is stored."}
-    BUILDER_CONFIGS = [
-        tfds.core.BuilderConfig(name=form.name, description=form.description)
-        for form in nih_forms.FORMS
-    ]
+    BUILDER_CONFIGS = nih_configs.CONFIGS
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         "Put the files as NIH, Kaggle or a mirror distributes them (images or "
         "images_*.tar.gz, Data_Entry_2017.csv, train_val_list.txt, test_list.txt) into "
@@ -76,8 +73,8 @@ class NihChestXray14(tfds.core.ShardBasedBuilder):
         self._work_dir: pathlib.Path | None = None
 
     def _info(self) -> tfds.core.DatasetInfo:
-        form = nih_forms.find(self.builder_config.name)
-        size = form.preprocessing.size
+        config = self.builder_config
+        size = config.preprocessing.size
         finding = tfds.features.ClassLabel(names=nih_metadata.FINDINGS)
         return tfds.core.DatasetInfo(
             builder=self,
@@ -87,7 +84,7 @@ class NihChestXray14(tfds.core.ShardBasedBuilder):
             license=_LICENSE,
             supervised_keys=("image", "label"),
             metadata=tfds.core.MetadataDict(
-                preprocessing=dataclasses.asdict(form.preprocessing)
+                preprocessing=dataclasses.asdict(config.preprocessing)
             ),
             features=tfds.features.FeaturesDict(
                 {
@@ -117,11 +114,12 @@ class NihChestXray14(tfds.core.ShardBasedBuilder):
     def _shard_iterators_per_split(
         self, dl_manager: tfds.download.DownloadManager
     ) -> Mapping[str, Sequence[Callable[[], Iterator]]]:
-        form = nih_forms.find(self.builder_config.name)
+        config = self.builder_config
         collected = self._collected or self._collect(
-            form, pathlib.Path(dl_manager.manual_dir)
+            config, pathlib.Path(dl_manager.manual_dir)
         )
-        requested, splits = collected.requested[form.name], collected.splits[form.name]
+        requested = collected.requested[config.name]
+        splits = collected.splits[config.name]
         names = {name for split in requested.values() for name, _ in split}
         problems = [
             problem
@@ -133,7 +131,7 @@ class NihChestXray14(tfds.core.ShardBasedBuilder):
                 problems, pathlib.Path(self.data_path, "problems.csv")
             )
         self.info.metadata.update(
-            fingerprint=nih_forms.fingerprint(requested),
+            fingerprint=nih_configs.fingerprint(requested),
             left_out=sum(len(requested[part]) - len(splits[part]) for part in splits),
             resized=sum(problem.kind == "size" for problem in problems),
             counts={
@@ -144,10 +142,10 @@ class NihChestXray14(tfds.core.ShardBasedBuilder):
         examples = functools.partial(
             _examples,
             collected.entries,
-            collected.image[form.name],
-            form.preprocessing,
+            collected.image[config.name],
+            config.preprocessing,
         )
-        step = max(1, _SHARD_BYTES // form.preprocessing.size**2)
+        step = max(1, _SHARD_BYTES // config.preprocessing.size**2)
         return {
             part: [
                 functools.partial(examples, split[start : start + step])
@@ -158,18 +156,18 @@ class NihChestXray14(tfds.core.ShardBasedBuilder):
         }
 
     def _collect(
-        self, form: nih_forms.Form, manual_dir: pathlib.Path
+        self, config: nih_configs.Config, manual_dir: pathlib.Path
     ) -> nih_collect.Collected:
         source = nih_source.find(pathlib.Path(manual_dir))
-        entries = nih_forms.read_entries(source)
-        splits = nih_forms.requested_splits(form, source, entries, self._lists)
+        entries = nih_configs.read_entries(source)
+        splits = nih_configs.requested_splits(config, source, entries, self._lists)
         self._work_dir = nih_collect.work_dir(
-            pathlib.Path(self.data_dir_root), source.root, form.name
+            pathlib.Path(self.data_dir_root), source.root, config.name
         )
         return nih_collect.collect(
             source,
             entries,
-            {form.name: splits},
+            {config.name: splits},
             self._work_dir,
             self._jobs,
             self._allowed,

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from dpa_jax.data.decode import ImageError, Preprocessing, decode, prepare
-from dpa_jax.datasets.nih_forms import WHOLE
+from dpa_jax.datasets.nih_configs import WHOLE
 from dpa_jax.datasets.nih_source import Problem
 from dpa_jax.errors import DpaError
 
@@ -144,8 +144,8 @@ def fill(
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         try:
             for name, content, stamp in items:
-                forms = [pack.preprocessing for pack in lacking[name]]
-                pending.append((name, stamp, pool.submit(_decode, content, forms)))
+                ways = [pack.preprocessing for pack in lacking[name]]
+                pending.append((name, stamp, pool.submit(_decode, content, ways)))
                 if len(pending) >= 4 * jobs:
                     settle()
             while pending:
@@ -155,7 +155,7 @@ def fill(
 
 
 def _decode(
-    content: str | bytes, forms: Sequence[Preprocessing]
+    content: str | bytes, ways: Sequence[Preprocessing]
 ) -> tuple[tuple[int, int], list[np.ndarray]]:
     whole = Image.fromarray(decode(content, WHOLE)[:, :, 0])
     with (
@@ -165,7 +165,7 @@ def _decode(
             raise ImageError("", "DICOM in a file named .png, and NIH's are PNG")
         with Image.open(file) as image:
             size = image.size
-    return size, [prepare(whole, form, "") for form in forms]
+    return size, [prepare(whole, way, "") for way in ways]
 
 
 def _sized(path: pathlib.Path, length: int) -> io.BufferedRandom:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 import tensorflow_datasets as tfds
 
-from dpa_jax.datasets import nih_collect, nih_forms, nih_source
+from dpa_jax.datasets import nih_collect, nih_configs, nih_source
 from dpa_jax.datasets.nih_chest_xray14 import NihChestXray14
 from dpa_jax.datasets.nih_protocols import Split
 from dpa_jax.errors import DpaError
@@ -70,12 +70,12 @@ def prepare(
       DpaError: something is missing, unreadable or contradictory, or a data set is
         there already that was made of other images.
     """
-    forms = nih_forms.forms_of(protocol, lists is not None)
+    configs = nih_configs.configs_of(protocol, lists is not None)
     allowed = nih_collect.allowed(allow_missing, allow_resized)
     work_dir = nih_collect.work_dir(data_dir, source, protocol)
     try:
         return _prepare(
-            forms, source, data_dir, work_dir, lists, jobs, allowed, progress
+            configs, source, data_dir, work_dir, lists, jobs, allowed, progress
         )
     except OSError as error:
         raise DpaError(f"{error.filename or data_dir}: {error.strerror}") from error
@@ -100,7 +100,7 @@ def describe(prepared: Prepared) -> str:
 
 
 def _prepare(
-    forms: Sequence[nih_forms.Form],
+    configs: Sequence[nih_configs.Config],
     source: pathlib.Path,
     data_dir: pathlib.Path,
     work_dir: pathlib.Path,
@@ -110,10 +110,10 @@ def _prepare(
     progress: Callable[[int, int], None],
 ) -> Prepared:
     found = nih_source.find(source)
-    entries = nih_forms.read_entries(found)
+    entries = nih_configs.read_entries(found)
     requested = {
-        form.name: nih_forms.requested_splits(form, found, entries, lists)
-        for form in forms
+        config.name: nih_configs.requested_splits(config, found, entries, lists)
+        for config in configs
     }
     builders = {
         name: NihChestXray14(config=name, data_dir=data_dir) for name in requested
@@ -155,7 +155,7 @@ def _check_same(
       How many images it lacks.
     """
     made, folder = builder.info.metadata, builder.data_path
-    if made["fingerprint"] != nih_forms.fingerprint(splits):
+    if made["fingerprint"] != nih_configs.fingerprint(splits):
         raise DpaError(
             f"{folder} was prepared from other lists or labels; delete it, or name "
             "another --data_dir"
