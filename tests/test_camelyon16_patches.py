@@ -174,9 +174,11 @@ def test_packed_annotations_are_read_as_they_are(tmp_path):
 
 def test_unpacked_annotations_go_before_packed_ones(tmp_path):
     touch(tmp_path, "tumor_001.tif", "tumor_001.xml")
-    pack(tmp_path / "lesion_annotations.zip", {"tumor_001.xml": "other"})
+    members = {"tumor_001.xml": "other", "tumor_002.xml": "another"}
+    pack(tmp_path / "lesion_annotations.zip", members)
     assert layouts.find(tmp_path).annotations == {
-        "tumor_001": str(tmp_path / "tumor_001.xml")
+        "tumor_001": str(tmp_path / "tumor_001.xml"),
+        "tumor_002": str(tmp_path / "lesion_annotations.zip::tumor_002.xml"),
     }
 
 

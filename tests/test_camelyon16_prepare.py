@@ -7,6 +7,7 @@ import os
 import pathlib
 import shutil
 import signal
+import zipfile
 
 import numpy as np
 import pytest
@@ -409,6 +410,16 @@ def test_slides_are_read_from_object_storage(source, prepared, tmp_path):
     finally:
         system.rm("/camelyon", recursive=True)
     same_records(prepared[0], tmp_path)
+
+
+def test_packed_annotations_give_the_same_examples(source, prepared, tmp_path):
+    root = copy(source, tmp_path)
+    with zipfile.ZipFile(root / "lesion_annotations.zip", "w") as archive:
+        for path in sorted(root.rglob("*.xml")):
+            archive.write(path, path.name)
+            path.unlink()
+    prepare(root, tmp_path / "data", stain_target=TARGET, jobs=1)
+    same_records(prepared[0], tmp_path / "data")
 
 
 def test_absent_target_slide_offers_the_other_choices(source, tmp_path):

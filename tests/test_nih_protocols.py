@@ -1,5 +1,8 @@
 """Which images are in which split."""
 
+import pathlib
+import re
+
 import nih_factory
 import pytest
 
@@ -139,6 +142,15 @@ def test_the_package_holds_the_published_lists_of_the_subset():
     assert splits["train"][0] == ("00000047_001.png", 0)
     assert splits["test"][677] == ("00000013_025.png", 1)
     assert splits["validation"][849] == ("00000009_000.png", 1)
+
+
+def test_the_documentation_has_the_counts_of_every_description():
+    text = (pathlib.Path(__file__).parents[1] / "docs" / "data.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    for config in nih_configs.CONFIGS:
+        counts = re.findall(r"[\d,]+ \+ [\d,]*\d", config.description)
+        lines = [row for row in rows if f"`{config.name}`" in row]
+        assert lines and all(count in lines[0] for count in counts)
 
 
 def test_descriptions_hold_the_counts_to_expect(shared):

@@ -1,7 +1,9 @@
 """Files of folders and of object storage."""
 
 import importlib.util
+import io
 import sys
+import zipfile
 
 import pytest
 
@@ -53,6 +55,18 @@ def test_object_is_on_the_disk_for_a_while(bucket, tmp_path):
         assert path.endswith("two.tif")
     with pytest.raises(FileNotFoundError):
         open(path)
+
+
+def test_a_file_packed_in_an_object_is_read(bucket):
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("folder/one.xml", "<a/>")
+    fsspec.filesystem("memory").pipe("/bucket/a.zip", stream.getvalue())
+    name = "memory://bucket/a.zip::folder/one.xml"
+    assert storage.list_packed("memory://bucket/a.zip", 2**20) == [(name, 4)]
+    with storage.local_copy(name) as path:
+        with open(path) as file:
+            assert file.read() == "<a/>"
 
 
 def test_missing_folder_and_object_are_named(bucket, tmp_path):

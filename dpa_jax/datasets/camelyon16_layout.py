@@ -78,12 +78,12 @@ def find(source: str | os.PathLike) -> Layout:
     sizes: dict[str, int] = {}
     references = []
     files = storage.list_files(source)
-    packed = [path for path, _ in files if _PACKED.fullmatch(_base(path))]
+    packed = [path for path, _ in files if _PACKED.fullmatch(_parts(path)[-1])]
     for archive in packed:
         files += storage.list_packed(archive, _LARGEST)
     for path, size in files:
-        folders, _, base = path.replace("\\", "/").lower().rpartition("/")
-        if folders.rpartition("/")[2] in _OTHER and not base.endswith(".csv"):
+        *folders, base = _parts(path)
+        if folders[-1] in _OTHER and not base.endswith(".csv"):
             continue
         for pattern, found in (
             (_SLIDE, slides),
@@ -111,8 +111,8 @@ def find(source: str | os.PathLike) -> Layout:
     return Layout(slides, annotations, masks, sizes, _read(references))
 
 
-def _base(path: str) -> str:
-    return path.replace("\\", "/").lower().rpartition("/")[2]
+def _parts(path: str) -> list[str]:
+    return re.split(r"/|\\|::", path.lower())
 
 
 def canonical(kind: str, number: str) -> str:
