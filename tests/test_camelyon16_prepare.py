@@ -297,6 +297,22 @@ def test_lists_give_exactly_their_patches(source, lists, tmp_path):
     assert not (tmp_path / "d/camelyon16/x10/1.0.0" / camelyon16.STAIN_TARGET).exists()
 
 
+def test_listed_tumours_without_an_outline_are_named(source, lists, tmp_path):
+    root = copy(source, tmp_path)
+    (root / "testing/Test_002.xml").unlink()
+    report = prepare(
+        root,
+        tmp_path / "d",
+        lists=lists,
+        stain_target="none",
+        jobs=1,
+        allow_missing=True,
+    )
+    assert report.notes == [
+        "no annotation or mask of test_002: the tumour fraction of its patches is NaN"
+    ]
+
+
 def test_bad_slides_are_reported_and_the_others_go_on(source, tmp_path):
     root = copy(source, tmp_path)
     normal = root / "training/normal"

@@ -255,6 +255,13 @@ def _take_stock(layout, planned, missing, by_rule):
             if name in layout.slides:
                 notes.append(f"{name}: {reason}")
     for part in planned:
+        task = part.task
+        outlined = task.annotation or task.mask
+        if task.label == camelyon16_patches.TUMOUR and not outlined:
+            notes.append(
+                f"no annotation or mask of {task.slide}: the tumour fraction of its "
+                "patches is NaN"
+            )
         reason = camelyon16_parts.why_failed(part)
         if reason is not None:
             lost = part.task.corners
