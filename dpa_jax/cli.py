@@ -87,10 +87,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         print(f"dpa-jax: {where}{error.strerror or error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt as stopped:
-        if str(stopped):  # by a signal, with all saved
-            print(f"dpa-jax: {stopped}", file=sys.stderr)
-            return 128 + stopped.signal
+    except errors.Interrupted as stopped:
+        print(f"dpa-jax: {stopped}", file=sys.stderr)
+        return 128 + stopped.signal
+    except KeyboardInterrupt:
         resumes = options.verb in (
             *("demo", "train", "tune", "prepare", "score-slide", "weights"),
         )

@@ -11,3 +11,17 @@ class DpaError(Exception):
 
 class UsageError(DpaError):
     """The call itself is wrong: a flag, a config key or a config value."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run was asked to stop, and did.
+
+    Not an `Exception`, so that nobody takes it for a run that failed.
+
+    Attributes:
+      signal: its number; a shell expects 128 more as the exit code.
+    """
+
+    def __init__(self, message: str, number: int):
+        super().__init__(message)
+        self.signal = number

@@ -94,7 +94,7 @@ class ProcessGroup:
         if self.count == 1:
             return
         self._is_ending = True  # by itself: the end of others is none of its own
-        if error is None or getattr(error, "is_agreed", False):
+        if error is None or isinstance(error, errors.Interrupted):
             self._send_all(b"e")
             return
         message = str(error) if isinstance(error, errors.DpaError) else repr(error)
@@ -119,25 +119,24 @@ class ProcessGroup:
         from jax.experimental import multihost_utils
 
         card = np.zeros(_CARD_BYTES, np.uint8)
-        if self.is_main:
-            key = secrets.token_bytes(16)
-            listener = multiprocessing.connection.Listener(
-                ("", 0), backlog=self.count, authkey=key
-            )
-            about = {"hosts": hosts, "port": listener.address[1], "key": key.hex()}
-            text = json.dumps(about).encode()
-            card[: len(text)] = np.frombuffer(text, np.uint8)
-        card = np.asarray(multihost_utils.broadcast_one_to_all(card))
-        if self.is_main:
-            with listener:
-                for _ in range(self.count - 1):
-                    link = listener.accept()
-                    self._add(int(link.recv_bytes()), link)
-        else:
+        if not self.is_main:
+            card = np.asarray(multihost_utils.broadcast_one_to_all(card))
             about = json.loads(card.tobytes().rstrip(b"\0"))
             link = _reach(about["hosts"], about["port"], bytes.fromhex(about["key"]))
             link.send_bytes(str(self.index).encode())
             self._add(0, link)
+            return
+        key = secrets.token_bytes(16)
+        with multiprocessing.connection.Listener(
+            ("", 0), backlog=self.count, authkey=key
+        ) as listener:
+            port = listener.address[1]
+            text = json.dumps({"hosts": hosts, "port": port, "key": key.hex()}).encode()
+            card[: len(text)] = np.frombuffer(text, np.uint8)
+            multihost_utils.broadcast_one_to_all(card)
+            for _ in range(self.count - 1):
+                link = listener.accept()
+                self._add(int(link.recv_bytes()), link)
 
     def _add(self, peer: int, link: multiprocessing.connection.Connection) -> None:
         self._links[peer] = link

@@ -175,15 +175,15 @@ def trained(state: TrainState) -> Parameters:
     return {**state.parameters, "critic": state.critic}
 
 
-def moments(optimizer_state: optax.OptState) -> dict[str, jax.Array]:
+def moments(optimizer_state: Any) -> dict[str, jax.Array]:
     """Returns Adam's state as plain arrays, as a checkpoint holds it."""
     adam = optimizer_state[0]
     return {"count": adam.count, "mu": adam.mu, "nu": adam.nu}
 
 
 def with_moments(
-    optimizer_state: optax.OptState, members: Sequence[Mapping[str, jax.Array]]
-) -> optax.OptState:
+    optimizer_state: Any, members: Sequence[Mapping[str, jax.Array]]
+) -> Any:
     """Returns Adam's state with each member's `moments` in it."""
     adam = optimizer_state[0]
     stacked = {

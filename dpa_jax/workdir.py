@@ -209,7 +209,7 @@ def record_images(workdir: pathlib.Path, images: ImageSet) -> None:
     """
     sha256 = hashlib.sha256()
     for block in images.blocks():
-        sha256.update(block)
+        sha256.update(np.ascontiguousarray(block).data)
     digest = sha256.hexdigest()
     values = {
         "images": len(images),

@@ -57,7 +57,8 @@ class Checkpoints:
     def __init__(self, workdir: str | os.PathLike, keep: Collection[int] = ()):
         self._workdir = pathlib.Path(workdir).resolve()
         self._folder = self._workdir / FOLDER
-        self._keep, self._best = frozenset(keep), ()
+        self._keep = frozenset(keep)
+        self._best: tuple[int, ...] = ()
         options = ocp.CheckpointManagerOptions(
             cleanup_tmp_directories=True,  # what a killed run left half written
             preservation_policy=self,

@@ -10,23 +10,6 @@ from dpa_jax.processes import ProcessGroup
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class Interrupted(KeyboardInterrupt):
-    """A run was asked to stop, and did.
-
-    Not an `Exception`, so that nobody takes it for a run that failed.
-
-    Attributes:
-      signal: its number; a shell expects 128 more as the exit code.
-      is_agreed: that all processes of the run stop in this way.
-    """
-
-    is_agreed = True
-
-    def __init__(self, message: str, number: int):
-        super().__init__(message)
-        self.signal = number
-
-
 @contextlib.contextmanager
 def deferred(group: ProcessGroup) -> Iterator[None]:
     """Notes SIGTERM and SIGINT in `group.signal` while the body runs.

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dpa_jax import console, parallel, state
+from dpa_jax import console, errors, parallel, state
 from dpa_jax.platform import Platform
 from dpa_jax.scorer import Scorer
 from dpa_jax.stages import Stage
@@ -264,9 +264,9 @@ def _description(
     return f"{', '.join(parts)}; ready in {seconds:.1f} s"
 
 
-def _interrupted(step: int, number: int) -> interruption.Interrupted:
+def _interrupted(step: int, number: int) -> errors.Interrupted:
     name = interruption.name(number)
-    return interruption.Interrupted(f"stopped by {name} after step {step:,}", number)
+    return errors.Interrupted(f"stopped by {name} after step {step:,}", number)
 
 
 class _Log:

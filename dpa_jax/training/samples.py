@@ -6,7 +6,6 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
 from dpa_jax import models, state, step
 from dpa_jax.weights import formats
@@ -62,6 +61,8 @@ def to_uint8(images: jax.Array) -> np.ndarray:
 
 def save_png(path: pathlib.Path, image: np.ndarray) -> None:
     """Writes uint8 `[H, W, 1 or 3]` as PNG, atomically."""
+    from PIL import Image  # not needed to train without pictures
+
     with formats.replacing(path) as temporary:
         Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(
             temporary, format="PNG"

@@ -32,7 +32,6 @@ from dpa_jax.training import (
     checkpoints,
     early_stopping,
     feeding,
-    interruption,
     lock,
     loop,
 )
@@ -90,9 +89,9 @@ def train(
             visible=visible,
             parent=(folder, config) if len(configs) > 1 else None,
         )
-    except interruption.Interrupted as stopped:
+    except errors.Interrupted as stopped:
         again = f"dpa-jax train --config={folder}/config.json --workdir={folder}"
-        raise interruption.Interrupted(
+        raise errors.Interrupted(
             f"{stopped}, which is saved; go on by: {again}", stopped.signal
         ) from None
     for place, failure in zip(folders, trained.failures, strict=True):
