@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from dpa_jax.datasets import camelyon16_parts, camelyon16_patches, ordered_writer
+from dpa_jax.datasets import camelyon16_parts, camelyon16_patches, writing
 from dpa_jax.slides import stain, tissue
 
 SHARD_BYTES = 128 * 2**20
@@ -131,8 +131,8 @@ class Camelyon16(tfds.core.ShardBasedBuilder):
             for split, parts in self.parts.items()
         }
 
-    def _example_writer(self) -> ordered_writer.OrderedWriter:
-        return ordered_writer.OrderedWriter(self.info.file_format)
+    def _example_writer(self) -> writing.OrderedWriter:
+        return writing.OrderedWriter(self.info.file_format)
 
 
 def _examples(

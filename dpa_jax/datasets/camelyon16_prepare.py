@@ -1,24 +1,23 @@
 """Camelyon16 from slides to a TFDS data set: `dpa-jax prepare camelyon16`."""
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
-import io
 import json
 import os
 import pathlib
 import re
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources.abc import Traversable
 from typing import Any
 
 from dpa_jax.datasets import (
+    camelyon16,
     camelyon16_layout,
     camelyon16_parts,
     camelyon16_patches,
     published_splits,
+    writing,
 )
 from dpa_jax.errors import DpaError, UsageError
 from dpa_jax.slides import regions, stain
@@ -113,9 +112,8 @@ def prepare(
         target's slide is absent; or the data set exists with other settings.
       UsageError: a setting is impossible.
     """
-    builder = _builder(magnification, data_dir)
-    from dpa_jax.datasets import camelyon16
-
+    _ = camelyon16_patches.Settings(magnification).size  # refuses what is impossible
+    builder = camelyon16.Camelyon16(config=f"x{magnification}", data_dir=data_dir)
     settings = _settings(magnification, stain_target, lists, mpp, seed)
     if builder.data_path.exists():
         record = camelyon16.record_of(builder)
@@ -126,7 +124,8 @@ def prepare(
                 "--data_dir or remove that folder"
             )
         return _report(builder, record, existed=True)
-    builder.parts, builder.record, builder.target, planned = _collect(
+    planned = _collect(
+        builder,
         source,
         parts or pathlib.Path(data_dir) / PARTS,
         settings,
@@ -141,22 +140,14 @@ def prepare(
             progress=progress,
         ),
     )
-    import tensorflow_datasets as tfds
-
-    for rest in builder.data_path.parent.glob("incomplete.*"):
-        rest.rmtree()  # of a run that was killed while it wrote
-    with tempfile.TemporaryDirectory() as downloads:
-        # TFDS speaks of downloading, and there is none.
-        with contextlib.redirect_stdout(io.StringIO()):
-            builder.download_and_prepare(
-                download_dir=downloads,
-                download_config=tfds.download.DownloadConfig(try_download_gcs=False),
-            )
+    writing.write(builder)
     camelyon16_parts.remove(planned)
-    return _report(builder, record=builder.record)
+    return _report(builder, camelyon16.record_of(builder))
 
 
-def fill(builder, source: str | os.PathLike) -> list[camelyon16_parts.PartTask]:
+def fill(
+    builder: camelyon16.Camelyon16, source: str | os.PathLike
+) -> list[camelyon16_parts.PartTask]:
     """Gives a builder that TFDS runs by itself its parts.
 
     Args:
@@ -168,7 +159,8 @@ def fill(builder, source: str | os.PathLike) -> list[camelyon16_parts.PartTask]:
       The parts, to be removed when the data set is written.
     """
     settings = _settings(builder.magnification, STAIN_TARGET, builder.lists, None, 0)
-    builder.parts, builder.record, builder.target, planned = _collect(
+    return _collect(
+        builder,
         source,
         pathlib.Path(builder.data_dir_root) / PARTS,
         settings,
@@ -176,7 +168,6 @@ def fill(builder, source: str | os.PathLike) -> list[camelyon16_parts.PartTask]:
         stain_target=STAIN_TARGET,
         run=functools.partial(camelyon16_parts.run, runner="multiprocess", jobs=0),
     )
-    return planned
 
 
 def _settings(magnification, stain_target, lists, mpp, seed) -> dict[str, Any]:
@@ -203,9 +194,17 @@ def _lists_in(lists: str | os.PathLike) -> Traversable | None:
 
 
 def _collect(
-    source, folder, settings, *, lists, stain_target, run, allow_missing=False
-):
-    """Cuts all slides; returns parts by split, the record, the target, all parts."""
+    builder,
+    source,
+    folder,
+    settings,
+    *,
+    lists,
+    stain_target,
+    run,
+    allow_missing=False,
+) -> list[camelyon16_parts.PartTask]:
+    """Cuts all slides, gives the builder what to write, and returns all parts."""
     layout = camelyon16_layout.find(source)
     if listed := _lists_in(lists):
         wanted = camelyon16_patches.read_lists(listed)
@@ -235,14 +234,9 @@ def _collect(
         raise DpaError(
             "\n".join([f"no patch could be cut from {source}", *record["notes"]])
         )
-    return usable, {"settings": settings, **record}, target, planned
-
-
-def _builder(magnification: int, data_dir: str | os.PathLike):
-    _ = camelyon16_patches.Settings(magnification).size  # refuses what is impossible
-    from dpa_jax.datasets import camelyon16
-
-    return camelyon16.Camelyon16(config=f"x{magnification}", data_dir=data_dir)
+    builder.parts, builder.target = usable, target
+    builder.record = {"settings": settings, **record}
+    return planned
 
 
 def _take_stock(layout, planned, missing, by_rule):
@@ -278,7 +272,7 @@ def _take_stock(layout, planned, missing, by_rule):
     return usable, {"counts": counts, "problems": problems, "notes": notes}
 
 
-def _report(builder, record: dict[str, Any], existed: bool = False) -> Report:
+def _report(builder, record: Mapping[str, Any], existed: bool = False) -> Report:
     return Report(
         str(builder.data_dir),
         record["counts"],

@@ -16,7 +16,7 @@ from dpa_jax.datasets import (
     nih_configs,
     nih_metadata,
     nih_source,
-    ordered_writer,
+    writing,
 )
 from dpa_jax.datasets.nih_protocols import Split
 
@@ -178,8 +178,8 @@ class NihChestXray14(tfds.core.ShardBasedBuilder):
         if self._work_dir:
             shutil.rmtree(self._work_dir)
 
-    def _example_writer(self) -> ordered_writer.OrderedWriter:
-        return ordered_writer.OrderedWriter(self.info.file_format)
+    def _example_writer(self) -> writing.OrderedWriter:
+        return writing.OrderedWriter(self.info.file_format)
 
 
 def _examples(

@@ -1,15 +1,11 @@
 """From the files as distributed to prepared data sets: `dpa-jax prepare nih`."""
 
-import contextlib
 import dataclasses
-import io
 import pathlib
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-import tensorflow_datasets as tfds
-
-from dpa_jax.datasets import nih_collect, nih_configs, nih_source
+from dpa_jax.datasets import nih_collect, nih_configs, nih_source, writing
 from dpa_jax.datasets.nih_chest_xray14 import NihChestXray14
 from dpa_jax.datasets.nih_protocols import Split
 from dpa_jax.errors import DpaError
@@ -131,7 +127,10 @@ def _prepare(
         )
         problems = collected.problems
         for name in left:
-            builders[name] = _write(name, data_dir, source, collected, work_dir)
+            builders[name] = NihChestXray14(
+                config=name, data_dir=data_dir, collected=collected
+            )
+            writing.write(builders[name], source)
     if work_dir.exists():
         shutil.rmtree(work_dir)
     return Prepared(
@@ -172,22 +171,3 @@ def _check_same(
             "1024 x 1024; delete it to prepare it anew, or accept it by --allow-resized"
         )
     return made["left_out"]
-
-
-def _write(
-    name: str,
-    data_dir: pathlib.Path,
-    source: pathlib.Path,
-    collected: nih_collect.Collected,
-    work_dir: pathlib.Path,
-) -> NihChestXray14:
-    builder = NihChestXray14(config=name, data_dir=data_dir, collected=collected)
-    for rest in builder.data_path.parent.glob("incomplete.*"):
-        rest.rmtree()  # of a run that was killed while it wrote
-    # TFDS speaks of downloading, and there is none.
-    with contextlib.redirect_stdout(io.StringIO()):
-        builder.download_and_prepare(
-            download_dir=work_dir / "downloads",
-            download_config=tfds.download.DownloadConfig(manual_dir=source),
-        )
-    return builder
