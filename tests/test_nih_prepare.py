@@ -15,6 +15,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from dpa_jax.data import labels, tfds_source
 from dpa_jax.datasets import nih_configs, nih_pack, nih_prepare
 from dpa_jax.errors import DpaError, UsageError
 
@@ -498,6 +499,20 @@ def test_tfds_knows_input_label_and_licence(tmp_path):
     info = tfds.builder("nih_chest_xray14/pa_64", data_dir=tmp_path).info
     assert info.supervised_keys == ("image", "label")
     assert "NIH Clinical Center" in info.redistribution_info.license
+
+
+def test_the_anomalies_of_the_subset_are_chosen_by_finding_and_list(tmp_path, source):
+    """The lists call some images normal in which the table has a finding."""
+    lists = nih_factory.write_subset(tmp_path / "lists")
+    normal = [NAMES[1], "00000003_000.png"]  # the first has Mass and Nodule
+    nih_factory.write_lists(lists / "subset_validation", {"normal/val": normal})
+    nih_prepare.prepare(source, tmp_path / "data", "subset", lists)
+    where = "nih_chest_xray14/subset_64", "validation", nih_configs.PUBLISHED
+    images = tfds_source.load_tfds(*where, tmp_path / "data")
+    assert images.labels.tolist() == [0, 0, 1]
+    assert images.groups == ["1", "3", "4"]  # patients, which folds keep together
+    condition = "findings=Mass+Nodule|Pleural_Thickening & class=abnormal"
+    assert labels.matches(images, condition).tolist() == [False, False, True]
 
 
 def test_nothing_loads_tensorflow_or_torch():
