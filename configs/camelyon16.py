@@ -2,7 +2,7 @@ r"""The published runs on Camelyon16.
 
 Prepare the patches once, then train, then evaluate:
 
-    dpa-jax prepare camelyon16 --source=DIR --data_dir=DATA --lists=LISTS
+    dpa-jax prepare camelyon16 --source=DIR --data_dir=DATA
     dpa-jax train --config=configs/camelyon16.py:pg --workdir=RUN \
         --config.data.data_dir=DATA
     dpa-jax evaluate --workdir=RUN

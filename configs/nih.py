@@ -2,7 +2,7 @@ r"""The published runs on NIH ChestX-ray14.
 
 Prepare the images once, then train, then evaluate:
 
-    dpa-jax prepare nih --source=DIR --data_dir=DATA --protocol=subset --lists=LISTS
+    dpa-jax prepare nih --source=DIR --data_dir=DATA --protocol=subset
     dpa-jax train --config=configs/nih.py:subset,pg --workdir=RUN \
         --config.data.data_dir=DATA
     dpa-jax evaluate --workdir=RUN

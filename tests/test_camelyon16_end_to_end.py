@@ -77,7 +77,7 @@ def data(root, tmp_path_factory):
 def prepare(root, folder, *more):
     return cli.main(
         ["prepare", "camelyon16", f"--source={root}", f"--data_dir={folder}"]
-        + ["--jobs=1", *more]
+        + ["--jobs=1", "--lists=none", *more]
     )
 
 

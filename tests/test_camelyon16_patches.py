@@ -1,6 +1,8 @@
 """Which patches are cut: layouts, the rule, the published lists."""
 
 import collections
+import struct
+import zipfile
 
 import numpy as np
 import pytest
@@ -8,8 +10,9 @@ import slide_factory
 
 from dpa_jax.datasets import camelyon16_layout as layouts
 from dpa_jax.datasets import camelyon16_patches as patches
+from dpa_jax.datasets import published_splits
 from dpa_jax.errors import DpaError, UsageError
-from dpa_jax.slides import stain
+from dpa_jax.slides import annotations, stain, storage
 
 slide_factory.need_reader()
 pytest.importorskip("shapely", reason="annotations need shapely")
@@ -95,7 +98,7 @@ def test_reference_table_of_the_public_bucket(tmp_path, tumour):
         f"\ufeff{HEADER}normal_001.tif,negative,train,0\n\n"
         f"test_001.tif,negative,test,1\ntest_002.tif,{tumour},test,0\n"
     )
-    tasks = patches.tasks_by_rule(layouts.find(tmp_path))
+    tasks, _ = patches.tasks_by_rule(layouts.find(tmp_path))
     assert [(t.split, t.slide, t.label) for t in tasks] == [
         ("train", "normal_001", 0),
         ("test", "test_001", 0),
@@ -146,15 +149,69 @@ def test_folder_without_slides_is_refused(tmp_path):
         layouts.find(tmp_path)
 
 
-def test_packed_annotations_are_pointed_out(tmp_path):
-    touch(tmp_path, "normal_001.tif", "training/lesion_annotations.zip")
-    (note,) = layouts.find(tmp_path).notes
-    assert "lesion_annotations.zip is packed" in note
+def pack(path, members):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+def test_packed_annotations_are_read_as_they_are(tmp_path):
+    outline = slide_factory.asap(tmp_path / "a", [("_0", box(0, 0, 9, 9))]).read_text()
+    touch(tmp_path, "tumor_001.tif", "tumor_009.tif", "test_002.tif")
+    for name, slide in (("a", "Tumor_001"), ("b", "Test_002")):
+        (tmp_path / name).unlink(missing_ok=True)
+        (tmp_path / name).mkdir()
+        members = {f"annotations/{slide}.xml": outline}
+        pack(tmp_path / name / "lesion_annotations.zip", members)
+    touch(tmp_path, "tumor_009.xml")
+    found = layouts.find(tmp_path)
+    assert sorted(found.annotations) == ["test_002", "tumor_001", "tumor_009"]
+    assert found.sizes[found.annotations["tumor_001"]] == len(outline)
+    with storage.local_copy(found.annotations["test_002"]) as path:
+        coverage, _ = annotations.from_xml(path)
+    assert coverage(0, 0, 9) == 1
+
+
+def test_unpacked_annotations_go_before_packed_ones(tmp_path):
+    touch(tmp_path, "tumor_001.tif", "tumor_001.xml")
+    members = {"tumor_001.xml": "other", "tumor_002.xml": "another"}
+    pack(tmp_path / "lesion_annotations.zip", members)
+    assert layouts.find(tmp_path).annotations == {
+        "tumor_001": str(tmp_path / "tumor_001.xml"),
+        "tumor_002": str(tmp_path / "lesion_annotations.zip::tumor_002.xml"),
+    }
+
+
+@pytest.mark.parametrize("name", ["../tumor_001.xml", "/tumor_001.xml"])
+def test_packed_annotations_that_lead_out_are_refused(tmp_path, name):
+    touch(tmp_path, "tumor_001.tif")
+    pack(tmp_path / "lesion_annotations.zip", {name: "x"})
+    with pytest.raises(DpaError, match="lesion_annotations.zip holds .* leads out of"):
+        layouts.find(tmp_path)
+
+
+def test_packed_annotations_too_large_to_be_any_are_refused_unread(tmp_path):
+    touch(tmp_path, "tumor_001.tif")
+    path = tmp_path / "lesion_annotations.zip"
+    pack(path, {"tumor_001.xml": "x"})
+    five = struct.pack("<I", 4_000_000_000)  # bytes, as its table of contents says
+    content = path.read_bytes()
+    start = content.rindex(b"PK\1\2") + 24
+    path.write_bytes(content[:start] + five + content[start + 4 :])
+    with pytest.raises(DpaError, match="holds 'tumor_001.xml' of 4,000,000,000 bytes"):
+        layouts.find(tmp_path)
+
+
+def test_a_damaged_archive_of_annotations_is_named(tmp_path):
+    touch(tmp_path, "tumor_001.tif", "lesion_annotations.zip")
+    with pytest.raises(DpaError, match="lesion_annotations.zip cannot be listed"):
+        layouts.find(tmp_path)
 
 
 def test_rule_sorts_slides_into_splits_without_the_excluded(tmp_path):
     touch(tmp_path, *CHALLENGE, "training/normal/normal_027.tif", "x/test_114.tif")
-    tasks = patches.tasks_by_rule(layouts.find(tmp_path))
+    tasks, missing = patches.tasks_by_rule(layouts.find(tmp_path))
+    assert missing == []
     assert [(t.split, t.slide, t.label) for t in tasks] == [
         ("train", "normal_001", 0),
         ("test", "test_001", 0),
@@ -169,8 +226,8 @@ def test_unannotated_test_slides_are_not_taken_for_normal(tmp_path):
         patches.tasks_by_rule(layouts.find(tmp_path))
 
 
-def test_published_lists_have_the_published_counts(shared):
-    wanted = patches.read_lists(shared / "data/camelyon16/reference_splits")
+def test_published_lists_have_the_published_counts():
+    wanted = patches.read_lists(published_splits.lists("camelyon16"))
     counts, slides = collections.Counter(), collections.Counter()
     for (split, _, label), corners in wanted.items():
         counts[split, label] += len(corners)
@@ -184,6 +241,11 @@ def test_published_lists_have_the_published_counts(shared):
     }
     assert (slides["train", 0], slides["test", 0], slides["test", 1]) == (153, 80, 24)
     assert not {slide for _, slide, _ in wanted} & set(patches.EXCLUDED)
+
+
+def test_published_lists_are_those_of_the_authors(shared):
+    theirs = patches.read_lists(shared / "data/camelyon16/reference_splits")
+    assert patches.read_lists(published_splits.lists("camelyon16")) == theirs
 
 
 def write_list(root, name, *lines):
@@ -225,7 +287,7 @@ def test_slides_missing_from_the_lists_are_counted(tmp_path):
         layouts.find(tmp_path), patches.read_lists(tmp_path)
     )
     assert [task.corners for task in tasks] == [((768, 0),)]
-    assert missing == {"normal_002": 2}
+    assert missing == ["normal_002: no such slide (2 patches lost)"]
 
 
 @pytest.fixture(scope="module")

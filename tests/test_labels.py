@@ -37,6 +37,8 @@ IMAGES = ImageSet(
         ("findings=", [1, 0, 0, 0]),
         ("findings=No Finding|Mass", [1, 1, 0, 0]),
         ("group=p1|p3", [1, 1, 0, 1]),
+        ("group=p1|p3 & visit=0", [1, 0, 0, 1]),
+        ("group=p1|p3 & visit=0 & class=cat", [1, 0, 0, 0]),
     ],
 )
 def test_matches(condition, expected):

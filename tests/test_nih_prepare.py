@@ -4,6 +4,7 @@ import csv
 import errno
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,8 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from dpa_jax.datasets import nih_forms, nih_pack, nih_prepare
+from dpa_jax.data import labels, tfds_source
+from dpa_jax.datasets import nih_configs, nih_pack, nih_prepare
 from dpa_jax.errors import DpaError, UsageError
 
 NAMES = nih_factory.NAMES
@@ -36,6 +38,12 @@ def examples(data_dir, name, split):
             f"nih_chest_xray14/{name}", split=split, data_dir=data_dir, download=False
         )
     )
+
+
+def prepare_all(source, data_dir, **options):
+    """Prepares every form at 64 px, the subset by lists of images that are there."""
+    lists = nih_factory.write_subset(data_dir.parent / "lists")
+    return nih_prepare.prepare(source, data_dir, "all", lists, **options)
 
 
 def contents(data_dir):
@@ -65,8 +73,7 @@ def test_every_layout_is_prepared_alike(tmp_path, layout):
         "" if old else ".gz",
     )
     nih_factory.write_images(root, layout)
-    lists = nih_factory.write_subset(tmp_path / "lists")
-    made = nih_prepare.prepare(root, data_dir, "all", lists)
+    made = prepare_all(root, data_dir)
     assert made.problems == []
     assert made.counts == {
         "subset_64": {"train": (2, 0), "test": (2, 2), "validation": (1, 1)},
@@ -95,7 +102,7 @@ def test_an_example_holds_what_the_tables_say(tmp_path, source):
     np.testing.assert_allclose(
         boxes["box"], [[112 / 224, 37 / 224, 130.75 / 224, 74.5 / 224]], rtol=1e-6
     )
-    assert boxes["finding"] == [nih_forms.nih_metadata.FINDINGS.index("Mass")]
+    assert boxes["finding"] == [nih_configs.nih_metadata.FINDINGS.index("Mass")]
     del first["image"]
     assert first == {
         "label": 1,
@@ -171,8 +178,14 @@ def test_the_published_preprocessing_byte_for_byte(tmp_path, shared):
     for name in names:
         real = shared / "data" / "nih_chest_xray14" / "images_512" / name
         (root / "images" / name).write_bytes(real.read_bytes())
-    for protocol in ("all", "native"):
-        nih_prepare.prepare(root, tmp_path / "data", protocol, allow_missing=True)
+    for protocol in ("pa", "ap", "native"):
+        nih_prepare.prepare(
+            root,
+            tmp_path / "data",
+            protocol,
+            allow_missing=True,
+            allow_resized=True,
+        )
     expected = np.load(shared / "fixtures" / "nih_preprocessing.npz")
     for form, split, key in (
         ("pa_64", "train", f"{names[0]}/64"),
@@ -189,8 +202,8 @@ def test_missing_images_stop_it_before_anything_is_decoded(tmp_path, source):
     for name in NAMES[1:8]:
         (source / "images" / name).unlink()
     with pytest.raises(DpaError) as error:
-        nih_prepare.prepare(source, tmp_path / "data", "all")
-    report = tmp_path / "data" / "nih_chest_xray14" / "problems.csv"
+        prepare_all(source, tmp_path / "data")
+    (report,) = (tmp_path / "data" / "nih_chest_xray14").glob("*/problems.csv")
     assert f"7 missing: {', '.join(NAMES[1:6])}, 2 more" in str(error.value)
     assert str(report) in str(error.value) and "--allow-missing" in str(error.value)
     rows = list(csv.DictReader(report.read_text().splitlines()))
@@ -205,7 +218,9 @@ def test_what_is_wrong_is_reported_and_left_out_if_allowed(tmp_path, source):
     rewrite(source / "images", NAMES[10:11])
     with pytest.raises(DpaError, match="1 missing"):
         nih_prepare.prepare(source, tmp_path / "data", "pa")
-    made = nih_prepare.prepare(source, tmp_path / "data", "pa", allow_missing=True)
+    made = nih_prepare.prepare(
+        source, tmp_path / "data", "pa", allow_missing=True, allow_resized=True
+    )
     assert made.counts["pa_64"] == {
         "train": (3, 0),
         "validation": (0, 2),
@@ -225,6 +240,54 @@ def test_what_is_wrong_is_reported_and_left_out_if_allowed(tmp_path, source):
     assert (folder / "pa_64" / "2.0.0" / "problems.csv").is_file()
 
 
+def test_a_dicom_named_png_says_what_it_is(tmp_path, source):
+    pydicom = pytest.importorskip("pydicom.data", reason="the dicom extra is missing")
+    image = pydicom.get_testdata_file("CT_small.dcm", download=False)
+    shutil.copy(image, source / "images" / NAMES[0])
+    with pytest.raises(DpaError, match=f"1 unreadable: {NAMES[0]} .DICOM in a file"):
+        nih_prepare.prepare(source, tmp_path / "data", "pa")
+
+
+def test_a_resized_mirror_is_allowed_without_hiding_gaps(tmp_path, source):
+    for name in NAMES:
+        (source / "images" / name).write_bytes(nih_factory.png(name, size=224))
+    data_dir = tmp_path / "data"
+    with pytest.raises(DpaError, match="13 not 1024 x 1024 .*224 x 224") as caught:
+        nih_prepare.prepare(source, data_dir, "pa", allow_missing=True)
+    assert "--allow-resized" in str(caught.value)
+    (source / "images" / NAMES[0]).unlink()
+    with pytest.raises(DpaError, match=f"1 missing: {NAMES[0]}"):
+        nih_prepare.prepare(source, data_dir, "pa", allow_resized=True)
+    (source / "images" / NAMES[0]).write_bytes(nih_factory.png(NAMES[0], size=224))
+    made = nih_prepare.prepare(source, data_dir, "pa", allow_resized=True)
+    assert made.counts["pa_64"]["train"] == (5, 0)
+    with pytest.raises(DpaError, match="prepared from 13 images that were not 1024"):
+        nih_prepare.prepare(source, data_dir, "pa", allow_missing=True)
+
+
+def test_protocols_prepared_at_once_keep_apart(tmp_path, source):
+    """One ends while another is at work, from the same files into the same folder."""
+    made = []
+
+    def other(done, total):
+        if done == 1:
+            made.append(nih_prepare.prepare(source, tmp_path / "data", "ap"))
+
+    made.append(nih_prepare.prepare(source, tmp_path / "data", "pa", progress=other))
+    assert made[0].counts["ap_64"]["train"] == (3, 0)
+    rows = examples(tmp_path / "data", "pa_64", "train")
+    for row in rows:
+        image = nih_factory.published(row["image_id"].decode())
+        np.testing.assert_array_equal(row["image"], image)
+    folder = tmp_path / "data" / "nih_chest_xray14"
+    assert sorted(os.listdir(folder)) == [
+        ".config",
+        "ap_64",
+        "ap_64_equalized",
+        "pa_64",
+    ]
+
+
 @pytest.mark.parametrize("kind", ["unreadable", "size"])
 def test_what_only_decoding_shows_stops_it_too_and_can_be_mended(
     tmp_path, source, kind, monkeypatch
@@ -241,7 +304,7 @@ def test_what_only_decoding_shows_stops_it_too_and_can_be_mended(
     bad.write_bytes(nih_factory.png(NAMES[0]))
     decoded = count_decoding(monkeypatch)
     nih_prepare.prepare(source, tmp_path / "data", "pa")
-    assert decoded == [bad]
+    assert decoded == [str(bad)]
     row = examples(tmp_path / "data", "pa_64", "train")[0]
     np.testing.assert_array_equal(row["image"], nih_factory.published(NAMES[0]))
 
@@ -281,8 +344,8 @@ def test_a_truncated_archive_can_be_left_out(tmp_path, source):
     path = root / "images_02.tar.gz"
     path.write_bytes(path.read_bytes()[:-20_000])
     with pytest.raises(DpaError, match="images_02.tar.gz .damaged archive"):
-        nih_prepare.prepare(root, tmp_path / "data", "all")
-    made = nih_prepare.prepare(root, tmp_path / "data", "all", allow_missing=True)
+        prepare_all(root, tmp_path / "data")
+    made = prepare_all(root, tmp_path / "data", allow_missing=True)
     assert made.counts["pa_64"]["train"] == (5, 0)
     assert sum(made.counts["all_64"]["test"]) < 12
 
@@ -294,18 +357,15 @@ def test_an_empty_data_set_is_not_written(tmp_path):
     with pytest.raises(DpaError, match="no image of pa_64 is left") as caught:
         nih_prepare.prepare(root, tmp_path / "data", "pa", allow_missing=True)
     assert "images_01.tar.gz (damaged archive" in str(caught.value)
-    assert (tmp_path / "data" / "nih_chest_xray14" / "problems.csv").exists()
+    assert len([*(tmp_path / "data" / "nih_chest_xray14").glob("*/problems.csv")]) == 1
     assert not (tmp_path / "data" / "nih_chest_xray14" / "pa_64").exists()
 
 
 def test_each_file_is_decoded_once_for_all_forms(tmp_path, source, monkeypatch):
     decoded, seen = count_decoding(monkeypatch), []
-    made = nih_prepare.prepare(
-        source, tmp_path / "data", "all", progress=lambda *state: seen.append(state)
-    )
+    prepare_all(source, tmp_path / "data", progress=lambda *state: seen.append(state))
     assert len(decoded) == len(set(decoded)) == 24
     assert seen == [(done, 24) for done in range(25)]
-    assert "not the subset" in nih_prepare.describe(made)
 
 
 KILLED = """
@@ -315,16 +375,17 @@ nih_pack._FLUSH = 2
 def progress(done, total):
     if done == int(sys.argv[3]):
         os.kill(os.getpid(), signal.SIGKILL)
-nih_prepare.prepare(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), jobs=1,
-                    progress=progress)
+nih_prepare.prepare(*map(pathlib.Path, sys.argv[1:3]), "all",
+                    pathlib.Path(sys.argv[4]), jobs=1, progress=progress)
 """
 
 
 def in_another_process(source, data_dir, stop, home):
     """Prepares in a fresh process that kills itself after so many images."""
     root = pathlib.Path(__file__).resolve().parents[1]
+    lists = nih_factory.write_subset(data_dir.parent / "lists")
     return subprocess.run(
-        [sys.executable, "-c", KILLED, source, data_dir, str(stop)],
+        [sys.executable, "-c", KILLED, source, data_dir, str(stop), lists],
         env={**os.environ, "HOME": str(home), "PYTHONPATH": str(root)},
         check=False,
     ).returncode
@@ -341,7 +402,7 @@ def test_after_kill_9_it_goes_on_and_writes_the_same_bytes(
     rest.mkdir(parents=True)
     (rest / "shard").write_bytes(b"half")
     decoded = count_decoding(monkeypatch)
-    nih_prepare.prepare(source, data_dir)
+    prepare_all(source, data_dir)
     assert 0 < len(decoded) < 12
     assert in_another_process(source, tmp_path / "whole", -1, home) == 0
     assert contents(data_dir) == contents(tmp_path / "whole")
@@ -356,7 +417,7 @@ def test_archives_are_resumed_too(tmp_path, monkeypatch):
     (tmp_path / "home").mkdir()
     in_another_process(root, tmp_path / "data", 17, tmp_path / "home")
     decoded = count_decoding(monkeypatch)
-    made = nih_prepare.prepare(root, tmp_path / "data")
+    made = prepare_all(root, tmp_path / "data")
     assert 0 < len(decoded) < 12
     assert made.counts["all_64"]["train"] == (8, 0)
     assert made.problems == []
@@ -377,10 +438,10 @@ def test_an_archive_got_again_is_decoded_alone(tmp_path, monkeypatch):
     whole = (root / "images_02.tar.gz").read_bytes()
     (root / "images_02.tar.gz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DpaError, match="images_02.tar.gz .damaged archive"):
-        nih_prepare.prepare(root, tmp_path / "data")
+        prepare_all(root, tmp_path / "data")
     (root / "images_02.tar.gz").write_bytes(whole)
     decoded = count_decoding(monkeypatch)
-    made = nih_prepare.prepare(root, tmp_path / "data")
+    made = prepare_all(root, tmp_path / "data")
     assert made.problems == [] and made.counts["all_64"]["test"] == (6, 6)
     assert 0 < len(decoded) <= 12  # of 24
 
@@ -434,6 +495,26 @@ def test_tfds_alone_prepares_and_reads(tmp_path, source):
     assert sorted(os.listdir(folder)) == [".config", "subset_64"]
 
 
+def test_tfds_knows_input_label_and_licence(tmp_path):
+    info = tfds.builder("nih_chest_xray14/pa_64", data_dir=tmp_path).info
+    assert info.supervised_keys == ("image", "label")
+    assert "NIH Clinical Center" in info.redistribution_info.license
+
+
+def test_the_anomalies_of_the_subset_are_chosen_by_finding_and_list(tmp_path, source):
+    """The lists call some images normal in which the table has a finding."""
+    lists = nih_factory.write_subset(tmp_path / "lists")
+    normal = [NAMES[1], "00000003_000.png"]  # the first has Mass and Nodule
+    nih_factory.write_lists(lists / "subset_validation", {"normal/val": normal})
+    nih_prepare.prepare(source, tmp_path / "data", "subset", lists)
+    where = "nih_chest_xray14/subset_64", "validation", nih_configs.PUBLISHED
+    images = tfds_source.load_tfds(*where, tmp_path / "data")
+    assert images.labels.tolist() == [0, 0, 1]
+    assert images.groups == ["1", "3", "4"]  # patients, which folds keep together
+    condition = "findings=Mass+Nodule|Pleural_Thickening & class=abnormal"
+    assert labels.matches(images, condition).tolist() == [False, False, True]
+
+
 def test_nothing_loads_tensorflow_or_torch():
     code = (
         "import sys, dpa_jax.datasets.nih_prepare\n"
@@ -448,7 +529,7 @@ def test_nothing_loads_tensorflow_or_torch():
     ("protocol", "lists", "message"),
     [
         ("lateral", False, "no protocol 'lateral'; it may be subset, pa"),
-        ("subset", False, "split by lists: name their folder by --lists"),
+        ("custom", False, "split by lists: name their folder by --lists"),
         ("pa", True, "follows from the official lists"),
     ],
 )
@@ -470,9 +551,7 @@ def test_a_missing_table_is_named(tmp_path, source, name):
 def test_a_folder_without_images_says_so(tmp_path):
     nih_factory.write_tables(tmp_path / "source")
     with pytest.raises(DpaError, match="none of the 24 images"):
-        nih_prepare.prepare(
-            tmp_path / "source", tmp_path / "data", "all", allow_missing=True
-        )
+        prepare_all(tmp_path / "source", tmp_path / "data", allow_missing=True)
 
 
 def test_a_folder_that_is_not_there_says_so(tmp_path):

@@ -1,9 +1,18 @@
 """Which images are in which split."""
 
+import pathlib
+import re
+
 import nih_factory
 import pytest
 
-from dpa_jax.datasets import nih_metadata, nih_protocols
+from dpa_jax.datasets import (
+    nih_configs,
+    nih_metadata,
+    nih_protocols,
+    nih_source,
+    published_splits,
+)
 from dpa_jax.errors import DpaError
 
 
@@ -116,6 +125,48 @@ def test_official_lists_that_overlap_are_refused(entries):
         nih_protocols.by_rule(entries, nih_factory.NAMES, nih_factory.NAMES[:1], "PA")
 
 
+class AnyName:
+    """A table that has every image."""
+
+    def __contains__(self, name):
+        return True
+
+
+def test_the_package_holds_the_published_lists_of_the_subset():
+    config = nih_configs.find("subset_64")
+    splits = nih_configs.requested_splits(config, None, AnyName(), None)
+    labels = {part: [label for _, label in split] for part, split in splits.items()}
+    assert labels["train"] == [0] * 4_261
+    assert labels["test"] == [0] * 677 + [1] * 667
+    assert labels["validation"] == [0] * 849 + [1] * 857
+    assert splits["train"][0] == ("00000047_001.png", 0)
+    assert splits["test"][677] == ("00000013_025.png", 1)
+    assert splits["validation"][849] == ("00000009_000.png", 1)
+
+
+def test_the_documentation_has_the_counts_of_every_description():
+    text = (pathlib.Path(__file__).parents[1] / "docs" / "data.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    for config in nih_configs.CONFIGS:
+        counts = re.findall(r"[\d,]+ \+ [\d,]*\d", config.description)
+        lines = [row for row in rows if f"`{config.name}`" in row]
+        assert lines and all(count in lines[0] for count in counts)
+
+
+def test_descriptions_hold_the_counts_to_expect(shared):
+    source = nih_source.find(shared / "data" / "nih_chest_xray14")
+    entries = nih_configs.read_entries(source)
+    for config in nih_configs.CONFIGS:
+        if config.protocol == "custom":
+            continue
+        splits = nih_configs.requested_splits(config, source, entries, None)
+        parts = []
+        for part in ("train", "validation", "test"):
+            abnormal = sum(label for _, label in splits[part])
+            parts.append(f"{part} {len(splits[part]) - abnormal:,} + {abnormal:,}")
+        assert f"({', '.join(parts)})" in config.description
+
+
 def test_the_real_rules_give_the_published_lists(shared):
     folder = shared / "data" / "nih_chest_xray14"
     entries = nih_metadata.read_entries(folder / "Data_Entry_2017_v2020.csv.gz")
@@ -137,6 +188,9 @@ def test_the_real_subset_has_its_published_counts(shared):
     folder = shared / "data" / "nih_chest_xray14"
     entries = nih_metadata.read_entries(folder / "Data_Entry_2017_v2020.csv.gz")
     splits = nih_protocols.subset(entries, folder / "reference_splits")
+    assert splits == nih_protocols.subset(
+        entries, published_splits.lists("nih_chest_xray14")
+    )
     labels = {part: [label for _, label in split] for part, split in splits.items()}
     assert labels["train"] == [0] * 4_261
     assert labels["test"] == [0] * 677 + [1] * 667

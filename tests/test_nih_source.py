@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import pathlib
 import stat
 import tarfile
 import tracemalloc
@@ -22,7 +23,9 @@ def read(root, names=NAMES):
     source = nih_source.find(root)
     nih_source.check_copies(source, names)
     images = {
-        name: content if isinstance(content, bytes) else content.read_bytes()
+        name: content
+        if isinstance(content, bytes)
+        else pathlib.Path(content).read_bytes()
         for name, content, _ in nih_source.read(source, names, names, problems.append)
     }
     return images, problems
@@ -70,9 +73,9 @@ def test_an_archive_is_opened_once_and_only_as_a_stream(tmp_path, monkeypatch):
     nih_factory.write_images(tmp_path, "archives")
     opened, original = [], tarfile.open
 
-    def count(path, mode):
+    def count(path, mode, **options):
         opened.append((path.name, mode))
-        return original(path, mode)
+        return original(path, mode, **options)
 
     monkeypatch.setattr(tarfile, "open", count)
     read(tmp_path)

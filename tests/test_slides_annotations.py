@@ -1,6 +1,7 @@
 """Annotations as ASAP writes them and as masks."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -58,7 +59,7 @@ def test_outline_that_crosses_itself_is_mended_and_named(tmp_path):
     ("polygons", "message"),
     [
         ([("artefact", box(0, 0, 9, 9))], "Annotation 0 is of the group 'artefact'"),
-        ([("_0", [(0, 0), (1, 1)])], "Annotation 0 has 2 points"),
+        ([("_0", [(0, 0), (1, 1)])], "outlines no tumour"),
         ([("_2", box(0, 0, 9, 9))], "outlines no tumour"),
         ([("_0", [(0, 0), ("x", 1), (2, 2)])], "Annotation 0 has a bad coordinate"),
         ([("_0", [(0, 0), ("nan", 1), (2, 2)])], "Annotation 0 has a bad coordinate"),
@@ -69,6 +70,32 @@ def test_bad_annotation_is_named(tmp_path, polygons, message):
     with pytest.raises(DpaError, match=message) as error:
         annotations.from_xml(path)
     assert "a.xml" in str(error.value)
+
+
+@pytest.mark.parametrize("group", ["_0", "None", "artefact"])
+def test_a_stray_dot_is_left_out_and_named(tmp_path, group):
+    polygons = [("Tumor", box(0, 0, 100, 100)), (group, [(500, 500)])]
+    path = slide_factory.asap(tmp_path / "tumor_001.xml", polygons)
+    coverage, notes = annotations.from_xml(path)
+    assert coverage(0, 0, 100) == 1
+    assert notes == [
+        f"{path}: Annotation 1 has fewer than three points; it is left out"
+    ]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_an_xml_bomb_is_refused_before_it_grows(tmp_path, encoding):
+    entities = "".join(
+        f'<!ENTITY e{n} "{f"&e{n - 1};" * 10 if n else "ha" * 50}">' for n in range(9)
+    )
+    text = f'<?xml version="1.0" encoding="{encoding}"?><!DOCTYPE a [{entities}]>'
+    (tmp_path / "a.xml").write_text(f"{text}<a>&e8;</a>", encoding)
+    tracemalloc.start()
+    with pytest.raises(DpaError, match=r"a\.xml .* document type"):
+        annotations.from_xml(tmp_path / "a.xml")
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 2**24
 
 
 def test_file_that_is_no_xml_is_named(tmp_path):

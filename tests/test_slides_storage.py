@@ -1,5 +1,10 @@
 """Files of folders and of object storage."""
 
+import importlib.util
+import io
+import sys
+import zipfile
+
 import pytest
 
 from dpa_jax.errors import DpaError
@@ -52,6 +57,18 @@ def test_object_is_on_the_disk_for_a_while(bucket, tmp_path):
         open(path)
 
 
+def test_a_file_packed_in_an_object_is_read(bucket):
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("folder/one.xml", "<a/>")
+    fsspec.filesystem("memory").pipe("/bucket/a.zip", stream.getvalue())
+    name = "memory://bucket/a.zip::folder/one.xml"
+    assert storage.list_packed("memory://bucket/a.zip", 2**20) == [(name, 4)]
+    with storage.local_copy(name) as path:
+        with open(path) as file:
+            assert file.read() == "<a/>"
+
+
 def test_missing_folder_and_object_are_named(bucket, tmp_path):
     with pytest.raises(DpaError, match="there is no folder .*nowhere"):
         storage.list_files(tmp_path / "nowhere")
@@ -60,6 +77,41 @@ def test_missing_folder_and_object_are_named(bucket, tmp_path):
             pass
 
 
+@pytest.mark.parametrize(
+    ("url", "package"), [("s3://bucket", "s3fs"), ("gs://bucket", "gcsfs")]
+)
+def test_a_scheme_names_the_package_that_it_needs(url, package):
+    if importlib.util.find_spec(package):
+        pytest.skip(f"{package} is installed")
+    with pytest.raises(DpaError, match=f"needs a package: pip install {package}"):
+        storage.list_files(url)
+    with pytest.raises(DpaError, match=f"needs a package: pip install {package}"):
+        with storage.local_copy(f"{url}/one.tif"):
+            pass
+
+
+def test_the_public_bucket_is_read_without_an_account(monkeypatch):
+    asked = []
+
+    class Bucket(fsspec.AbstractFileSystem):
+        protocol = "s3"
+        cachable = False
+
+        def __init__(self, **options):
+            super().__init__()
+            asked.append(options)
+
+        def find(self, path, **options):
+            return {"camelyon-dataset/one.tif": {"size": 1}}
+
+    registry = sys.modules["fsspec.registry"]._registry
+    monkeypatch.setitem(registry, "s3", Bucket)
+    found = storage.list_files("s3://camelyon-dataset/CAMELYON16")
+    assert found == [("s3://camelyon-dataset/one.tif", 1)]
+    storage.list_files("s3://camelyon-dataset-of-mine")
+    assert asked == [{"anon": True}, {}]
+
+
 def test_unknown_scheme_is_named():
-    with pytest.raises(DpaError, match="nosuch://bucket cannot be listed"):
+    with pytest.raises(DpaError, match="nosuch://bucket cannot be reached"):
         storage.list_files("nosuch://bucket")

@@ -11,10 +11,10 @@ from PIL import Image
 
 from dpa_jax.data import ImageSet, Preprocessing, labels, load
 from dpa_jax.data.tfds_source import load_tfds
-from dpa_jax.datasets import nih_forms, nih_prepare
+from dpa_jax.datasets import nih_configs, nih_prepare
 from dpa_jax.errors import DpaError, UsageError
 
-PUBLISHED = nih_forms.PUBLISHED
+PUBLISHED = nih_configs.PUBLISHED
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_reads_a_split_with_all_that_is_known(data_dir):
 
 def test_a_location_in_a_config_leads_here(data_dir):
     location = "tfds:nih_chest_xray14/ap_64_equalized:train"
-    equalized = nih_forms.EQUALIZED
+    equalized = nih_configs.EQUALIZED
     images = load(location, equalized, data_dir=str(data_dir))
     expected = [nih_factory.published(name, equalize=True) for name in images.paths]
     np.testing.assert_array_equal(images.images, expected)
@@ -226,9 +226,10 @@ def test_a_class_called_normal_is_normal_wherever_it_stands(tmp_path):
     ("name", "command"),
     [
         ("nih_chest_xray14/pa_64", "prepare nih .* --protocol pa,"),
+        ("nih_chest_xray14/subset_64", "prepare nih .* --protocol subset,"),
         (
-            "nih_chest_xray14/subset_64",
-            "prepare nih .* --protocol subset --lists LISTS",
+            "nih_chest_xray14/custom_64",
+            "prepare nih .* --protocol custom --lists LISTS",
         ),
         ("camelyon16/x10", "prepare camelyon16 --source SLIDES"),
         ("cifar10", "prepare cifar10 --data_dir DIR"),

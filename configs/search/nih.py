@@ -24,7 +24,8 @@ def get_options(config):
         "trials": 30,
         "anomalies": {
             "source": config.data.train.rpartition(":")[0] + ":validation",
-            "where": "findings=Infiltration",
+            # the subset's lists call some images with a finding normal
+            "where": "findings=Infiltration & class=abnormal",
             "kind": "findings",
         },
         "grid": {

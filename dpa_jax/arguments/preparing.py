@@ -62,7 +62,17 @@ def add_verbs(add: shared.Add) -> None:
             action="store_true",
             help="go on without files that are missing or cannot be used",
         )
-    nih.add_argument("--lists", metavar="DIR", help="published or own split lists")
+    nih.add_argument(
+        "--lists",
+        metavar="DIR",
+        help="split the subset by these lists, not by the published ones; custom needs "
+        "them",
+    )
+    nih.add_argument(
+        "--allow-resized",
+        action="store_true",
+        help="go on with images that are not 1024 x 1024, as of a mirror at 224 x 224",
+    )
     nih.add_argument(
         "--protocol",
         choices=("subset", "pa", "ap", "all", "native", "custom"),
@@ -71,8 +81,10 @@ def add_verbs(add: shared.Add) -> None:
     )
     camelyon16.add_argument(
         "--lists",
+        default="published",
         metavar="DIR",
-        help="folder with the published lists: cut exactly those patches",
+        help="cut the patches of these lists, not of the published ones; none: choose "
+        "by the paper's rule",
     )
     camelyon16.add_argument(
         "--magnification",
@@ -104,7 +116,8 @@ def add_verbs(add: shared.Add) -> None:
         "--seed",
         type=int,
         default=0,
-        help="of the draw of 50 patches where a slide has more (default: %(default)s)",
+        help="with --lists=none, of the draw of 50 patches where a slide has more "
+        "(default: %(default)s)",
     )
     camelyon16.add_argument(
         "beam", nargs="*", metavar="-- BEAM_OPTION", help="flags of Apache Beam"

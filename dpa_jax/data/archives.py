@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 from dpa_jax import errors
 
+_HEADER = 2**20  # bytes of a name or of attributes in a .tar
 # what reading a damaged, encrypted or strangely packed archive raises
 DAMAGE = (
     *(tarfile.TarError, zipfile.BadZipFile, zlib.error),
@@ -35,32 +36,58 @@ def members(
       DpaError: a member has an unsafe path or is too large; it is not read then.
       DAMAGE: any of these, if the archive cannot be read.
     """
-
-    def checked(name: str, size: int) -> str:
-        path = pathlib.PurePosixPath(name.replace("\\", "/"))
-        reason = ""
-        if path.is_absolute() or ".." in path.parts or re.match("[A-Za-z]:", name):
-            reason = ", which leads out of the archive"
-        elif size > largest:
-            reason = f" of {size:,} bytes"
-        if reason:
-            raise errors.DpaError(
-                f"{os.fspath(archive)} holds {name!r}{reason}: this is not the file "
-                "as distributed; get it again"
-            )
-        return path.name
-
     if os.fspath(archive).lower().endswith(".zip"):
         with zipfile.ZipFile(archive) as packed:
             for entry in packed.infolist():
-                name = checked(entry.filename, entry.file_size)
+                name = check(archive, entry.filename, entry.file_size, largest)
                 if wanted(name) and not stat.S_ISLNK(entry.external_attr >> 16):
                     yield name, packed.read(entry)
         return
-    with tarfile.open(archive, "r|*") as packed:
+    with tarfile.open(archive, "r|*", tarinfo=_Member) as packed:
         for member in packed:
-            name = checked(member.name, member.size)
+            name = check(archive, member.name, member.size, largest)
             if wanted(name) and member.isfile():
                 content = packed.extractfile(member)
                 assert content is not None  # of a regular file it never is
                 yield name, content.read()
+
+
+def check(archive: str | os.PathLike, name: str, size: int, largest: int) -> str:
+    """Checks a file in an archive by its name and size, before it is read.
+
+    Args:
+      archive: named in errors.
+      name: of the file, with its folders.
+      size: in bytes, as the archive says.
+      largest: bytes that it may have.
+
+    Returns:
+      The name without folders.
+
+    Raises:
+      DpaError: the path is unsafe, or the file too large.
+    """
+    path = pathlib.PurePosixPath(name.replace("\\", "/"))
+    reason = ""
+    if path.is_absolute() or ".." in path.parts or re.match("[A-Za-z]:", name):
+        reason = ", which leads out of the archive"
+    elif size > largest:
+        reason = f" of {size:,} bytes"
+    if reason:
+        raise errors.DpaError(
+            f"{os.fspath(archive)} holds {name!r}{reason}: this is not the file "
+            "as distributed; get it again"
+        )
+    return path.name
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose long name or further attributes are not read if they are huge."""
+
+    @classmethod
+    def frombuf(cls, buf, encoding, errors):
+        """Reads a header; `tarfile` takes all of what follows some into memory."""
+        member = super().frombuf(buf, encoding, errors)
+        if not member.isreg() and member.size > _HEADER:
+            raise tarfile.ReadError(f"a header of {member.size:,} bytes")
+        return member

@@ -48,10 +48,11 @@ def matches(images: ImageSet, condition: str) -> np.ndarray:
 
     Args:
       images: with columns.
-      condition: `COLUMN=VALUE`, or `COLUMN=VALUE|VALUE` for any of several. Where a
-        column holds lists, such as findings, a value is the whole list, joined by `+`
-        in any order: `findings=Mass+Nodule`, and `findings=` for an empty one. `group`
-        is a column too where the images have groups.
+      condition: `COLUMN=VALUE`, or `COLUMN=VALUE|VALUE` for any of several; several
+        conditions joined by ` & ` are true where all of them are. Where a column holds
+        lists, such as findings, a value is the whole list, joined by `+` in any order:
+        `findings=Mass+Nodule`, and `findings=` for an empty one. `group` is a column
+        too where the images have groups.
 
     Returns:
       bool `[N]`.
@@ -60,6 +61,9 @@ def matches(images: ImageSet, condition: str) -> np.ndarray:
       UsageError: the condition cannot be read.
       DpaError: there is no such column, or no image with one of the values.
     """
+    if " & " in condition:
+        found = [matches(images, part) for part in condition.split(" & ")]
+        return np.logical_and.reduce(found)
     name, equals, wanted = (part.strip() for part in condition.partition("="))
     if not name or not equals:
         raise errors.UsageError(

@@ -172,16 +172,16 @@ def _how(name: str) -> str:
     if name.startswith("camelyon16"):
         return "run dpa-jax prepare camelyon16 --source SLIDES --data_dir DIR"
     if name.startswith("nih_chest_xray14"):
-        from dpa_jax.datasets import nih_forms
+        from dpa_jax.datasets import nih_configs
 
-        form = next(
-            (f for f in nih_forms.FORMS if name.endswith(f"/{f.name}")),
-            nih_forms.FORMS[0],
+        config = next(
+            (f for f in nih_configs.CONFIGS if name.endswith(f"/{f.name}")),
+            nih_configs.CONFIGS[0],
         )
-        lists = " --lists LISTS" * (form.protocol in ("subset", "custom"))
+        lists = " --lists LISTS" * (config.protocol == "custom")
         return (
             "run dpa-jax prepare nih --source FILES --data_dir DIR "
-            f"--protocol {form.protocol}{lists}"
+            f"--protocol {config.protocol}{lists}"
         )
     for verb, ours in (("cifar10", "cifar10"), ("svhn", "svhn_cropped")):
         if re.split("[/:]", name)[0] == ours:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from dpa_jax.datasets import camelyon16_parts, camelyon16_patches, ordered_writer
+from dpa_jax.datasets import camelyon16_parts, camelyon16_patches, writing
 from dpa_jax.slides import stain, tissue
 
 SHARD_BYTES = 128 * 2**20
@@ -21,6 +21,8 @@ _DESCRIPTION = """
 Patches of 768x768 pixels at x40 from the whole-slide images of sentinel lymph nodes
 of Camelyon16: train holds normal patches of normal slides, test normal and tumour
 patches, validation tumour patches of training slides, to tune hyper-parameters with.
+By the published lists there are 7,612 patches of 153 slides to train, 2,169 of 64 to
+validate, and 4,000 normal ones of 80 slides and 817 tumour ones of 24 to test.
 """
 _CITATION = """@article{bejnordi2017diagnostic,
   title={Diagnostic Assessment of Deep Learning Algorithms for Detection of Lymph Node
@@ -55,6 +57,17 @@ class Camelyon16(tfds.core.ShardBasedBuilder):
     record: Mapping[str, Any] | None = None
     target: stain.StainProfile | None = None
 
+    def __init__(self, *, lists: str = "published", **kwargs: Any):
+        """Makes a builder.
+
+        Args:
+          lists: which patches are cut from manual_dir: see `dpa-jax prepare`.
+          **kwargs: of every TFDS builder: `data_dir`, `config`, `version`.
+        """
+        # The default of TFDS needs TensorFlow.
+        super().__init__(**{"file_format": "array_record", **kwargs})
+        self.lists = lists
+
     @property
     def magnification(self) -> int:
         """That of the patches, which names the configuration."""
@@ -83,6 +96,8 @@ class Camelyon16(tfds.core.ShardBasedBuilder):
             ),
             homepage="https://camelyon16.grand-challenge.org",
             citation=_CITATION,
+            license="CC0 1.0",
+            supervised_keys=("image", "label"),
             # The shards are written slide by slide; readers shuffle.
             disable_shuffling=True,
         )
@@ -116,8 +131,8 @@ class Camelyon16(tfds.core.ShardBasedBuilder):
             for split, parts in self.parts.items()
         }
 
-    def _example_writer(self) -> ordered_writer.OrderedWriter:
-        return ordered_writer.OrderedWriter(self.info.file_format)
+    def _example_writer(self) -> writing.OrderedWriter:
+        return writing.OrderedWriter(self.info.file_format)
 
 
 def _examples(

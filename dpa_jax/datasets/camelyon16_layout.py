@@ -11,6 +11,8 @@ from dpa_jax.errors import DpaError
 from dpa_jax.slides import storage
 
 _SLIDE = re.compile(r"(normal|tumou?r|test)_?(\d{1,3})\.tiff?")
+_PACKED = re.compile(r".*annotation.*\.zip")
+_LARGEST = 2**28  # bytes of an annotation; the largest has some 2**22
 _MASK = re.compile(r"(normal|tumou?r|test)_?(\d{1,3})_mask\.tiff?")
 _ANNOTATION = re.compile(r"(normal|tumou?r|test)_?(\d{1,3})\.xml")
 # Folders of the distribution that hold other files under the slides' names.
@@ -30,7 +32,6 @@ class Layout:
       sizes: bytes of each of these paths.
       tumours: of the slides in reference.csv, whether they have one; empty if there
         is no such table.
-      notes: what was found that a reader should know.
     """
 
     slides: Mapping[str, str]
@@ -38,7 +39,6 @@ class Layout:
     masks: Mapping[str, str]
     sizes: Mapping[str, int]
     tumours: Mapping[str, bool]
-    notes: Sequence[str] = ()
 
     def has_tumour(self, name: str) -> bool:
         """Returns whether a slide has a tumour.
@@ -65,8 +65,9 @@ class Layout:
 def find(source: str | os.PathLike) -> Layout:
     """Looks through a folder or a URL for the files of Camelyon16.
 
-    Files are told by their names in any case, wherever they lie: the challenge's
-    tree, GigaDB's, the flat `images/ annotations/ masks/`.
+    Files are recognised by their names in any case, wherever they lie: the challenge's
+    tree, GigaDB's, the flat `images/ annotations/ masks/`. Annotations may lie in a
+    .zip too; those that are unpacked go first.
 
     Raises:
       DpaError: there are no slides, or two files of the same name.
@@ -75,10 +76,14 @@ def find(source: str | os.PathLike) -> Layout:
     annotations: dict[str, str] = {}
     masks: dict[str, str] = {}
     sizes: dict[str, int] = {}
-    archives, references = [], []
-    for path, size in storage.list_files(source):
-        folders, _, base = path.replace("\\", "/").lower().rpartition("/")
-        if folders.rpartition("/")[2] in _OTHER and not base.endswith(".csv"):
+    references = []
+    files = storage.list_files(source)
+    packed = [path for path, _ in files if _PACKED.fullmatch(_parts(path)[-1])]
+    for archive in packed:
+        files += storage.list_packed(archive, _LARGEST)
+    for path, size in files:
+        *folders, base = _parts(path)
+        if folders[-1] in _OTHER and not base.endswith(".csv"):
             continue
         for pattern, found in (
             (_SLIDE, slides),
@@ -87,6 +92,8 @@ def find(source: str | os.PathLike) -> Layout:
         ):
             if match := pattern.fullmatch(base):
                 name = canonical(*match.groups()[:2])
+                if "::" in path and "::" not in found.get(name, "::"):
+                    continue
                 if name in found:
                     raise DpaError(
                         f"two files for {name}: {found[name]} and {path}; "
@@ -96,15 +103,16 @@ def find(source: str | os.PathLike) -> Layout:
                 sizes[path] = size
         if base == "reference.csv":
             references.append(path)
-        if base.endswith(".zip") and "annotation" in base:
-            archives.append(path)
     if not slides:
         raise DpaError(
             f"no slide of Camelyon16 under {os.fspath(source)}; their names are "
             "normal_001.tif, tumor_001.tif, test_001.tif, in any case and folder"
         )
-    notes = [f"{path} is packed: unpack it" for path in archives if not annotations]
-    return Layout(slides, annotations, masks, sizes, _read(references), notes)
+    return Layout(slides, annotations, masks, sizes, _read(references))
+
+
+def _parts(path: str) -> list[str]:
+    return re.split(r"/|\\|::", path.lower())
 
 
 def canonical(kind: str, number: str) -> str:

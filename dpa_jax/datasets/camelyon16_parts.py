@@ -1,6 +1,6 @@
 """One file of patches for each slide, made by many processes or by Apache Beam."""
 
-import concurrent.futures
+import concurrent.futures.process
 import dataclasses
 import hashlib
 import io
@@ -158,7 +158,7 @@ def run(
 
     Raises:
       UsageError: there is no such runner.
-      DpaError: Apache Beam is not installed, or its runner failed.
+      DpaError: Apache Beam is not installed, its runner failed, or a process was ended.
     """
     if runner not in RUNNERS:
         raise UsageError(f"--runner is {runner!r}; it may be {', '.join(RUNNERS)}")
@@ -189,6 +189,11 @@ def run(
                 done += 1
                 if progress:
                     progress(done, len(parts), futures[future].task.slide)
+        except concurrent.futures.process.BrokenProcessPool as error:
+            raise DpaError(
+                "a process that cuts slides was ended from outside, as the system does "
+                "when memory runs out: try fewer --jobs; what was cut is kept"
+            ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

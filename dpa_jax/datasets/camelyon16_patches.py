@@ -2,10 +2,10 @@
 
 import contextlib
 import dataclasses
-import pathlib
 import re
 import zlib
 from collections.abc import Mapping, Sequence
+from importlib.resources.abc import Traversable
 
 import numpy as np
 
@@ -101,10 +101,15 @@ class Patches:
     notes: Sequence[str]
 
 
-def tasks_by_rule(layout: camelyon16_layout.Layout) -> list[SlideTask]:
+def tasks_by_rule(
+    layout: camelyon16_layout.Layout,
+) -> tuple[list[SlideTask], list[str]]:
     """Lists the slides to cut by the paper's rule, without the excluded ones.
 
     Normal slides give normal patches; slides with tumour give tumour patches.
+
+    Returns:
+      The tasks; and what is missing, in words.
 
     Raises:
       DpaError: it is not known which test slides have a tumour.
@@ -118,7 +123,24 @@ def tasks_by_rule(layout: camelyon16_layout.Layout) -> list[SlideTask]:
         if name.startswith("test_"):
             split = "test"
         tasks.append(_task(layout, split, name, label, None))
-    return tasks
+    missing = [reason for task in tasks if (reason := _unusable(task))]
+    missing += [
+        f"{path}: an annotation without a slide ({name})"
+        for name, path in sorted({**layout.masks, **layout.annotations}.items())
+        if name not in layout.slides
+    ]
+    return [task for task in tasks if not _unusable(task)], missing
+
+
+def _unusable(task: SlideTask) -> str | None:
+    """Returns why a slide cannot be cut, as far as that is known unopened."""
+    outlined = task.annotation or task.mask
+    if task.label == NORMAL or outlined or task.corners is not None:
+        return None
+    return (
+        f"{task.path} has a tumour but neither an annotation ({task.slide}.xml) "
+        f"nor a mask ({task.slide}_mask.tif)"
+    )
 
 
 def _task(layout, split, name, label, corners) -> SlideTask:
@@ -133,11 +155,11 @@ def _task(layout, split, name, label, corners) -> SlideTask:
     )
 
 
-Wanted = Mapping[tuple[str, str, int], Sequence[tuple[int, int]]]
+Corners = Mapping[tuple[str, str, int], Sequence[tuple[int, int]]]
 
 
-def read_lists(folder: str | pathlib.Path) -> Wanted:
-    """Reads the published lists of patches.
+def read_lists(folder: Traversable) -> Corners:
+    """Reads lists of patches in the form of the published ones.
 
     Args:
       folder: holds `normal/train`, `normal/test`, `anomaly/test`, `anomaly/train`.
@@ -149,14 +171,14 @@ def read_lists(folder: str | pathlib.Path) -> Wanted:
       DpaError: there is no list, or a name in one cannot be read.
     """
     wanted: dict[tuple[str, str, int], dict[tuple[int, int], None]] = {}
-    found = [name for name in LISTS if (pathlib.Path(folder) / name).is_file()]
+    found = [name for name in LISTS if (folder / name).is_file()]
     if not found:
         raise DpaError(
             f"no list of patches in {folder}; there should be {', '.join(LISTS)}"
         )
     for name in found:
         split, label = LISTS[name]
-        path = pathlib.Path(folder) / name
+        path = folder / name
         for number, line in enumerate(path.read_text().split(), 1):
             match = _LISTED.fullmatch(line)
             if not match or (match[3].lower() == "tumor") != (label == TUMOUR):
@@ -174,20 +196,24 @@ def read_lists(folder: str | pathlib.Path) -> Wanted:
 
 
 def tasks_by_lists(
-    layout: camelyon16_layout.Layout, wanted: Wanted
-) -> tuple[list[SlideTask], dict[str, int]]:
+    layout: camelyon16_layout.Layout, wanted: Corners
+) -> tuple[list[SlideTask], list[str]]:
     """Matches the lists with the slides at hand.
 
     Returns:
-      The tasks; and for each slide that is missing the patches lost with it.
+      The tasks; and in words the slides that are missing, with the patches lost.
     """
-    tasks, missing = [], {}
+    tasks: list[SlideTask] = []
+    missing: dict[str, int] = {}
     for (split, slide, label), corners in sorted(wanted.items()):
         if slide in layout.slides:
             tasks.append(_task(layout, split, slide, label, tuple(corners)))
         else:
             missing[slide] = missing.get(slide, 0) + len(corners)
-    return tasks, missing
+    return tasks, [
+        f"{slide}: no such slide ({lost} patches lost)"
+        for slide, lost in missing.items()
+    ]
 
 
 def cut(task: SlideTask, settings: Settings) -> Patches:
@@ -242,11 +268,8 @@ def _coverage(task, slide, stack):
     if task.mask:
         mask = stack.enter_context(regions.opened(task.mask, None))
         return annotations.from_mask(mask, slide), []
-    if task.corners is None:
-        raise DpaError(
-            f"{task.path} has a tumour but neither an annotation ({task.slide}.xml) "
-            f"nor a mask ({task.slide}_mask.tif)"
-        )
+    if reason := _unusable(task):
+        raise DpaError(reason)
     return None, []
 
 

@@ -1,23 +1,29 @@
 """Camelyon16 from slides to a TFDS data set: `dpa-jax prepare camelyon16`."""
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
-import io
 import json
 import os
 import pathlib
 import re
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib.resources.abc import Traversable
 from typing import Any
 
-from dpa_jax.datasets import camelyon16_layout, camelyon16_parts, camelyon16_patches
+from dpa_jax.datasets import (
+    camelyon16,
+    camelyon16_layout,
+    camelyon16_parts,
+    camelyon16_patches,
+    published_splits,
+    writing,
+)
 from dpa_jax.errors import DpaError, UsageError
 from dpa_jax.slides import regions, stain
 
 STAIN_TARGET = "normal_056:120832,23808,2816,2816"  # of the published data
+PUBLISHED, NO_LISTS = "published", "none"  # values of --lists besides folders
 PARTS = ".camelyon16_parts"
 _LARGEST_TARGET = 8192  # pixels a side
 
@@ -65,7 +71,7 @@ def prepare(
     source: str | os.PathLike,
     data_dir: str | os.PathLike,
     *,
-    lists: str | os.PathLike | None = None,
+    lists: str | os.PathLike = PUBLISHED,
     magnification: int = 10,
     stain_target: str = STAIN_TARGET,
     runner: str = "multiprocess",
@@ -85,7 +91,8 @@ def prepare(
     Args:
       source: the folder or URL with slides and annotations, in any known layout.
       data_dir: of TFDS.
-      lists: a folder with the published lists of patches, to cut exactly those.
+      lists: `published`, to cut exactly the published patches; a folder of such lists;
+        or `none`, to choose by the paper's rule.
       magnification: 10, 20 or 40.
       stain_target: `SLIDE:x,y,width,height` in level-0 pixels, a saved target
         (`.npz`), or `none`.
@@ -94,7 +101,7 @@ def prepare(
       beam_options: flags of Apache Beam.
       mpp: micrometres per level-0 pixel, instead of what each slide says.
       jobs: processes; 0 for one per core.
-      seed: of the draw of at most 50 patches per slide.
+      seed: of the draw of at most 50 patches per slide, without lists.
       parts: where the patches of each slide are kept, a path or URL that all workers
         reach; None for a hidden folder in `data_dir`.
       allow_missing: go on without the slides that are missing or unusable.
@@ -105,16 +112,9 @@ def prepare(
         target's slide is absent; or the data set exists with other settings.
       UsageError: a setting is impossible.
     """
-    builder = _builder(magnification, data_dir)
-    from dpa_jax.datasets import camelyon16
-
-    settings = {
-        "magnification": magnification,
-        "stain_target": _describe_target(stain_target),
-        "lists": lists and _digest(pathlib.Path(lists)),
-        "mpp": mpp,
-        "seed": seed,
-    }
+    _ = camelyon16_patches.Settings(magnification).size  # refuses what is impossible
+    builder = camelyon16.Camelyon16(config=f"x{magnification}", data_dir=data_dir)
+    settings = _settings(magnification, stain_target, lists, mpp, seed)
     if builder.data_path.exists():
         record = camelyon16.record_of(builder)
         if record["settings"] != settings:
@@ -124,7 +124,8 @@ def prepare(
                 "--data_dir or remove that folder"
             )
         return _report(builder, record, existed=True)
-    builder.parts, builder.record, builder.target, planned = _collect(
+    planned = _collect(
+        builder,
         source,
         parts or pathlib.Path(data_dir) / PARTS,
         settings,
@@ -139,66 +140,90 @@ def prepare(
             progress=progress,
         ),
     )
-    import tensorflow_datasets as tfds
-
-    for rest in builder.data_path.parent.glob("incomplete.*"):
-        rest.rmtree()  # of a run that was killed while it wrote
-    with tempfile.TemporaryDirectory() as downloads:
-        # TFDS speaks of downloading, and there is none.
-        with contextlib.redirect_stdout(io.StringIO()):
-            builder.download_and_prepare(
-                download_dir=downloads,
-                download_config=tfds.download.DownloadConfig(try_download_gcs=False),
-            )
+    writing.write(builder)
     camelyon16_parts.remove(planned)
-    return _report(builder, record=builder.record)
+    return _report(builder, camelyon16.record_of(builder))
 
 
-def fill(builder, source: str | os.PathLike) -> list[camelyon16_parts.PartTask]:
-    """Gives a builder that TFDS runs by itself its parts, with default settings.
+def fill(
+    builder: camelyon16.Camelyon16, source: str | os.PathLike
+) -> list[camelyon16_parts.PartTask]:
+    """Gives a builder that TFDS runs by itself its parts.
 
     Args:
-      builder: of `camelyon16`; its parts, record and target are set.
+      builder: of `camelyon16`; its parts, record and target are set. All settings but
+        its magnification and lists are the default ones.
       source: as for `prepare`; a slide that is missing or unusable is an error.
 
     Returns:
       The parts, to be removed when the data set is written.
     """
-    settings = {
-        "magnification": builder.magnification,
-        "stain_target": STAIN_TARGET,
-        "lists": None,
-        "mpp": None,
-        "seed": 0,
-    }
-    builder.parts, builder.record, builder.target, planned = _collect(
+    settings = _settings(builder.magnification, STAIN_TARGET, builder.lists, None, 0)
+    return _collect(
+        builder,
         source,
         pathlib.Path(builder.data_dir_root) / PARTS,
         settings,
+        lists=builder.lists,
         stain_target=STAIN_TARGET,
         run=functools.partial(camelyon16_parts.run, runner="multiprocess", jobs=0),
     )
-    return planned
+
+
+def _settings(magnification, stain_target, lists, mpp, seed) -> dict[str, Any]:
+    """Returns what decides which patches a data set holds and how they were made."""
+    folder = _lists_in(lists)
+    if folder and seed:
+        raise UsageError("--seed draws patches, but --lists names them all")
+    return {
+        "magnification": magnification,
+        "stain_target": _describe_target(stain_target),
+        "lists": folder and _digest(folder),
+        "mpp": mpp,
+        "seed": seed,
+    }
+
+
+def _lists_in(lists: str | os.PathLike) -> Traversable | None:
+    """Returns the folder of the lists that `--lists` names, or None for none."""
+    if lists == NO_LISTS:
+        return None
+    if lists == PUBLISHED:
+        return published_splits.lists("camelyon16")
+    return pathlib.Path(lists)
 
 
 def _collect(
-    source, folder, settings, *, stain_target, run, lists=None, allow_missing=False
-):
-    """Cuts all slides; returns parts by split, the record, the target, all parts."""
+    builder,
+    source,
+    folder,
+    settings,
+    *,
+    lists,
+    stain_target,
+    run,
+    allow_missing=False,
+) -> list[camelyon16_parts.PartTask]:
+    """Cuts all slides, gives the builder what to write, and returns all parts."""
     layout = camelyon16_layout.find(source)
+    if listed := _lists_in(lists):
+        wanted = camelyon16_patches.read_lists(listed)
+        tasks, missing = camelyon16_patches.tasks_by_lists(layout, wanted)
+    else:
+        tasks, missing = camelyon16_patches.tasks_by_rule(layout)
+    if missing and not allow_missing:
+        raise DpaError(
+            f"{_problem_text(missing)}\nget them, or go on without these with "
+            "--allow-missing; nothing was cut yet"
+        )
     mpp = settings["mpp"]
     target = resolve_target(stain_target, layout, mpp)
     how = camelyon16_patches.Settings(
         settings["magnification"], target, mpp, settings["seed"]
     )
-    if lists is None:
-        tasks, missing = camelyon16_patches.tasks_by_rule(layout), {}
-    else:
-        wanted = camelyon16_patches.read_lists(lists)
-        tasks, missing = camelyon16_patches.tasks_by_lists(layout, wanted)
     planned = camelyon16_parts.plan(tasks, how, layout.sizes, folder)
     run(planned)
-    usable, record = _take_stock(layout, planned, missing, by_rule=lists is None)
+    usable, record = _take_stock(layout, planned, missing, by_rule=listed is None)
     if record["problems"] and not allow_missing:
         raise DpaError(
             _problem_text(record["problems"])
@@ -209,34 +234,28 @@ def _collect(
         raise DpaError(
             "\n".join([f"no patch could be cut from {source}", *record["notes"]])
         )
-    return usable, {"settings": settings, **record}, target, planned
-
-
-def _builder(magnification: int, data_dir: str | os.PathLike):
-    _ = camelyon16_patches.Settings(magnification).size  # refuses what is impossible
-    from dpa_jax.datasets import camelyon16
-
-    return camelyon16.Camelyon16(
-        config=f"x{magnification}", data_dir=data_dir, file_format="array_record"
-    )
+    builder.parts, builder.target = usable, target
+    builder.record = {"settings": settings, **record}
+    return planned
 
 
 def _take_stock(layout, planned, missing, by_rule):
     """Sorts the parts by split; and words what is in them and what is not."""
     usable: dict[str, list[camelyon16_parts.PartTask]] = {}
     counts: dict[str, dict[str, int]] = {}
-    problems = [
-        f"{name}: no such slide ({lost} patches lost)" for name, lost in missing.items()
-    ]
-    notes = list(layout.notes)
-    for name, path in sorted({**layout.masks, **layout.annotations}.items()):
-        if by_rule and name not in layout.slides:
-            problems.append(f"{path}: an annotation without a slide ({name})")
+    problems, notes = list(missing), []
     if by_rule:
         for name, reason in camelyon16_patches.EXCLUDED.items():
             if name in layout.slides:
                 notes.append(f"{name}: {reason}")
     for part in planned:
+        task = part.task
+        outlined = task.annotation or task.mask
+        if task.label == camelyon16_patches.TUMOUR and not outlined:
+            notes.append(
+                f"no annotation or mask of {task.slide}: the tumour fraction of its "
+                "patches is NaN"
+            )
         reason = camelyon16_parts.why_failed(part)
         if reason is not None:
             lost = part.task.corners
@@ -253,7 +272,7 @@ def _take_stock(layout, planned, missing, by_rule):
     return usable, {"counts": counts, "problems": problems, "notes": notes}
 
 
-def _report(builder, record: dict[str, Any], existed: bool = False) -> Report:
+def _report(builder, record: Mapping[str, Any], existed: bool = False) -> Report:
     return Report(
         str(builder.data_dir),
         record["counts"],
@@ -312,7 +331,7 @@ def _describe_target(text: str) -> str:
     return json.dumps([profile.matrix.tolist(), profile.maxima.tolist()])
 
 
-def _digest(lists: pathlib.Path) -> str:
+def _digest(lists: Traversable) -> str:
     content = hashlib.sha256()
     for name in camelyon16_patches.LISTS:
         if (lists / name).is_file():

@@ -13,10 +13,10 @@ import tensorflow_datasets as tfds
 from dpa_jax.data.decode import Preprocessing
 from dpa_jax.datasets import (
     nih_collect,
-    nih_forms,
+    nih_configs,
     nih_metadata,
     nih_source,
-    ordered_writer,
+    writing,
 )
 from dpa_jax.datasets.nih_protocols import Split
 
@@ -36,10 +36,7 @@ class NihChestXray14(tfds.core.ShardBasedBuilder):
     name = "nih_chest_xray14"
     VERSION = tfds.core.Version("2.0.0")
     RELEASE_NOTES = {"2.0.0": "Boxes are relative to the image as it is stored."}
-    BUILDER_CONFIGS = [
-        tfds.core.BuilderConfig(name=form.name, description=form.description)
-        for form in nih_forms.FORMS
-    ]
+    BUILDER_CONFIGS = nih_configs.CONFIGS
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         "Put the files as NIH, Kaggle or a mirror distributes them (images or "
         "images_*.tar.gz, Data_Entry_2017.csv, train_val_list.txt, test_list.txt) into "
@@ -53,35 +50,41 @@ class NihChestXray14(tfds.core.ShardBasedBuilder):
         lists: str | None = None,
         jobs: int = 0,
         allow_missing: bool = False,
+        allow_resized: bool = False,
         **kwargs: Any,
     ):
         """Makes a builder.
 
         Args:
           collected: what to write, if it is decoded already.
-          lists: folder of the lists that split the subset or a custom protocol.
+          lists: folder of the lists that split the subset, None for the published
+            ones, or a custom protocol.
           jobs: decoding threads; 0 for one a core.
           allow_missing: whether to go on without missing or unreadable images.
+          allow_resized: whether to go on with images that are not 1024 x 1024.
           **kwargs: of every TFDS builder: `data_dir`, `config`, `version`.
         """
         # The default of TFDS needs TensorFlow.
         super().__init__(**{"file_format": "array_record", **kwargs})
         self._collected = collected
         self._lists = pathlib.Path(lists) if lists else None
-        self._jobs, self._allow_missing = jobs, allow_missing
+        self._jobs = jobs
+        self._allowed = nih_collect.allowed(allow_missing, allow_resized)
         self._work_dir: pathlib.Path | None = None
 
     def _info(self) -> tfds.core.DatasetInfo:
-        form = nih_forms.find(self.builder_config.name)
-        size = form.preprocessing.size
+        config = self.builder_config
+        size = config.preprocessing.size
         finding = tfds.features.ClassLabel(names=nih_metadata.FINDINGS)
         return tfds.core.DatasetInfo(
             builder=self,
             description=self.__doc__,
             homepage="https://nihcc.app.box.com/v/ChestXray-NIHCC",
             citation=_CITATION,
+            license=_LICENSE,
+            supervised_keys=("image", "label"),
             metadata=tfds.core.MetadataDict(
-                preprocessing=dataclasses.asdict(form.preprocessing)
+                preprocessing=dataclasses.asdict(config.preprocessing)
             ),
             features=tfds.features.FeaturesDict(
                 {
@@ -111,11 +114,12 @@ class NihChestXray14(tfds.core.ShardBasedBuilder):
     def _shard_iterators_per_split(
         self, dl_manager: tfds.download.DownloadManager
     ) -> Mapping[str, Sequence[Callable[[], Iterator]]]:
-        form = nih_forms.find(self.builder_config.name)
+        config = self.builder_config
         collected = self._collected or self._collect(
-            form, pathlib.Path(dl_manager.manual_dir)
+            config, pathlib.Path(dl_manager.manual_dir)
         )
-        requested, splits = collected.requested[form.name], collected.splits[form.name]
+        requested = collected.requested[config.name]
+        splits = collected.splits[config.name]
         names = {name for split in requested.values() for name, _ in split}
         problems = [
             problem
@@ -127,8 +131,9 @@ class NihChestXray14(tfds.core.ShardBasedBuilder):
                 problems, pathlib.Path(self.data_path, "problems.csv")
             )
         self.info.metadata.update(
-            fingerprint=nih_forms.fingerprint(requested),
+            fingerprint=nih_configs.fingerprint(requested),
             left_out=sum(len(requested[part]) - len(splits[part]) for part in splits),
+            resized=sum(problem.kind == "size" for problem in problems),
             counts={
                 part: [sum(kind == label for _, label in split) for kind in (0, 1)]
                 for part, split in splits.items()
@@ -137,10 +142,10 @@ class NihChestXray14(tfds.core.ShardBasedBuilder):
         examples = functools.partial(
             _examples,
             collected.entries,
-            collected.image[form.name],
-            form.preprocessing,
+            collected.image[config.name],
+            config.preprocessing,
         )
-        step = max(1, _SHARD_BYTES // form.preprocessing.size**2)
+        step = max(1, _SHARD_BYTES // config.preprocessing.size**2)
         return {
             part: [
                 functools.partial(examples, split[start : start + step])
@@ -151,21 +156,21 @@ class NihChestXray14(tfds.core.ShardBasedBuilder):
         }
 
     def _collect(
-        self, form: nih_forms.Form, manual_dir: pathlib.Path
+        self, config: nih_configs.Config, manual_dir: pathlib.Path
     ) -> nih_collect.Collected:
         source = nih_source.find(pathlib.Path(manual_dir))
-        entries = nih_forms.read_entries(source)
-        splits = nih_forms.requested_splits(form, source, entries, self._lists)
+        entries = nih_configs.read_entries(source)
+        splits = nih_configs.requested_splits(config, source, entries, self._lists)
         self._work_dir = nih_collect.work_dir(
-            pathlib.Path(self.data_dir_root), source.root
+            pathlib.Path(self.data_dir_root), source.root, config.name
         )
         return nih_collect.collect(
             source,
             entries,
-            {form.name: splits},
+            {config.name: splits},
             self._work_dir,
             self._jobs,
-            self._allow_missing,
+            self._allowed,
             lambda done, total: None,
         )
 
@@ -173,8 +178,8 @@ class NihChestXray14(tfds.core.ShardBasedBuilder):
         if self._work_dir:
             shutil.rmtree(self._work_dir)
 
-    def _example_writer(self) -> ordered_writer.OrderedWriter:
-        return ordered_writer.OrderedWriter(self.info.file_format)
+    def _example_writer(self) -> writing.OrderedWriter:
+        return writing.OrderedWriter(self.info.file_format)
 
 
 def _examples(
@@ -220,6 +225,10 @@ def _stored_boxes(
     return found
 
 
+_LICENSE = (
+    "No restriction on use. NIH asks to link to its download site, to cite Wang et al. "
+    "2017 and to name the NIH Clinical Center as the provider of the data."
+)
 _CITATION = """\
 @inproceedings{wang2017chestxray,
   title={{ChestX-ray8}: Hospital-scale chest {X}-ray database and benchmarks on

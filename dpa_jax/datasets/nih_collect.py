@@ -11,14 +11,14 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import numpy as np
 
 from dpa_jax.data.decode import Preprocessing
-from dpa_jax.datasets import nih_forms, nih_pack, nih_source
+from dpa_jax.datasets import nih_configs, nih_pack, nih_source
 from dpa_jax.datasets.nih_metadata import SIDE, Entry
 from dpa_jax.datasets.nih_protocols import Split
 from dpa_jax.datasets.nih_source import Problem
 from dpa_jax.errors import DpaError
 from dpa_jax.weights import formats
 
-Splits = Mapping[str, Mapping[str, Split]]  # by form, then by name
+Splits = Mapping[str, Mapping[str, Split]]  # by config, then by name
 Packs = Mapping[Preprocessing, nih_pack.Pack]
 
 
@@ -27,10 +27,10 @@ class Collected:
     """What the data sets are made of.
 
     Attributes:
-      requested: for each form its splits.
+      requested: for each config its splits.
       splits: the same, of those images that are there.
       entries: the metadata by image id.
-      image: for each form a function from an image id to uint8 `[S, S, 1]`.
+      image: for each config a function from an image id to uint8 `[S, S, 1]`.
       problems: all of them, by name.
     """
 
@@ -47,41 +47,39 @@ def collect(
     splits: Splits,
     work_dir: pathlib.Path,
     jobs: int,
-    allow_missing: bool,
+    allowed: Collection[str],
     progress: Callable[[int, int], None],
 ) -> Collected:
-    """Decodes the images of some forms, each file once.
+    """Decodes the images of some configs, each file once.
 
     Args:
       source: where the images are.
       entries: the metadata by image id.
-      splits: for each form, by its name, its splits.
+      splits: for each config, by its name, its splits.
       work_dir: keeps decoded images; those that it has from before are not decoded
-        again if their files are the same. A list of problems, if any, goes beside it.
+        again if their files are the same. A list of problems, if any, goes into it.
       jobs: threads; 0 for one a core.
-      allow_missing: whether to go on without images that are missing or unreadable,
-        and with images that are not 1024 x 1024.
+      allowed: the kinds of problems to go on with: see `Problem`.
       progress: called with the number of images done, and of all; those that turn out
         not to be in any archive are never done.
 
     Raises:
       DpaError: an image is missing, unreadable or of another size, and that is not
-        allowed; a form has no image at all; or two files of one name differ.
+        allowed; a config has no image at all; or two files of one name differ.
     """
     needed: dict[Preprocessing, set[str]] = {}
-    for form, parts in splits.items():
-        names = needed.setdefault(nih_forms.find(form).preprocessing, set())
+    for config, parts in splits.items():
+        names = needed.setdefault(nih_configs.find(config).preprocessing, set())
         names.update(name for split in parts.values() for name, _ in split)
     wanted = sorted(set().union(*needed.values()))
     absent = _check_files(source, wanted)
-    report = work_dir.with_name("problems.csv")
-    if absent and not allow_missing:
-        _refuse(absent, report)
+    report = work_dir / "problems.csv"
+    _refuse(absent, allowed, report)
     problems: list[Problem] = []
     with contextlib.ExitStack() as stack:
         packs = {
-            form: stack.enter_context(nih_pack.Pack(work_dir, list(entries), form))
-            for form in needed
+            way: stack.enter_context(nih_pack.Pack(work_dir, list(entries), way))
+            for way in needed
         }
         lacking = _lacking(needed, packs, nih_source.stamps(source))
         total = len(wanted) - len(absent)
@@ -102,30 +100,38 @@ def collect(
         )
     problems += _odd_sizes(wanted, packs)
     problems.sort(key=lambda problem: problem.name)
-    if problems and not allow_missing:
-        _refuse(problems, report)
-    present = {form: _present(splits[form], form, packs) for form in splits}
-    for form, parts in present.items():
+    _refuse(problems, allowed, report)
+    present = {config: _present(splits[config], config, packs) for config in splits}
+    for config, parts in present.items():
         if not any(parts.values()):
             write_problems(problems, report)
             raise DpaError(
-                f"no image of {form} is left to go on with:\n{summarize(problems)}\n"
+                f"no image of {config} is left to go on with:\n{summarize(problems)}\n"
                 f"All are listed in {report}."
             )
-    report.unlink(missing_ok=True)  # of an earlier attempt
     return Collected(
         requested=splits,
         splits=present,
         entries=entries,
-        image={f: packs[nih_forms.find(f).preprocessing].reader() for f in splits},
+        image={f: packs[nih_configs.find(f).preprocessing].reader() for f in splits},
         problems=problems,
     )
 
 
-def work_dir(data_dir: pathlib.Path, source: pathlib.Path) -> pathlib.Path:
-    """Returns where images decoded from a source are kept till they are written."""
+def work_dir(
+    data_dir: pathlib.Path, source: pathlib.Path, protocol: str
+) -> pathlib.Path:
+    """Returns where images decoded from a source are kept till they are written.
+
+    Each protocol has its own, so that several can be prepared at once.
+    """
     key = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:16]
-    return data_dir / "nih_chest_xray14" / f".decoded-{key}"
+    return data_dir / "nih_chest_xray14" / f".decoded-{protocol}-{key}"
+
+
+def allowed(missing: bool, resized: bool) -> frozenset[str]:
+    """Returns the kinds of problems that `allow_missing`, `allow_resized` stand for."""
+    return frozenset(("missing", "unreadable") * missing + ("size",) * resized)
 
 
 def summarize(problems: Sequence[Problem]) -> str:
@@ -175,11 +181,13 @@ def _lacking(
 ) -> dict[str, list[nih_pack.Pack]]:
     """Returns the packs that lack an image, by its name; forgets outdated ones."""
     lacking: dict[str, list[nih_pack.Pack]] = {}
-    for form, names in needed.items():
-        for name in names:
-            if not packs[form].has(name, stamps(name)):
-                packs[form].drop(name)
-                lacking.setdefault(name, []).append(packs[form])
+    places = [(names, packs[way]) for way, names in needed.items()]
+    for name in set().union(*needed.values()):
+        current = stamps(name)
+        for names, pack in places:
+            if name in names and not pack.has(name, current):
+                pack.drop(name)
+                lacking.setdefault(name, []).append(pack)
     return lacking
 
 
@@ -192,18 +200,25 @@ def _odd_sizes(wanted: Sequence[str], packs: Packs) -> list[Problem]:
     return problems
 
 
-def _present(splits: Mapping[str, Split], form: str, packs: Packs) -> dict[str, Split]:
-    pack = packs[nih_forms.find(form).preprocessing]
+def _present(
+    splits: Mapping[str, Split], config: str, packs: Packs
+) -> dict[str, Split]:
+    pack = packs[nih_configs.find(config).preprocessing]
     return {
         part: [(name, label) for name, label in split if pack.size(name) != (0, 0)]
         for part, split in splits.items()
     }
 
 
-def _refuse(problems: Sequence[Problem], report: pathlib.Path) -> None:
-    write_problems(problems, report)
-    raise DpaError(
-        f"{summarize(problems)}\nAll are listed in {report}. Get them again, or go on "
-        "without what is missing or unreadable, and with images of another size, by "
-        "--allow-missing; what is decoded already is kept."
-    )
+def _refuse(
+    problems: Sequence[Problem], allowed: Collection[str], report: pathlib.Path
+) -> None:
+    """Raises an error, and writes a report, if there are problems not allowed."""
+    refused = [problem for problem in problems if problem.kind not in allowed]
+    if refused:
+        write_problems(refused, report)
+        raise DpaError(
+            f"{summarize(refused)}\nAll are listed in {report}. Get them again, or go "
+            "on without what is missing or unreadable by --allow-missing, and with "
+            "images of another size by --allow-resized; what is decoded is kept."
+        )

@@ -9,6 +9,7 @@ import pathlib
 import re
 import zlib
 from collections.abc import Iterator, Sequence
+from importlib.resources.abc import Traversable
 
 from dpa_jax.errors import DpaError
 
@@ -131,7 +132,7 @@ def read_entries(
     return dict(sorted(entries.items()))
 
 
-def read_names(path: pathlib.Path) -> list[str]:
+def read_names(path: Traversable) -> list[str]:
     """Reads a list of image ids, one a line, in its order.
 
     Raises:
@@ -208,10 +209,10 @@ def _rows(path: pathlib.Path) -> Iterator[tuple[int, Sequence[str]]]:
             yield reader.line_num, row
 
 
-def _text(path: pathlib.Path) -> str:
+def _text(path: Traversable) -> str:
     try:
         raw = path.read_bytes()
-        if path.suffix == ".gz":
+        if path.name.endswith(".gz"):
             raw = gzip.decompress(raw)
         return raw.decode("utf-8-sig")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from dpa_jax.data.decode import ImageError, Preprocessing, decode, prepare
-from dpa_jax.datasets.nih_forms import WHOLE
+from dpa_jax.datasets.nih_configs import WHOLE
 from dpa_jax.datasets.nih_source import Problem
 from dpa_jax.errors import DpaError
 
@@ -109,7 +109,7 @@ class Pack:
 
 
 def fill(
-    items: Iterable[tuple[str, pathlib.Path | bytes, int]],
+    items: Iterable[tuple[str, str | bytes, int]],
     lacking: Mapping[str, Sequence[Pack]],
     jobs: int,
     problem: Callable[[Problem], None],
@@ -144,8 +144,8 @@ def fill(
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         try:
             for name, content, stamp in items:
-                forms = [pack.preprocessing for pack in lacking[name]]
-                pending.append((name, stamp, pool.submit(_decode, content, forms)))
+                ways = [pack.preprocessing for pack in lacking[name]]
+                pending.append((name, stamp, pool.submit(_decode, content, ways)))
                 if len(pending) >= 4 * jobs:
                     settle()
             while pending:
@@ -155,13 +155,17 @@ def fill(
 
 
 def _decode(
-    content: pathlib.Path | bytes, forms: Sequence[Preprocessing]
+    content: str | bytes, ways: Sequence[Preprocessing]
 ) -> tuple[tuple[int, int], list[np.ndarray]]:
     whole = Image.fromarray(decode(content, WHOLE)[:, :, 0])
-    file = io.BytesIO(content) if isinstance(content, bytes) else content
-    with Image.open(file) as image:
-        size = image.size
-    return size, [prepare(whole, form, "") for form in forms]
+    with (
+        io.BytesIO(content) if isinstance(content, bytes) else open(content, "rb")
+    ) as file:
+        if file.read(132).endswith(b"DICM"):  # which `decode` reads and Pillow does not
+            raise ImageError("", "DICOM in a file named .png, and NIH's are PNG")
+        with Image.open(file) as image:
+            size = image.size
+    return size, [prepare(whole, way, "") for way in ways]
 
 
 def _sized(path: pathlib.Path, length: int) -> io.BufferedRandom:

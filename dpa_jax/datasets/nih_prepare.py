@@ -1,15 +1,11 @@
 """From the files as distributed to prepared data sets: `dpa-jax prepare nih`."""
 
-import contextlib
 import dataclasses
-import io
 import pathlib
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
-import tensorflow_datasets as tfds
-
-from dpa_jax.datasets import nih_collect, nih_forms, nih_source
+from dpa_jax.datasets import nih_collect, nih_configs, nih_source, writing
 from dpa_jax.datasets.nih_chest_xray14 import NihChestXray14
 from dpa_jax.datasets.nih_protocols import Split
 from dpa_jax.errors import DpaError
@@ -41,6 +37,7 @@ def prepare(
     lists: pathlib.Path | None = None,
     jobs: int = 0,
     allow_missing: bool = False,
+    allow_resized: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Prepared:
     """Prepares NIH ChestX-ray14 for TFDS.
@@ -51,12 +48,14 @@ def prepare(
     Args:
       source: the folder that everything lies below, as distributed.
       data_dir: the folder of TFDS data sets to write to.
-      protocol: `subset`, `pa`, `ap`, `all` (those three and both views together; the
-        subset only if there are lists), `native` or `custom`.
-      lists: the folder of the lists of the subset or of a custom protocol.
+      protocol: `subset`, `pa`, `ap`, `all` (those three and both views together),
+        `native` or `custom`.
+      lists: the folder of the lists of the subset, None for the published ones, or of
+        a custom protocol.
       jobs: decoding threads; 0 for one a core.
-      allow_missing: whether to go on without images that are missing or unreadable,
-        and with images of another size.
+      allow_missing: whether to go on without images that are missing or unreadable.
+      allow_resized: whether to go on with images that are not 1024 x 1024, such as
+        those of a mirror that resized them.
       progress: called with the number of images decoded, and of all.
 
     Returns:
@@ -67,9 +66,13 @@ def prepare(
       DpaError: something is missing, unreadable or contradictory, or a data set is
         there already that was made of other images.
     """
-    forms = nih_forms.forms_of(protocol, lists is not None)
+    configs = nih_configs.configs_of(protocol, lists is not None)
+    allowed = nih_collect.allowed(allow_missing, allow_resized)
+    work_dir = nih_collect.work_dir(data_dir, source, protocol)
     try:
-        return _prepare(forms, source, data_dir, lists, jobs, allow_missing, progress)
+        return _prepare(
+            configs, source, data_dir, work_dir, lists, jobs, allowed, progress
+        )
     except OSError as error:
         raise DpaError(f"{error.filename or data_dir}: {error.strerror}") from error
 
@@ -85,8 +88,6 @@ def describe(prepared: Prepared) -> str:
         if name in prepared.reused:
             parts.append(f"was there already, without {prepared.reused[name]:,} images")
         lines.append(f"{NihChestXray14.name}/{name}: {'; '.join(parts)}")
-    if "all_64" in prepared.counts and "subset_64" not in prepared.counts:
-        lines.append("not the subset: it is split by lists, and --lists names none")
     lines.append(f"in {prepared.data_dir}, labels as in {prepared.table}")
     if prepared.problems:
         lines.append(nih_collect.summarize(prepared.problems))
@@ -95,38 +96,41 @@ def describe(prepared: Prepared) -> str:
 
 
 def _prepare(
-    forms: Sequence[nih_forms.Form],
+    configs: Sequence[nih_configs.Config],
     source: pathlib.Path,
     data_dir: pathlib.Path,
+    work_dir: pathlib.Path,
     lists: pathlib.Path | None,
     jobs: int,
-    allow_missing: bool,
+    allowed: Collection[str],
     progress: Callable[[int, int], None],
 ) -> Prepared:
     found = nih_source.find(source)
-    entries = nih_forms.read_entries(found)
+    entries = nih_configs.read_entries(found)
     requested = {
-        form.name: nih_forms.requested_splits(form, found, entries, lists)
-        for form in forms
+        config.name: nih_configs.requested_splits(config, found, entries, lists)
+        for config in configs
     }
     builders = {
         name: NihChestXray14(config=name, data_dir=data_dir) for name in requested
     }
     reused = {
-        name: _check_same(builder, requested[name], allow_missing)
+        name: _check_same(builder, requested[name], allowed)
         for name, builder in builders.items()
         if builder.data_path.exists()
     }
     problems: Sequence[nih_source.Problem] = ()
-    work_dir = nih_collect.work_dir(data_dir, source)
     left = {name: requested[name] for name in requested if name not in reused}
     if left:
         collected = nih_collect.collect(
-            found, entries, left, work_dir, jobs, allow_missing, progress
+            found, entries, left, work_dir, jobs, allowed, progress
         )
         problems = collected.problems
         for name in left:
-            builders[name] = _write(name, data_dir, source, collected, work_dir)
+            builders[name] = NihChestXray14(
+                config=name, data_dir=data_dir, collected=collected
+            )
+            writing.write(builders[name], source)
     if work_dir.exists():
         shutil.rmtree(work_dir)
     return Prepared(
@@ -142,7 +146,7 @@ def _prepare(
 
 
 def _check_same(
-    builder: NihChestXray14, splits: Mapping[str, Split], allow_missing: bool
+    builder: NihChestXray14, splits: Mapping[str, Split], allowed: Collection[str]
 ) -> int:
     """Checks that a data set that is there is the one asked for.
 
@@ -150,34 +154,20 @@ def _check_same(
       How many images it lacks.
     """
     made, folder = builder.info.metadata, builder.data_path
-    if made["fingerprint"] != nih_forms.fingerprint(splits):
+    if made["fingerprint"] != nih_configs.fingerprint(splits):
         raise DpaError(
             f"{folder} was prepared from other lists or labels; delete it, or name "
             "another --data_dir"
         )
-    if made["left_out"] and not allow_missing:
+    if made["left_out"] and "missing" not in allowed:
         raise DpaError(
             f"{folder} was prepared without {made['left_out']:,} images that were "
             "missing or unreadable; delete it to prepare it anew, or accept it by "
             "--allow-missing"
         )
-    return made["left_out"]
-
-
-def _write(
-    name: str,
-    data_dir: pathlib.Path,
-    source: pathlib.Path,
-    collected: nih_collect.Collected,
-    work_dir: pathlib.Path,
-) -> NihChestXray14:
-    builder = NihChestXray14(config=name, data_dir=data_dir, collected=collected)
-    for rest in builder.data_path.parent.glob("incomplete.*"):
-        rest.rmtree()  # of a run that was killed while it wrote
-    # TFDS speaks of downloading, and there is none.
-    with contextlib.redirect_stdout(io.StringIO()):
-        builder.download_and_prepare(
-            download_dir=work_dir / "downloads",
-            download_config=tfds.download.DownloadConfig(manual_dir=source),
+    if made["resized"] and "size" not in allowed:
+        raise DpaError(
+            f"{folder} was prepared from {made['resized']:,} images that were not "
+            "1024 x 1024; delete it to prepare it anew, or accept it by --allow-resized"
         )
-    return builder
+    return made["left_out"]

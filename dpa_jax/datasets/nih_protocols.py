@@ -1,7 +1,7 @@
 """Which images train, validate and test in each protocol."""
 
-import pathlib
 from collections.abc import Mapping, Sequence
+from importlib.resources.abc import Traversable
 
 from dpa_jax.datasets import nih_metadata
 from dpa_jax.errors import DpaError
@@ -63,7 +63,7 @@ def by_rule(
 
 
 def by_lists(
-    entries: Mapping[str, nih_metadata.Entry], folder: pathlib.Path
+    entries: Mapping[str, nih_metadata.Entry], folder: Traversable
 ) -> dict[str, Split]:
     """Splits as lists of names say; their labels go before those of the table.
 
@@ -80,9 +80,9 @@ def by_lists(
         raise DpaError(f"{folder} is not a folder of lists")
     found = {
         f"{kind.name}/{path.name}": path
-        for kind in sorted(folder.iterdir())
+        for kind in folder.iterdir()
         if kind.is_dir()
-        for path in sorted(kind.iterdir())
+        for path in kind.iterdir()
         if not path.name.startswith(".")
     }
     needed = ("normal/train", "normal/test", "anomaly/test")
@@ -103,7 +103,7 @@ def by_lists(
 
 
 def subset(
-    entries: Mapping[str, nih_metadata.Entry], folder: pathlib.Path
+    entries: Mapping[str, nih_metadata.Entry], folder: Traversable
 ) -> dict[str, Split]:
     """Splits as the curated lists of the subset say.
 
@@ -136,7 +136,7 @@ def subset(
 
 
 def _read(
-    entries: Mapping[str, nih_metadata.Entry], lists: Mapping[str, pathlib.Path]
+    entries: Mapping[str, nih_metadata.Entry], lists: Mapping[str, Traversable]
 ) -> dict[str, Split]:
     names = {part: nih_metadata.read_names(path) for part, path in lists.items()}
     for part, path in lists.items():

@@ -3,6 +3,7 @@
 import dataclasses
 import filecmp
 import hashlib
+import os
 import pathlib
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -49,7 +50,7 @@ class Source:
     """
 
     root: pathlib.Path
-    files: Mapping[str, Sequence[pathlib.Path]]
+    files: Mapping[str, Sequence[str]]
     archives: Sequence[pathlib.Path]
     tables: Mapping[str, pathlib.Path]
 
@@ -75,16 +76,17 @@ def find(root: pathlib.Path) -> Source:
     """
     if not root.is_dir():
         raise DpaError(f"{root} is not a folder")
-    files: dict[str, list[pathlib.Path]] = {}
+    files: dict[str, list[str]] = {}
     packed: list[pathlib.Path] = []
     others: dict[str, list[pathlib.Path]] = {}
-    for path in map(pathlib.Path, folders.list_files(root)):
-        if _IMAGE.fullmatch(path.name):
-            files.setdefault(path.name, []).append(path)
-        elif _ARCHIVE.fullmatch(path.name):
-            packed.append(path)
+    for path in folders.list_files(root):
+        name = os.path.basename(path)
+        if _IMAGE.fullmatch(name):
+            files.setdefault(name, []).append(path)
+        elif _ARCHIVE.fullmatch(name):
+            packed.append(pathlib.Path(path))
         else:
-            others.setdefault(path.name.removesuffix(".gz"), []).append(path)
+            others.setdefault(name.removesuffix(".gz"), []).append(pathlib.Path(path))
     tables = {}
     for table, names in _TABLES.items():
         paths = next((others[name] for name in names if name in others), [])
@@ -114,12 +116,14 @@ def stamps(source: Source) -> Callable[[str], Collection[int]]:
     return lambda name: [_stamp(source.files[name])] if name in source.files else packed
 
 
-def _stamp(paths: Sequence[pathlib.Path]) -> int:
-    states = [
-        (str(path), path.stat().st_size, path.stat().st_mtime_ns)
-        for path in paths
-        if path.exists()  # which a broken link does not
-    ]
+def _stamp(paths: Sequence[str | pathlib.Path]) -> int:
+    states = []
+    for path in paths:
+        try:
+            state = os.stat(path)
+        except FileNotFoundError:  # a broken link, which decoding will name
+            continue
+        states.append((str(path), state.st_size, state.st_mtime_ns))
     return int.from_bytes(_digest(repr(states).encode())[:8], "little")
 
 
@@ -128,7 +132,7 @@ def read(
     wanted: Collection[str],
     missing: Collection[str],
     problem: Callable[[Problem], None],
-) -> Iterator[tuple[str, pathlib.Path | bytes, int]]:
+) -> Iterator[tuple[str, str | bytes, int]]:
     """Yields images: first the unpacked ones, then those in archives.
 
     Archives are read, each once and from its start to its end, only if an image is
@@ -172,14 +176,14 @@ def read(
         problem(Problem(name, "missing", ""))
 
 
-def _content(path: pathlib.Path) -> bytes:
+def _content(path: str) -> bytes:
     try:
-        return path.read_bytes()
+        return pathlib.Path(path).read_bytes()
     except OSError as error:
         raise DpaError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def _same(paths: Sequence[pathlib.Path]) -> None:
+def _same(paths: Sequence[str | pathlib.Path]) -> None:
     for path in paths[1:]:
         if not filecmp.cmp(paths[0], path, shallow=False):
             raise DpaError(_differ(path, paths[0]))

@@ -29,11 +29,12 @@ def from_xml(
 
     Returns:
       The coverage of a square by the outlined tumour without its holes, exact; and
-      what had to be mended, in words.
+      what had to be mended or left out, in words. Dots and lines enclose nothing and
+      are left out.
 
     Raises:
       DpaError: the file is no ASAP annotation, outlines no tumour, or has a polygon
-        of an unknown group or with fewer than three points.
+        of an unknown group.
     """
     name = name or os.fspath(path)
     try:
@@ -44,19 +45,26 @@ def from_xml(
             "reading annotations needs a library: pip install 'dpa_jax[wsi]'"
         ) from None
     try:
-        root = ElementTree.parse(path).getroot()
-    except (OSError, ElementTree.ParseError) as error:
+        parser = ElementTree.XMLParser(target=_Plain())
+        root = ElementTree.parse(path, parser).getroot()
+    except (OSError, ValueError, ElementTree.ParseError) as error:
         raise DpaError(f"{name} is no annotation: {error}") from None
     mended, tumours, holes = [], [], []
     for element in root.iter("Annotation"):
         outline = element.get("Name", "?")
+        points = _points(element, f"{name}: {outline}")
+        if len(points) < 3:
+            mended.append(
+                f"{name}: {outline} has fewer than three points; it is left out"
+            )
+            continue
         group = element.get("PartOfGroup", "").lower()
         if group not in TUMOUR_GROUPS | HOLE_GROUPS:
             raise DpaError(
                 f"{name}: {outline} is of the group {element.get('PartOfGroup')!r}; "
                 f"known are {', '.join(sorted((TUMOUR_GROUPS | HOLE_GROUPS) - {''}))}"
             )
-        polygon = shapely.Polygon(_points(element, f"{name}: {outline}"))
+        polygon = shapely.Polygon(points)
         if not polygon.is_valid:
             reason = validation.explain_validity(polygon)
             mended.append(
@@ -93,9 +101,15 @@ def _points(element, name: str) -> list[tuple[float, float]]:
         raise DpaError(f"{name} has a bad coordinate: {error}") from None
     if not np.isfinite(points).all():
         raise DpaError(f"{name} has a bad coordinate: it is not finite")
-    if len(points) < 3:
-        raise DpaError(f"{name} has {len(points)} points; three are needed")
     return points
+
+
+class _Plain(ElementTree.TreeBuilder):
+    """Builds a tree; refuses a document type, whose entities can grow without bound."""
+
+    def doctype(self, name, pubid, system):
+        """Refuses it, before any entity is read."""
+        raise ValueError("it has a document type, which ASAP writes none of")
 
 
 def from_mask(mask: Slide, slide: Slide) -> Coverage:

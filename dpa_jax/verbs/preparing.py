@@ -18,6 +18,7 @@ def nih(options: argparse.Namespace) -> None:
             pathlib.Path(options.lists) if options.lists else None,
             options.jobs,
             options.allow_missing,
+            options.allow_resized,
             show,
         )
     print(nih_prepare.describe(found))
