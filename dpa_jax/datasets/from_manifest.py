@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from dpa_jax.data import decode, manifest, masks, volumes
-from dpa_jax.datasets import ordered_writer
+from dpa_jax.datasets import writing
 from dpa_jax.errors import DpaError, UsageError
 
 _OURS = ("image", "image_id", "has_mask")  # features that no column may be called
@@ -181,8 +181,8 @@ class _FromManifest(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             mask = masks.prepare(mask, self._preprocessing, file)
         return mask
 
-    def _example_writer(self) -> ordered_writer.OrderedWriter:
-        return ordered_writer.OrderedWriter(self.info.file_format)
+    def _example_writer(self) -> writing.OrderedWriter:
+        return writing.OrderedWriter(self.info.file_format)
 
 
 def _feature(values: Any) -> Any:
