@@ -143,6 +143,7 @@ def config(tmp_path_factory):
     config.loss.adversarial = 0.1
     config.optimizer.learning_rate = 2e-4
     config.log_every = 2
+    config.steps_per_chunk = config.checkpoint_every = 1
     return config
 
 
@@ -184,11 +185,9 @@ def test_scores_know_nothing_of_the_critic(grown):
 
 
 def test_a_run_with_a_critic_resumes_as_if_uninterrupted(config, grown, tmp_path):
-    every = config.copy_and_resolve_references()
-    every.checkpoint_every = 1
-    run_factory.train_until(every, tmp_path, 6)
+    run_factory.train_until(config, tmp_path, 6)
     assert checkpoints.latest(tmp_path) == 6
-    dpa_jax.train(every, tmp_path, visible=False)
+    dpa_jax.train(config, tmp_path, visible=False)
     run_factory.assert_same_run(tmp_path, grown)
 
 
