@@ -49,7 +49,7 @@ def run(argv: list[str]) -> None:
     add = parser.add_argument
     add("--signals", default="all", help=f"all, or some of {','.join(SIGNALS)}")
     add("--moments", type=int, default=30, help="interruptions of each run")
-    add("--steps", type=int, default=20_000, help="of the run's last stage")
+    add("--steps", type=int, default=60_000, help="of the run's last stage")
     add("--seed", type=int, default=0, help="of the moments")
     args = parser.parse_args(argv)
     names = measure.one_of("--signals", args.signals, SIGNALS)
@@ -94,8 +94,8 @@ def _interrupt(
         *(sys.executable, "-m", "dpa_jax", "train"),
         *(f"--config={place}/config.json", f"--workdir={place / name}"),
     ]
-    while_training, longest = 0, 4.0
-    for _ in range(count):
+    while_training, longest, done = 0, 6.0, 0
+    for done in range(1, count + 1):
         before = checkpoints.latest(place / name) or 0
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -103,6 +103,8 @@ def _interrupt(
         time.sleep(moments.uniform(0, longest))
         process.send_signal(getattr(signal, name))
         _, text = process.communicate(timeout=300)
+        if process.returncode == 0:
+            break  # it came to its end
         # before it trains, Python itself ends it
         expected = (_EXIT_CODES[name], -getattr(signal, name), 130)
         if process.returncode not in expected or "Traceback" in text:
@@ -114,7 +116,7 @@ def _interrupt(
     subprocess.run(command, check=True, capture_output=True)
     return {
         "signal": name,
-        "moments": count,
+        "moments": done,
         "while_training": while_training,
         "last_step": checkpoints.latest(place / name),
     }

@@ -22,10 +22,10 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 BATCH, COUNT = 16, 43
 PLAIN = tiny.spec(tiny.GROWN)
 # what VGG19 does not matter for is compiled without it
-L1 = losses.StageLoss(losses.Loss(relative_perceptual=0, l1=1.0))
-SMALL = tiny.spec(tiny.GROWN, loss=L1)
+L2 = losses.StageLoss(losses.Loss(relative_perceptual=0, l2=1.0))
+SMALL = tiny.spec(tiny.GROWN, loss=L2)
 # crops and flips are drawn for an image's place in the whole batch
-AUGMENTED = tiny.spec(tiny.GROWING, loss=L1, horizontal_flip=True, vertical_flip=True)
+AUGMENTED = tiny.spec(tiny.GROWING, loss=L2, horizontal_flip=True, vertical_flip=True)
 LONG = dataclasses.replace(
     tiny.spec(dataclasses.replace(tiny.GROWN, steps=50)),
     compute=Compute("float64"),
