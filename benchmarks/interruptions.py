@@ -94,8 +94,9 @@ def _interrupt(
         *(sys.executable, "-m", "dpa_jax", "train"),
         *(f"--config={place}/config.json", f"--workdir={place / name}"),
     ]
-    while_training, longest, done = 0, 6.0, 0
-    for done in range(1, count + 1):
+    while_training, longest, sessions = 0, 6.0, 0
+    while sessions < count:
+        sessions += 1
         before = checkpoints.latest(place / name) or 0
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -116,7 +117,7 @@ def _interrupt(
     subprocess.run(command, check=True, capture_output=True)
     return {
         "signal": name,
-        "moments": done,
+        "moments": sessions,
         "while_training": while_training,
         "last_step": checkpoints.latest(place / name),
     }

@@ -37,17 +37,19 @@ def run(argv: list[str]) -> None:
     if not found:
         raise errors.DpaError(f"{folder} holds no .json of a benchmark")
     for path in found:
-        print(draw(path))
+        drawn = draw(path)
+        if drawn is not None:
+            print(drawn)
 
 
-def draw(path: pathlib.Path) -> pathlib.Path:
+def draw(path: pathlib.Path) -> pathlib.Path | None:
     """Draws one result.
 
     Args:
       path: the JSON of a benchmark.
 
     Returns:
-      The figure, a PNG beside it.
+      The figure, a PNG beside it; None of a benchmark that is a table.
 
     Raises:
       DpaError: the file is not a benchmark's, or matplotlib is missing.
@@ -58,6 +60,8 @@ def draw(path: pathlib.Path) -> pathlib.Path:
         raise errors.DpaError("figures need matplotlib: pip install dpa_jax") from None
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
+        if result["benchmark"] in TABLES:
+            return None
         pen, rows = PENS[result["benchmark"]], result["rows"]
         machine, settings = result["machine"], result["settings"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -217,6 +221,8 @@ PENS = {
     "input": _input,
     "population": _population,
 }
+# a few numbers, which are told and not drawn
+TABLES = ("rounding", "interruptions", "host_memory")
 
 if __name__ == "__main__":
     raise SystemExit(main())
