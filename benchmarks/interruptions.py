@@ -49,7 +49,7 @@ def run(argv: list[str]) -> None:
     add = parser.add_argument
     add("--signals", default="all", help=f"all, or some of {','.join(SIGNALS)}")
     add("--moments", type=int, default=30, help="interruptions of each run")
-    add("--steps", type=int, default=60_000, help="of the run's last stage")
+    add("--steps", type=int, default=20_000, help="of the run's last stage")
     add("--seed", type=int, default=0, help="of the moments")
     args = parser.parse_args(argv)
     names = measure.one_of("--signals", args.signals, SIGNALS)
@@ -94,7 +94,7 @@ def _interrupt(
         *(sys.executable, "-m", "dpa_jax", "train"),
         *(f"--config={place}/config.json", f"--workdir={place / name}"),
     ]
-    while_training, longest, sessions = 0, 6.0, 0
+    while_training, longest, sessions = 0, 15.0, 0
     while sessions < count:
         sessions += 1
         before = checkpoints.latest(place / name) or 0

@@ -189,10 +189,3 @@ def test_a_run_with_a_critic_resumes_as_if_uninterrupted(config, grown, tmp_path
     assert checkpoints.latest(tmp_path) == 6
     dpa_jax.train(config, tmp_path, visible=False)
     run_factory.assert_same_run(tmp_path, grown)
-
-
-def test_streamed_batches_are_the_resident_ones(config, grown, tmp_path):
-    streamed = config.copy_and_resolve_references()
-    streamed.data.residency = "stream"
-    folder = dpa_jax.train(streamed, tmp_path, visible=False)
-    run_factory.assert_same_run(folder, grown)
