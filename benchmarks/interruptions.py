@@ -53,6 +53,8 @@ def run(argv: list[str]) -> None:
     add("--seed", type=int, default=0, help="of the moments")
     args = parser.parse_args(argv)
     names = measure.one_of("--signals", args.signals, SIGNALS)
+    # a shell may have started this in the background, with SIGINT ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     moments = random.Random(args.seed)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
