@@ -236,7 +236,7 @@ def _autoencoder_step(spec, member, adam, frozen, x, real, alpha, axis_name):
     """Updates the autoencoder once on the images `x`, whose targets are `real`."""
 
     def mean_loss(parameters, x, real):
-        y = _reconstruct(spec, parameters, x, alpha)
+        y = reconstruct(spec, parameters, x, alpha)
         value = losses.stage_per_image(
             spec.loss,
             frozen.vgg,
@@ -281,7 +281,7 @@ def _mean_over_parts(function, parts: int, batch):
 
 def _critic_step(spec, member, adam, x, t, alpha, axis_name):
     """Updates the critic once on the images `x` and their reconstructions."""
-    y = _reconstruct(spec, member.parameters, x, alpha)
+    y = reconstruct(spec, member.parameters, x, alpha)
 
     def loss(critic):
         rate = _critic(spec, critic, alpha)
@@ -296,7 +296,8 @@ def _critic_step(spec, member, adam, x, t, alpha, axis_name):
     return member.replace(critic=critic, critic_optimizer=optimizer), scalars
 
 
-def _reconstruct(spec, parameters, x, alpha):
+def reconstruct(spec: StepSpec, parameters, x: jax.Array, alpha) -> jax.Array:
+    """Returns what the stage's autoencoder makes of images, `[B, R, R, C]`."""
     _, y = models.reconstruct(
         parameters,
         x,

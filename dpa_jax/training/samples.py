@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dpa_jax import models, state, step
+from dpa_jax import state, step
 from dpa_jax.weights import formats
 
 _SCALE_TO = 96  # pixels that an image of a grid has at least
@@ -17,14 +17,7 @@ _SCALE_TO = 96  # pixels that an image of a grid has at least
 def _reconstruct(spec: step.StepSpec, parameters, images, alpha):
     with spec.compute.matmul_precision():
         x = step.prepare(spec, images, None, alpha)
-        _, y = models.reconstruct(
-            parameters,
-            x,
-            alpha,
-            architecture=spec.architecture,
-            stage=spec.stage,
-            compute=spec.compute,
-        )
+        y = step.reconstruct(spec, parameters, x, alpha)
     return x, y
 
 
