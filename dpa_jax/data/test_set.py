@@ -1,12 +1,9 @@
 """The labelled images that a configuration names to test on."""
 
-import dataclasses
-
 import ml_collections
-import numpy as np
 
 from dpa_jax import console, data, errors
-from dpa_jax.data import labels as label_names
+from dpa_jax.data import labels
 from dpa_jax.data.image_set import ImageSet
 
 
@@ -24,9 +21,7 @@ def load(config: ml_collections.ConfigDict, *, visible: bool = True) -> ImageSet
     both = (config.data.test_normal, config.data.test_abnormal)
     if config.data.test:
         images = read_test(config.data.test)
-        if config.data.normal:
-            normal = label_names.matches(images, config.data.normal)
-            return dataclasses.replace(images, labels=(~normal).astype(np.int8))
+        images = labels.labelled(images, config.data.normal, config.data.test)
         if images.labels is None:
             raise errors.DpaError(
                 f"data.test: {config.data.test} has no labels, so it is no test set"
