@@ -35,11 +35,14 @@ def test_arrays_come_back_as_they_were(tmp_path):
 
 
 def test_later_changes_do_not_reach_what_is_being_written(tmp_path):
-    values = tree()
+    values, notes = tree(), {"window": {"sums": {"loss": 0.0}}}
     with checkpoints.Checkpoints(tmp_path) as kept:
-        kept.save(1, jax.device_put(values), {})
+        kept.save(1, jax.device_put(values), notes)
         values["optimizer"]["mu"][:] = -1
-    assert checkpoints.restore(tmp_path, 1).arrays["optimizer"]["mu"][1] == 1
+        notes["window"]["sums"]["loss"] = -1.0
+    found = checkpoints.restore(tmp_path, 1)
+    assert found.arrays["optimizer"]["mu"][1] == 1
+    assert found.notes["window"]["sums"]["loss"] == 0
 
 
 def test_the_last_two_and_those_to_keep_stay(tmp_path):

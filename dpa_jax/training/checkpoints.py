@@ -1,6 +1,7 @@
 """Checkpoints of a run: the only file that imports Orbax."""
 
 import contextlib
+import copy
 import dataclasses
 import hashlib
 import json
@@ -90,7 +91,7 @@ class Checkpoints:
             self._best = (*self._best[-1:], step)
 
     def save(self, step: int, arrays: Any, notes: Mapping[str, Any]) -> None:
-        """Writes a checkpoint in the background; the arrays are copied first.
+        """Writes a checkpoint in the background; arrays and notes are copied first.
 
         Args:
           step: of the whole run.
@@ -111,7 +112,9 @@ class Checkpoints:
             )
         parts = {
             _ARRAYS: ocp.args.StandardSave(arrays),
-            _NOTES: ocp.args.JsonSave({**notes, _DIGESTS: _digests(arrays)}),
+            _NOTES: ocp.args.JsonSave(
+                {**copy.deepcopy(dict(notes)), _DIGESTS: _digests(arrays)}
+            ),
         }
         with _named(self._folder, _WRITING):
             self._manager.save(step, args=ocp.args.Composite(**parts))
