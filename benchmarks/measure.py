@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
-from dpa_jax import errors, step, vgg, workdir
+from dpa_jax import errors, step, workdir
+from dpa_jax.backbones import base
 from dpa_jax.ops.compute import Compute
 
 T = TypeVar("T")
@@ -258,24 +259,31 @@ def matmul_peak(precision: str, with_torch: bool) -> dict[str, float]:
     return {name: work / statistics.median(seconds) for name, seconds in each.items()}
 
 
-def vgg_operations(spec: step.StepSpec, batch_size: int, cached: bool) -> float:
-    """Counts the floating-point operations of VGG19 in one step.
+def backbone_operations(
+    spec: step.StepSpec, weights: base.Weights, batch_size: int, cached: bool
+) -> float:
+    """Counts the floating-point operations of the backbone in one step.
 
     The real images forward, unless their features are cached, the reconstructions
     forward, and the gradient with respect to these; at half the resolution as well in a
     transition with the smooth loss. The real ones' are shared by the members of a
     population. The autoencoder's own are a few percent more.
     """
-    total = 0
+    total = 0.0
+    shapes = jax.eval_shape(lambda: weights)
     for loss, resolution in (
         (spec.loss.full, spec.stage.resolution),
         (spec.loss.half, spec.stage.resolution // 2),
     ):
         if loss is not None and loss.layers:
-            layer = vgg.deepest([name for name, _ in loss.layers])
-            total += vgg.multiply_adds(layer, resolution)
+            x = jax.ShapeDtypeStruct((1, resolution, resolution, 3), jnp.float32)
+            layers = tuple(name for name, _ in loss.layers)
+            apply = jax.jit(loss.backbone.apply, static_argnums=(2, 3))
+            # as the compiler counts them, before it optimises
+            counted: Any = apply.lower(shapes, x, layers, "").cost_analysis()
+            total += counted["flops"]
     passes = 2 * spec.members + (0 if cached else 1)
-    return 2.0 * total * passes * batch_size
+    return total * passes * batch_size
 
 
 # --- memory

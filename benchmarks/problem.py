@@ -6,7 +6,7 @@ has to be fetched: images are noise, VGG19 is drawn at random unless it is given
 
 import dataclasses
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -14,7 +14,8 @@ import ml_collections
 import numpy as np
 
 from dpa_jax import config as config_lib
-from dpa_jax import config_files, errors, frozen, models, stages, state, validation, vgg
+from dpa_jax import config_files, errors, models, stages, state, validation
+from dpa_jax.backbones import base, frozen
 from dpa_jax.platform import Platform
 from dpa_jax.training import run as run_lib
 from dpa_jax.training import setup as setup_lib
@@ -34,7 +35,7 @@ class Problem:
       config: validated.
       plan: its stages.
       images: uint8 `[N, S, S, C]`.
-      weights: of VGG19, up to the deepest layer in use.
+      weights: of the backbone, up to the deepest layer in use.
       statistics: of the layers in use.
       parameters: of every block, as a run would begin with.
     """
@@ -42,7 +43,7 @@ class Problem:
     config: ml_collections.ConfigDict
     plan: tuple[stages.Stage, ...]
     images: np.ndarray
-    weights: dict[str, dict[str, np.ndarray]]
+    weights: base.Weights
     statistics: dict[str, dict[str, np.ndarray]]
     parameters: state.Parameters
 
@@ -101,7 +102,7 @@ def make(
     Args:
       location: see `config.load`.
       images: how many.
-      weights: see `weights.files.load_vgg19`.
+      weights: see `perceptual.weights`.
       batch: replaces the configuration's batch size.
       steps_scale: what the steps of every stage are multiplied with.
     """
@@ -125,12 +126,13 @@ def make(
     layers = frozen.layers_in_use(config, plan)
     architecture = models.Architecture.from_config(config)
     parameters = state.initialize(jax.random.key(config.seed), architecture, plan)
+    weights_of = frozen.load_weights(config, layers)
     return Problem(
         config=config,
         plan=plan,
         images=noise(config, images),
-        weights=frozen.load_weights(config, layers),
-        statistics=made_up_statistics(layers),
+        weights=weights_of,
+        statistics=made_up_statistics(config, weights_of, layers),
         parameters=jax.device_get(parameters),
     )
 
@@ -142,14 +144,18 @@ def noise(config: ml_collections.ConfigDict, count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
 
-def made_up_statistics(layers: Iterable[str]) -> dict[str, dict[str, np.ndarray]]:
+def made_up_statistics(
+    config: ml_collections.ConfigDict, weights: base.Weights, layers: Collection[str]
+) -> dict[str, dict[str, np.ndarray]]:
     """Returns a mean of 1/2 and a standard deviation of 2 for every channel."""
+    backbone = base.named(config.perceptual.backbone)
+    shapes = backbone.feature_shapes(weights, layers, config.data.resolution)
     return {
         name: {
-            "mean": np.full(vgg.LAYERS[name], 0.5, np.float32),
-            "std": np.full(vgg.LAYERS[name], 2.0, np.float32),
+            "mean": np.full(channels, 0.5, np.float32),
+            "std": np.full(channels, 2.0, np.float32),
         }
-        for name in layers
+        for name, (*_, channels) in shapes.items()
     }
 
 

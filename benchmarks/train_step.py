@@ -190,7 +190,10 @@ def row(
     # what is computed once is paid by every step of the stage
     fill = contestant.target_fill_s / spec.stage.steps
     each = statistics.median(seconds) + fill
-    rate = measure.vgg_operations(spec, batch, contestant.cached_targets) / each / 1e12
+    operations = measure.backbone_operations(
+        spec, given.weights, batch, contestant.cached_targets
+    )
+    rate = operations / each / 1e12
     return {
         "stage": spec.stage.name,
         "implementation": contestant.name,

@@ -8,8 +8,6 @@ import ml_collections
 
 from dpa_jax import errors
 
-KINDS = ("residual18", "residual9")
-
 
 def default_config() -> ml_collections.ConfigDict:
     """Returns the NIH subset run with progressive growing, without its data.
@@ -47,7 +45,7 @@ def default_config() -> ml_collections.ConfigDict:
                 "residency": "auto",  # images on the device, or stream: auto chooses
             },
             "model": {
-                "kind": "residual18",
+                "kind": "residual18",  # or residual9, or module:function
                 "latent_resolution": 1,
                 "latent_channels": 16,
                 "encoder_channels": (16, 16, 16, 16, 16),  # high to low resolution
@@ -60,6 +58,7 @@ def default_config() -> ml_collections.ConfigDict:
                 "final_steps": 3_500,  # of the last stabilization
             },
             "perceptual": {
+                "backbone": "vgg19",  # or resnet50, or module:function
                 "weights": "imagenet",  # or a file, or random:SEED
                 "statistics": "imagenet",  # or a file, or train: of the training images
                 # resolution:layer, several layers as r32*1+r42*0.5
@@ -74,10 +73,19 @@ def default_config() -> ml_collections.ConfigDict:
                 "l1": 0.0,
                 "l2": 0.0,
                 "adversarial": 0.0,  # WGAN-GP; never part of the score
+                "extra": "",  # a term of your own, module:function
+                "extra_weight": 1.0,
                 "smooth_transition": True,  # mix in the loss at half the resolution
             },
             "adversarial": {"discriminator_steps": 2},  # before each of the autoencoder
-            "optimizer": {"learning_rate": 1e-3},
+            "optimizer": {  # begun anew at each stage
+                "name": "adam",  # adamw, sgd, lion, adafactor or module:function
+                "learning_rate": 1e-3,
+                "schedule": "constant",  # cosine or linear: to 0 at a stage's end
+                "warmup_steps": 0,  # of each stage, up to the rate
+                "gradient_clip": 0.0,  # the largest norm of a gradient; 0: any
+                "weight_decay": 0.0,  # of adamw, lion and adafactor
+            },
             "early_stopping": {  # in the last stage, on the loss of the held-out fold
                 "every": 0,  # steps between evaluations; 0: never
                 "patience": 3,  # evaluations in a row that need not improve
@@ -244,6 +252,8 @@ def lowest_resolution(latent_resolution: int) -> int:
     return 4 if latent_resolution == 1 else latent_resolution
 
 
-def uses_vgg(config: ml_collections.ConfigDict) -> bool:
-    """Says whether the loss looks at VGG19 features at all."""
-    return bool(config.loss.relative_perceptual or config.loss.perceptual)
+def is_perceptual(config: ml_collections.ConfigDict) -> bool:
+    """Returns whether the loss compares features of the backbone at all."""
+    loss = config.loss
+    own = loss.extra and config.perceptual.layers
+    return bool(loss.relative_perceptual or loss.perceptual or own)

@@ -108,7 +108,7 @@ def report(scorer: Scorer, images: ImageSet, scores: np.ndarray) -> dict[str, An
         "trained_steps": scorer.trained,
         "stage": scorer.stage.name,
         "vgg_weights": scorer.config.perceptual.weights,
-        "random_weights": config_lib.uses_vgg(scorer.config)
+        "random_weights": config_lib.is_perceptual(scorer.config)
         and scorer.config.perceptual.weights.startswith("random:"),
     }
 

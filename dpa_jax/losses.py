@@ -4,14 +4,15 @@ Float32, or float64 where images are.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 
 from dpa_jax import config as config_lib
-from dpa_jax import images, vgg
+from dpa_jax import errors, extensions, images
+from dpa_jax.backbones import base as backbones
 from dpa_jax.stages import Stage
 
 # a layer's features, or at IMAGE the preprocessed image itself
@@ -20,17 +21,47 @@ IMAGE = "image"
 
 
 @dataclasses.dataclass(frozen=True)
+class Comparison:
+    """An image and what the autoencoder made of it, with all that is known of both.
+
+    Attributes:
+      image: float `[B, R, R, C]` in [-1, 1].
+      reconstruction: likewise, of no bounds.
+      latent: `[B, r, r, c]`.
+      real: features of the images, `{layer: [B, h, w, channels]}`; at `IMAGE` the
+        preprocessed image, if it has a weight.
+      fake: features of the reconstructions.
+    """
+
+    image: jax.Array
+    reconstruction: jax.Array
+    latent: jax.Array
+    real: Features
+    fake: Features
+
+
+jax.tree_util.register_dataclass(Comparison)
+
+# Returns one value per image, `[B]`: of a loss, lower is better; of a score, higher is
+# more abnormal.
+Term = Callable[[Comparison], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
 class Loss:
     """What a stage minimises, at one resolution; static and hashable.
 
     Attributes:
-      layers: VGG19 layers with their weights.
+      layers: of the backbone, with their weights.
       image_weight: of the same term on the preprocessed image.
       relative_perceptual: weight of the relative perceptual L1 term.
       perceptual: weight of the plain perceptual L2 term.
       normalize: whether the plain perceptual term divides by the statistics.
       l1: weight of the mean absolute error of the pixels.
       l2: weight of their mean squared error.
+      extra: a term of the user's own; None for none.
+      extra_weight: its weight.
+      backbone: whose features are compared.
     """
 
     layers: tuple[tuple[str, float], ...] = ()
@@ -40,19 +71,28 @@ class Loss:
     normalize: bool = True
     l1: float = 0.0
     l2: float = 0.0
+    extra: Term | None = None
+    extra_weight: float = 1.0
+    backbone: backbones.Backbone = dataclasses.field(
+        default_factory=lambda: backbones.named("vgg19")
+    )
 
     @classmethod
     def from_config(cls, config: ml_collections.ConfigDict, resolution: int) -> "Loss":
         """Takes the loss at `resolution` from a validated configuration."""
         layers = config_lib.perceptual_layers(config.perceptual.layers)
+        extra = config.loss.extra
         return cls(
-            layers=layers[resolution] if config_lib.uses_vgg(config) else (),
+            backbone=backbones.named(config.perceptual.backbone),
+            layers=layers[resolution] if config_lib.is_perceptual(config) else (),
             image_weight=config.perceptual.image_weight,
             relative_perceptual=config.loss.relative_perceptual,
             perceptual=config.loss.perceptual,
             normalize=config.perceptual.normalize,
             l1=config.loss.l1,
             l2=config.loss.l2,
+            extra=extensions.load(extra, "loss.extra") if extra else None,
+            extra_weight=config.loss.extra_weight,
         )
 
 
@@ -80,13 +120,16 @@ class StageLoss:
         )
 
 
+Statistics = Mapping[str, Mapping[str, jax.Array]]
+
+
 def extract(
-    vgg_weights: vgg.Weights, x: jax.Array, loss: Loss, backend: str = "cpu"
+    weights: backbones.Weights, x: jax.Array, loss: Loss, backend: str = "cpu"
 ) -> Features:
     """Computes what the perceptual terms compare.
 
     Args:
-      vgg_weights: see `vgg.features`.
+      weights: of the loss's backbone.
       x: float `[B, R, R, C]` in [-1, 1].
       loss: says which layers.
       backend: see `Compute`.
@@ -95,31 +138,45 @@ def extract(
       `{layer: [B, h, w, channels]}`, with the preprocessed image under `IMAGE` if it
       has a weight; empty if there is no perceptual term.
     """
-    if not (loss.relative_perceptual or loss.perceptual):
+    if not (loss.relative_perceptual or loss.perceptual or loss.extra):
         return {}
-    inputs = vgg.preprocess(x)
+    inputs = loss.backbone.preprocess(x)
     names = tuple(name for name, _ in loss.layers)
-    result = vgg.features(vgg_weights, inputs, names, backend) if names else {}
-    return {**result, IMAGE: inputs} if loss.image_weight else result
+    found = loss.backbone.apply(weights, inputs, names, backend) if names else {}
+    return {**found, IMAGE: inputs} if loss.image_weight else found
 
 
-def per_image(
+def compare(
     loss: Loss,
-    statistics: Mapping[str, Mapping[str, jax.Array]],
+    weights: backbones.Weights,
     real: Features,
-    fake: Features,
     x: jax.Array,
     y: jax.Array,
-) -> jax.Array:
+    z: jax.Array,
+    backend: str = "cpu",
+) -> Comparison:
+    """Returns images beside their reconstructions.
+
+    Args:
+      loss: says which features.
+      weights: of its backbone.
+      real: `extract` of the images.
+      x: the images, float `[B, R, R, C]` in [-1, 1].
+      y: the reconstructions, likewise.
+      z: the latents, `[B, r, r, c]`.
+      backend: see `Compute`.
+    """
+    fake = extract(weights, y, loss, backend)
+    return Comparison(x, y, z, real, fake)
+
+
+def per_image(loss: Loss, statistics: Statistics, comparison: Comparison) -> jax.Array:
     """Returns the loss of each image, float32 `[B]`: also its anomaly score.
 
     Args:
       loss: which terms, with their weights.
       statistics: `{layer: {"mean": [C], "std": [C]}}` of the features.
-      real: `extract` of the images `x`; they carry no gradient.
-      fake: `extract` of the reconstructions `y`.
-      x: float `[B, R, R, C]` in [-1, 1].
-      y: likewise.
+      comparison: of images and reconstructions.
     """
     axes = (1, 2, 3)
 
@@ -129,24 +186,52 @@ def per_image(
     def squared(difference, _):
         return jnp.square(difference).mean(axes)
 
-    return _total(
-        loss,
-        statistics,
-        (jax.lax.stop_gradient(real), fake),
-        x - y,
-        relative_l1,
-        squared,
-        axes,
-    )
+    total = _total(loss, statistics, comparison, relative_l1, squared, axes)
+    if loss.extra is None:
+        return total
+    own = loss.extra(comparison)
+    if own.shape != total.shape:
+        raise errors.UsageError(
+            f"loss.extra returns {list(own.shape)} for {len(total)} images; it must "
+            "return one value for each"
+        )
+    return total + loss.extra_weight * own
+
+
+def layer_terms(
+    loss: Loss, statistics: Statistics, comparison: Comparison
+) -> dict[str, jax.Array]:
+    """Returns the relative perceptual L1 term of each layer by itself, float32 `[B]`.
+
+    Their mean by the layers' weights is the relative perceptual term of `per_image`.
+    """
+    return {
+        name: per_image(
+            dataclasses.replace(
+                loss,
+                layers=((name, 1.0),) if name != IMAGE else (),
+                image_weight=float(name == IMAGE),
+                relative_perceptual=1.0,
+                perceptual=0.0,
+                l1=0.0,
+                l2=0.0,
+                extra=None,
+            ),
+            statistics,
+            comparison,
+        )
+        for name in comparison.real
+    }
 
 
 def stage_per_image(
     loss: StageLoss,
-    vgg_weights: vgg.Weights,
-    statistics: Mapping[str, Mapping[str, jax.Array]],
+    weights: backbones.Weights,
+    statistics: Statistics,
     targets: tuple[Features, Features],
     x: jax.Array,
     y: jax.Array,
+    z: jax.Array,
     alpha,
     backend: str = "cpu",
 ) -> jax.Array:
@@ -154,56 +239,52 @@ def stage_per_image(
 
     Args:
       loss: of the stage.
-      vgg_weights: see `vgg.features`.
+      weights: of its backbone.
       statistics: see `per_image`.
       targets: `stage_targets` of `x`.
       x: float `[B, R, R, C]` in [-1, 1], mixed in a transition.
       y: the reconstructions.
+      z: the latents.
       alpha: the new resolution's share.
       backend: see `Compute`.
     """
     full, half = targets
-    value = per_image(
-        loss.full, statistics, full, extract(vgg_weights, y, loss.full, backend), x, y
-    )
+    comparison = compare(loss.full, weights, full, x, y, z, backend)
+    value = per_image(loss.full, statistics, comparison)
     if loss.half is None:
         return value
     x, y = images.average_pool2(x), images.average_pool2(y)
-    coarse = per_image(
-        loss.half, statistics, half, extract(vgg_weights, y, loss.half, backend), x, y
-    )
+    comparison = compare(loss.half, weights, half, x, y, z, backend)
+    coarse = per_image(loss.half, statistics, comparison)
     return alpha * value + (1 - alpha) * coarse
 
 
 def stage_targets(
-    loss: StageLoss, vgg_weights: vgg.Weights, x: jax.Array, backend: str = "cpu"
+    loss: StageLoss, weights: backbones.Weights, x: jax.Array, backend: str = "cpu"
 ) -> tuple[Features, Features]:
     """Computes the features of the images themselves, at full and half resolution."""
-    full = extract(vgg_weights, x, loss.full, backend)
+    full = extract(weights, x, loss.full, backend)
     if loss.half is None:
         return full, {}
-    return full, extract(vgg_weights, images.average_pool2(x), loss.half, backend)
+    return full, extract(weights, images.average_pool2(x), loss.half, backend)
 
 
 def anomaly_map(
-    loss: Loss,
-    statistics: Mapping[str, Mapping[str, jax.Array]],
-    real: Features,
-    fake: Features,
-    x: jax.Array,
-    y: jax.Array,
+    loss: Loss, statistics: Statistics, comparison: Comparison
 ) -> jax.Array:
     """Returns where an image differs: the loss before its mean over positions.
 
     Each layer's term is averaged over channels only and brought to the image's size by
-    bilinear interpolation; the mean of a map is the image's score, but for rounding.
+    bilinear interpolation; the mean of a map is the image's score, but for rounding and
+    for a term of the user's own, which has no place in it.
 
     Returns:
       float32 `[B, R, R]`, not negative.
     """
+    shape = comparison.image.shape[:3]
 
     def enlarge(value):  # [B, h, w] -> [B, R, R]
-        return jax.image.resize(value, x.shape[:3], "bilinear")
+        return jax.image.resize(value, shape, "bilinear")
 
     def relative_l1(difference, magnitude):
         scale = magnitude.mean(axis=(1, 2, 3))[:, None, None]
@@ -212,12 +293,13 @@ def anomaly_map(
     def squared(difference, _):
         return enlarge(jnp.square(difference).mean(axis=3))
 
-    return _total(loss, statistics, (real, fake), x - y, relative_l1, squared, 3)
+    return _total(loss, statistics, comparison, relative_l1, squared, 3)
 
 
-def _total(loss, statistics, features, difference, relative_l1, squared, axes):
+def _total(loss, statistics, comparison, relative_l1, squared, axes):
     """Adds up the terms of a loss, pixels averaged over `axes`."""
-    real, fake = features
+    real, fake = comparison.real, comparison.fake
+    difference = comparison.image - comparison.reconstruction
     terms = []
     if loss.relative_perceptual:
         value = _weighted(loss, statistics, real, fake, relative_l1)
@@ -240,7 +322,7 @@ def _weighted(loss, statistics, real, fake, distance):
         layers.append((IMAGE, loss.image_weight))
     total = 0.0
     for name, weight in layers:
-        a, b = _wide(real[name]), _wide(fake[name])
+        a, b = _wide(jax.lax.stop_gradient(real[name])), _wide(fake[name])
         mean, std = 0.0, 1.0
         if name in statistics:
             mean, std = statistics[name]["mean"], statistics[name]["std"]

@@ -16,12 +16,14 @@ import jax.numpy as jnp
 import ml_collections
 from flax import linen as nn
 
-from dpa_jax import images
+from dpa_jax import extensions, images
 from dpa_jax.config import lowest_resolution
 from dpa_jax.ops.activations import leaky_relu
 from dpa_jax.ops.compute import Compute
 from dpa_jax.ops.convolution import Conv
 from dpa_jax.stages import Stage
+
+KINDS = ("residual18", "residual9")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Architecture:
     """The static description of both networks; hashable.
 
     Attributes:
-      kind: `residual18` or `residual9`.
+      kind: one of `KINDS`, or `module:function`; see `networks`.
       resolution: the highest, in pixels.
       image_channels: 1 or 3.
       latent_resolution: side of the latent, 1 or a power of two.
@@ -269,6 +271,23 @@ def _fade(old: jax.Array, new: jax.Array, alpha) -> jax.Array:
     return (1 - alpha) * old + alpha * new
 
 
+def networks(
+    architecture: Architecture, stage: Stage, compute: Compute
+) -> tuple[nn.Module, nn.Module]:
+    """Returns the encoder and the decoder of a stage.
+
+    Those of `module:function` are what that returns for the same arguments: modules
+    that are called as `Encoder` and `Decoder` are, `(x, alpha)` to the latent
+    `[B, r, r, c]` and `(z, alpha)` to the image. Their parameters lie in submodules
+    that are named by resolution: a stage takes over those of the stage before that have
+    the same name.
+    """
+    if extensions.is_extension(architecture.kind):
+        make = extensions.load(architecture.kind, "model.kind")
+        return make(architecture, stage, compute)
+    return Encoder(architecture, stage, compute), Decoder(architecture, stage, compute)
+
+
 def reconstruct(
     parameters,
     x: jax.Array,
@@ -292,8 +311,7 @@ def reconstruct(
     Returns:
       The latents `[B, r, r, c]` and the reconstructions, float32 `[B, R, R, C]`.
     """
-    encoder = Encoder(architecture, stage, compute)
-    decoder = Decoder(architecture, stage, compute)
+    encoder, decoder = networks(architecture, stage, compute)
     z: Any = encoder.apply({"params": parameters["encoder"]}, x, alpha)
     y: Any = decoder.apply({"params": parameters["decoder"]}, z, alpha)
     return z, y

@@ -3,8 +3,9 @@
 import os
 import pathlib
 
-from dpa_jax import errors, frozen, stages
+from dpa_jax import errors, stages
 from dpa_jax import workdir as workdir_lib
+from dpa_jax.backbones import frozen
 from dpa_jax.platform import Platform
 from dpa_jax.scorer import Scorer
 from dpa_jax.training import checkpoints, early_stopping
@@ -16,6 +17,7 @@ def load(
     *,
     batch_size: int = 64,
     precision: str = "float32",
+    trust: bool = False,
     platform: Platform | None = None,
 ) -> Scorer:
     """Loads a trained run, or the last checkpoint of one that is still training.
@@ -26,11 +28,14 @@ def load(
       workdir: as `train` leaves it.
       batch_size: images at a time.
       precision: `float32`, `tensorfloat32` or `bfloat16`; whatever it was trained in.
+      trust: whether to import the functions outside of this package that the run
+        names (`module:function`): they are programs, of whoever made the workdir.
       platform: the machine; None takes the one at hand.
 
     Raises:
-      DpaError: there is no trained run, or its VGG19 weights are not to be had, or are
-        others than it was trained with.
+      DpaError: there is no trained run, or its backbone's weights are not to be had,
+        or are others than it was trained with, or it names functions that are not
+        trusted or not there.
     """
     folder = pathlib.Path(workdir)
     config = workdir_lib.read_config(folder)
@@ -39,6 +44,7 @@ def load(
             f"{folder} holds {config.population.seeds} runs; give one of them, such as "
             f"{folder / workdir_lib.MEMBERS / '0'}"
         )
+    workdir_lib.check_extensions(folder, config, trust)
     stopped = early_stopping.result(folder)
     trained = stopped.trained if stopped else checkpoints.latest(folder)
     if trained is None:
@@ -52,7 +58,8 @@ def load(
     statistics = {}
     if layers:
         path = str(folder / frozen.STATISTICS)
-        statistics = statistics_files.select(statistics_files.load(path), layers, path)
+        found = statistics_files.load(path)
+        statistics = frozen.select_statistics(config, layers, weights, found, path)
     return Scorer(
         config,
         stage,

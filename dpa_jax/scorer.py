@@ -2,25 +2,21 @@
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import ml_collections
 import numpy as np
 
-from dpa_jax import (
-    errors,
-    frozen,
-    models,
-    stages,
-    state,
-)
+from dpa_jax import errors, models, scores, stages, state
 from dpa_jax import images as images_lib
 from dpa_jax import losses as losses_lib
+from dpa_jax.backbones import frozen
 from dpa_jax.ops.compute import Compute
 from dpa_jax.platform import Platform
 
 Progress = Callable[[int, int], None]
+_RECONSTRUCTION = "reconstruction"
 
 
 class Scorer:
@@ -57,7 +53,7 @@ class Scorer:
         self._arguments = jax.device_put(
             (
                 state.select(parameters, self._names),
-                frozen.place_weights(weights, self._compute),
+                frozen.place_weights(self._loss.backbone, weights, self._compute),
                 frozen.cast(statistics, self._compute.wide),
             )
         )
@@ -96,7 +92,29 @@ class Scorer:
         Raises:
           DpaError: the images are of another shape, type or range.
         """
-        return self._each(images, "score", progress)
+        return self.scores(images, ("loss",), progress)["loss"]
+
+    def scores(
+        self,
+        images: np.ndarray,
+        names: Sequence[str],
+        progress: Progress | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Scores images in several ways at once.
+
+        Args:
+          images: see `__call__`.
+          names: see `scores.compute`.
+          progress: see `__call__`.
+
+        Returns:
+          float32 `[N]`, or a map `[N, R, R]`, by name.
+
+        Raises:
+          UsageError: there is no such score.
+          DpaError: see `__call__`.
+        """
+        return self._each(images, tuple(names), progress)
 
     def maps(self, images: np.ndarray, progress: Progress | None = None) -> np.ndarray:
         """Says where images are abnormal.
@@ -105,13 +123,13 @@ class Scorer:
           float32 `[N, R, R]`, R the run's resolution; the mean of a map is about the
           image's score.
         """
-        return self._each(images, "map", progress)
+        return self.scores(images, ("map",), progress)["map"]
 
     def reconstruct(self, images: np.ndarray) -> np.ndarray:
         """Returns what the autoencoder makes of images: float32 `[N, R, R, C]`."""
-        return self._each(images, "reconstruction", None)
+        return self._each(images, (_RECONSTRUCTION,), None)[_RECONSTRUCTION]
 
-    def _program(self, wanted: str):
+    def _program(self, names: tuple[str, ...]):
         loss, stage, backend = self._loss, self.stage, self._compute.backend
 
         def run(parameters, weights, statistics, images):
@@ -122,7 +140,7 @@ class Scorer:
                     x = images_lib.mix(x, stage.resolution, self._alpha)
                 else:
                     x = images_lib.downsample(x, stage.resolution)
-                _, y = models.reconstruct(
+                z, y = models.reconstruct(
                     parameters,
                     x,
                     self._alpha,
@@ -130,33 +148,40 @@ class Scorer:
                     stage=stage,
                     compute=self._compute,
                 )
-                if wanted == "reconstruction":
-                    return y
+                if names == (_RECONSTRUCTION,):
+                    return {_RECONSTRUCTION: y}
                 real = losses_lib.extract(weights, x, loss, backend)
-                fake = losses_lib.extract(weights, y, loss, backend)
-                if wanted == "map":
-                    return losses_lib.anomaly_map(loss, statistics, real, fake, x, y)
-                return losses_lib.per_image(loss, statistics, real, fake, x, y)
+                comparison = losses_lib.compare(loss, weights, real, x, y, z, backend)
+                found = {}
+                for name in names:
+                    found |= scores.compute(name, loss, statistics, comparison)
+                return found
 
         return jax.jit(run, compiler_options=self._options)
 
-    def _each(self, images, wanted: str, progress: Progress | None) -> np.ndarray:
+    def _each(
+        self, images, names: tuple[str, ...], progress: Progress | None
+    ) -> dict[str, np.ndarray]:
         images = self._checked(images)
         # one executable for any number of images: the last batch is filled up
         size = self.batch_size
-        run, done, pending = self._run(wanted), [], None
+        run, done, pending = self._run(names), [], None
+
+        def fetched(result, count: int) -> dict[str, np.ndarray]:
+            return {name: np.asarray(a)[:count] for name, a in result.items()}
+
         for first in range(0, len(images), size):
             batch = images[first : first + size]
             filled = np.resize(batch, (size, *batch.shape[1:]))
             result = run(*self._arguments, jax.device_put(filled)), len(batch)
             if pending is not None:
-                done.append(np.asarray(pending[0])[: pending[1]])
+                done.append(fetched(*pending))
             pending = result
             if progress is not None:
                 progress(min(first + size, len(images)), len(images))
         assert pending is not None
-        done.append(np.asarray(pending[0])[: pending[1]])
-        return np.concatenate(done)
+        done.append(fetched(*pending))
+        return {name: np.concatenate([one[name] for one in done]) for name in done[0]}
 
     def _checked(self, images) -> np.ndarray:
         images = np.asarray(images)

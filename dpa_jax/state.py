@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dpa_jax import adversarial
-from dpa_jax.models import Architecture, Decoder, Encoder
+from dpa_jax import adversarial, optim
+from dpa_jax.models import Architecture, Encoder, networks
+from dpa_jax.ops.compute import Compute
 from dpa_jax.stages import Stage
 
 # {"encoder": {"block_64": {...}, ...}, "decoder": {...}}, and "critic" if there is one
@@ -22,9 +23,9 @@ class TrainState(flax.struct.PyTreeNode):
     Attributes:
       step: int32, within the stage.
       parameters: those of the stage's autoencoder alone, float32 or wider.
-      optimizer: Adam's moments over them.
+      optimizer: the optimizer's state, such as Adam's moments.
       critic: the stage's blocks of the critic; None if there is none.
-      critic_optimizer: Adam's moments over them.
+      critic_optimizer: the state of its optimizer.
 
     In training every array but `step` has a leading axis of the members.
     """
@@ -36,25 +37,14 @@ class TrainState(flax.struct.PyTreeNode):
     critic_optimizer: optax.OptState | None = None
 
 
-def optimizer(learning_rate: float | jax.Array) -> optax.GradientTransformation:
-    """Returns Adam as published: 0.9, 0.999, 1e-8, no schedule.
-
-    Over one flat vector, since an update of each of the 60 to 90 tensors by itself is
-    as many kernel launches, which bound the step at low resolutions.
-    """
-    return optax.flatten(optax.adam(learning_rate, b1=0.9, b2=0.999, eps=1e-8))
-
-
 def _init_stage(
     key: jax.Array, architecture: Architecture, stage: Stage, critic: bool
 ) -> Parameters:
-    encoder, decoder = Encoder(architecture, stage), Decoder(architecture, stage)
+    encoder, decoder = networks(architecture, stage, Compute())
     encoder_key, decoder_key = jax.random.split(key)
-    side, latent = stage.resolution, architecture.latent_resolution
+    side = stage.resolution
     x = jax.ShapeDtypeStruct((1, side, side, architecture.image_channels), jnp.float32)
-    z = jax.ShapeDtypeStruct(
-        (1, latent, latent, architecture.latent_channels), jnp.float32
-    )
+    z, _ = jax.eval_shape(encoder.init_with_output, encoder_key, x)
     # lazily: drawn without running the networks, each of whose operations would have
     # to be compiled
     drawn = {
@@ -133,8 +123,9 @@ def begin(
     stage: Stage,
     critic: bool = False,
     dtype: jnp.dtype = jnp.float32,
+    optimizer: optim.Optimizer = optim.PUBLISHED,
 ) -> TrainState:
-    """Returns a stage's first state: its blocks and a fresh Adam over them.
+    """Returns a stage's first state: its blocks and a fresh optimizer over them.
 
     Args:
       members: all blocks of each autoencoder that is trained.
@@ -142,6 +133,7 @@ def begin(
       stage: to begin.
       critic: whether there is one.
       dtype: of the parameters in training.
+      optimizer: of the stage.
 
     Returns:
       The state, members along the leading axis of all arrays but `step`.
@@ -152,13 +144,13 @@ def begin(
         *(select(parameters, names) for parameters in members),
     )
     critics = active.pop("critic", None)
-    adam = jax.vmap(optimizer(0.0).init)  # whose state does not depend on the rate
+    init = jax.vmap(optimizer.transformation(0.0).init)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         parameters=active,
-        optimizer=adam(active),
+        optimizer=init(active),
         critic=critics,
-        critic_optimizer=None if critics is None else adam(critics),
+        critic_optimizer=None if critics is None else init(critics),
     )
 
 
@@ -175,19 +167,29 @@ def trained(state: TrainState) -> Parameters:
     return {**state.parameters, "critic": state.critic}
 
 
-def moments(optimizer_state: Any) -> dict[str, jax.Array]:
-    """Returns Adam's state as plain arrays, as a checkpoint holds it."""
-    adam = optimizer_state[0]
-    return {"count": adam.count, "mu": adam.mu, "nu": adam.nu}
-
-
-def with_moments(
-    optimizer_state: Any, members: Sequence[Mapping[str, jax.Array]]
-) -> Any:
-    """Returns Adam's state with each member's `moments` in it."""
-    adam = optimizer_state[0]
-    stacked = {
-        name: jnp.stack([jnp.asarray(one[name], leaf.dtype) for one in members])
-        for name, leaf in moments(optimizer_state).items()
+def optimizer_arrays(optimizer_state: optax.OptState) -> dict[str, jax.Array]:
+    """Returns an optimizer's whole state as plain arrays, as a checkpoint holds it."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(optimizer_state)
     }
-    return (adam._replace(**stacked), *optimizer_state[1:])
+
+
+def with_optimizer_arrays(
+    optimizer_state: optax.OptState, members: Sequence[Mapping[str, jax.Array]]
+) -> optax.OptState:
+    """Returns an optimizer's state with each member's `optimizer_arrays` in it."""
+
+    def restored(path, leaf):
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        return jnp.stack([jnp.asarray(one[name], leaf.dtype) for one in members])
+
+    members = [_renamed(one) for one in members]
+    return jax.tree_util.tree_map_with_path(restored, optimizer_state)
+
+
+def _renamed(arrays: Mapping[str, jax.Array]) -> Mapping[str, jax.Array]:
+    """Returns Adam's arrays by the names they have since version 0.2."""
+    if set(arrays) != {"count", "mu", "nu"}:
+        return arrays
+    return {f"0.{name}": array for name, array in arrays.items()}

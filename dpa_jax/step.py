@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from dpa_jax import adversarial, losses, models, vgg
+from dpa_jax import adversarial, losses, models, optim
 from dpa_jax import images as images_lib
 from dpa_jax import state as state_lib
+from dpa_jax.backbones import base as backbones
 from dpa_jax.ops.compute import Compute
 from dpa_jax.stages import Stage
 
@@ -28,14 +29,15 @@ class Frozen:
     """What a step reads and never changes: arguments of the compiled program.
 
     Attributes:
-      vgg: weights up to the deepest layer in use, in the format of the computation.
+      backbone: its weights up to the deepest layer in use, in the format of the
+        computation.
       statistics: of the layers in use.
       key: of `jax.random`, for what is drawn at random in a step.
-      learning_rate: of Adam, float32 `[P]`, one for each member. An argument, so that
-        runs of other rates share a compiled program.
+      learning_rate: float32 `[P]`, one for each member. An argument, so that runs of
+        other rates share a compiled program.
     """
 
-    vgg: vgg.Weights
+    backbone: backbones.Weights
     statistics: Mapping[str, Mapping[str, jax.Array]]
     key: jax.Array
     learning_rate: jax.Array
@@ -52,6 +54,7 @@ class StepSpec:
       stage: of growth.
       architecture: of the networks.
       loss: of the stage.
+      optimizer: of the stage.
       compute: precision, and the backend that the program is arranged for.
       horizontal_flip: see `images.augment`.
       vertical_flip: likewise.
@@ -66,6 +69,7 @@ class StepSpec:
     stage: Stage
     architecture: models.Architecture
     loss: losses.StageLoss
+    optimizer: optim.Optimizer = optim.Optimizer()
     compute: Compute = Compute()
     horizontal_flip: bool = False
     vertical_flip: bool = False
@@ -87,6 +91,7 @@ class StepSpec:
             stage=stage,
             architecture=models.Architecture.from_config(config),
             loss=losses.StageLoss.from_config(config, stage),
+            optimizer=optim.Optimizer.from_config(config, stage.steps),
             horizontal_flip=config.data.horizontal_flip,
             vertical_flip=config.data.vertical_flip,
             compute=compute,
@@ -142,7 +147,7 @@ def prepare(
 
 def targets(spec: StepSpec, frozen: Frozen, x: jax.Array):
     """Computes the features of the images that a step compares with."""
-    return losses.stage_targets(spec.loss, frozen.vgg, x, spec.compute.backend)
+    return losses.stage_targets(spec.loss, frozen.backbone, x, spec.compute.backend)
 
 
 def train_step(
@@ -153,7 +158,7 @@ def train_step(
     cached: Any = None,
     axis_name: str | None = None,
 ) -> tuple[state_lib.TrainState, dict[str, jax.Array]]:
-    """Takes one step of Adam on the mean loss of a batch.
+    """Takes one step of the optimizer on the mean loss of a batch.
 
     With a critic this first takes its own steps, each on a batch of its own (method,
     section 4).
@@ -191,17 +196,17 @@ def train_step(
     real = targets(spec, frozen, x) if cached is None else cached
 
     def update(member, learning_rate):
-        adam = state_lib.optimizer(learning_rate)
+        optimizer = spec.optimizer.transformation(learning_rate)
         scalars = {}
         for seen, keys in for_critic:
             t = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 3)))(
                 keys
             )
             member, scalars = _critic_step(
-                spec, member, adam, seen, t, alpha, axis_name
+                spec, member, optimizer, seen, t, alpha, axis_name
             )
         member, loss = _autoencoder_step(
-            spec, member, adam, frozen, x, real, alpha, axis_name
+            spec, member, optimizer, frozen, x, real, alpha, axis_name
         )
         return member, {**loss, **scalars}
 
@@ -232,18 +237,19 @@ def _over_members(function, spec: StepSpec):
     return unrolled
 
 
-def _autoencoder_step(spec, member, adam, frozen, x, real, alpha, axis_name):
+def _autoencoder_step(spec, member, optimizer, frozen, x, real, alpha, axis_name):
     """Updates the autoencoder once on the images `x`, whose targets are `real`."""
 
     def mean_loss(parameters, x, real):
-        y = reconstruct(spec, parameters, x, alpha)
+        z, y = reconstruct(spec, parameters, x, alpha)
         value = losses.stage_per_image(
             spec.loss,
-            frozen.vgg,
+            frozen.backbone,
             frozen.statistics,
             real,
             x,
             y,
+            z,
             alpha,
             spec.compute.backend,
         ).mean()
@@ -257,9 +263,9 @@ def _autoencoder_step(spec, member, adam, frozen, x, real, alpha, axis_name):
     gradient, scalars = _mean_over_parts(slope, spec.batch_parts, (x, real))
     if axis_name:
         scalars, gradient = jax.lax.pmean((scalars, gradient), axis_name)
-    updates, optimizer = adam.update(gradient, member.optimizer)
+    updates, after = optimizer.update(gradient, member.optimizer, member.parameters)
     parameters = optax.apply_updates(member.parameters, updates)
-    return member.replace(parameters=parameters, optimizer=optimizer), scalars
+    return member.replace(parameters=parameters, optimizer=after), scalars
 
 
 def _mean_over_parts(function, parts: int, batch):
@@ -279,9 +285,9 @@ def _mean_over_parts(function, parts: int, batch):
     return jax.tree.map(lambda a: a / parts, total)
 
 
-def _critic_step(spec, member, adam, x, t, alpha, axis_name):
+def _critic_step(spec, member, optimizer, x, t, alpha, axis_name):
     """Updates the critic once on the images `x` and their reconstructions."""
-    y = reconstruct(spec, member.parameters, x, alpha)
+    _, y = reconstruct(spec, member.parameters, x, alpha)
 
     def loss(critic):
         rate = _critic(spec, critic, alpha)
@@ -291,14 +297,16 @@ def _critic_step(spec, member, adam, x, t, alpha, axis_name):
     gradient, scalars = jax.grad(loss, has_aux=True)(member.critic)
     if axis_name:
         scalars, gradient = jax.lax.pmean((scalars, gradient), axis_name)
-    updates, optimizer = adam.update(gradient, member.critic_optimizer)
+    updates, after = optimizer.update(gradient, member.critic_optimizer, member.critic)
     critic = optax.apply_updates(member.critic, updates)
-    return member.replace(critic=critic, critic_optimizer=optimizer), scalars
+    return member.replace(critic=critic, critic_optimizer=after), scalars
 
 
-def reconstruct(spec: StepSpec, parameters, x: jax.Array, alpha) -> jax.Array:
-    """Returns what the stage's autoencoder makes of images, `[B, R, R, C]`."""
-    _, y = models.reconstruct(
+def reconstruct(
+    spec: StepSpec, parameters, x: jax.Array, alpha
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the latents and what the stage's autoencoder makes of images."""
+    return models.reconstruct(
         parameters,
         x,
         alpha,
@@ -306,7 +314,6 @@ def reconstruct(spec: StepSpec, parameters, x: jax.Array, alpha) -> jax.Array:
         stage=spec.stage,
         compute=spec.compute,
     )
-    return y
 
 
 def _critic(spec, parameters, alpha):

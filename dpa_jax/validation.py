@@ -8,7 +8,8 @@ from typing import Any
 import ml_collections
 
 from dpa_jax import config as config_lib
-from dpa_jax import errors
+from dpa_jax import errors, extensions, models, optim
+from dpa_jax import stages as stages_lib
 from dpa_jax.ops import compute
 
 
@@ -54,13 +55,18 @@ def validate(config: ml_collections.ConfigDict) -> None:
         data.channels in (1, 3), f"data.channels is {data.channels}; it may be 1 or 3"
     )
     choices = {
-        "model.kind": config_lib.KINDS,
+        "model.kind": models.KINDS,
+        "optimizer.name": optim.NAMES,
+        "optimizer.schedule": optim.SCHEDULES,
         "precision": compute.PRECISIONS,
         "data.residency": ("auto", "device", "stream"),
         "perceptual.cache_targets": ("auto", "always", "never"),
     }
     for name, options in choices.items():
         value = config_lib.flat(config)[name]
+        if name in extensions.FIELDS and extensions.is_extension(value):
+            extensions.load(value, name)
+            continue
         near = difflib.get_close_matches(str(value), options, 1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         check(
@@ -127,10 +133,18 @@ def validate(config: ml_collections.ConfigDict) -> None:
         f"optimizer.learning_rate is {config.optimizer.learning_rate}",
     )
     weights = {
-        name: value
-        for name, value in config.loss.items()
-        if name != "smooth_transition"
+        name: config.loss[name]
+        for name in (
+            *("relative_perceptual", "perceptual", "l1", "l2", "adversarial"),
+            "extra_weight",
+        )
     }
+    if not config.loss.extra:
+        weights.pop("extra_weight")
+    elif not extensions.is_extension(config.loss.extra):
+        check(False, f"loss.extra is {config.loss.extra!r}; write module:function")
+    else:
+        extensions.load(config.loss.extra, "loss.extra")
     for name, weight in weights.items():
         check(weight >= 0, f"loss.{name} is {weight}; weights are not negative")
     check(
@@ -146,6 +160,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         data.folds or not config.early_stopping.every,
         "early_stopping.every needs held-out images: set data.folds, such as to 3",
     )
+    _validate_optimizer(config, check)
     check(config.perceptual.image_weight >= 0, "perceptual.image_weight is negative")
     _validate_layers(config, check)
 
@@ -169,11 +184,36 @@ def _check_fields(values: Mapping[str, Any], known: Mapping[str, Any]) -> None:
             raise errors.UsageError(f"{name} is {value!r}; it takes whole numbers")
 
 
-def _validate_layers(config, check) -> None:
-    from dpa_jax import vgg
+def _validate_optimizer(config, check) -> None:
+    given, shortest = (
+        config.optimizer,
+        min(s.steps for s in stages_lib.schedule(config)),
+    )
+    for name in ("warmup_steps", "gradient_clip", "weight_decay"):
+        check(given[name] >= 0, f"optimizer.{name} is {given[name]}; it is negative")
+    check(
+        given.warmup_steps < shortest,
+        f"optimizer.warmup_steps is {given.warmup_steps}; the shortest stage has "
+        f"{shortest} steps, and each begins anew",
+    )
+    check(
+        not given.weight_decay or given.name in optim.DECAYS,
+        f"optimizer.weight_decay is {given.weight_decay}; of the optimizers "
+        f"{', '.join(optim.DECAYS)} take one, {given.name} does not",
+    )
 
-    if not config_lib.uses_vgg(config):
+
+def _validate_layers(config, check) -> None:
+    from dpa_jax.backbones import base
+
+    backbone = base.named(config.perceptual.backbone)
+    if not config_lib.is_perceptual(config):
         return
+    check(
+        config.perceptual.statistics != "imagenet" or backbone.name == "vgg19",
+        "perceptual.statistics=imagenet are those of vgg19; with perceptual.backbone="
+        f"{backbone.name} set it to train, or to a file",
+    )
     layers = config_lib.perceptual_layers(config.perceptual.layers)
     resolution = config.stages.initial_resolution
     while resolution <= config.data.resolution:
@@ -183,16 +223,6 @@ def _validate_layers(config, check) -> None:
             f"{config.perceptual.layers!r}",
         )
         for layer, weight in layers[resolution]:
-            near = difflib.get_close_matches(layer, vgg.LAYERS, 1)
-            check(
-                layer in vgg.LAYERS,
-                f"perceptual.layers: there is no VGG19 layer {layer!r}"
-                + (f"; did you mean {near[0]}?" if near else ""),
-            )
+            backbone.check_layers([layer], "perceptual.layers")
             check(weight > 0, f"perceptual.layers: {layer} has weight {weight}")
-            check(
-                resolution >= vgg.stride(layer),
-                f"perceptual.layers: {layer} has no pixel left of a {resolution} "
-                f"pixel image; it needs {vgg.stride(layer)}",
-            )
         resolution *= 2

@@ -17,7 +17,7 @@ import ml_collections
 import numpy as np
 
 from dpa_jax import config as config_lib
-from dpa_jax import config_files, errors
+from dpa_jax import config_files, console, errors, extensions
 from dpa_jax.data.image_set import ImageSet
 from dpa_jax.platform import Platform
 from dpa_jax.weights import formats
@@ -43,6 +43,7 @@ _GROWS = "stages.final_steps"
 # what a run writes before its first step: of no use to a run of another configuration
 _PREPARED = (
     "data.json",
+    "extensions.json",
     "skipped.csv",
     "stain_target.npz",
     "statistics.npz",
@@ -57,6 +58,7 @@ _TRAINED = (
     "samples",
 )
 _ENVIRONMENT = "environment.json"
+_EXTENSIONS = "extensions.json"
 # the folder of a population's runs, each a workdir
 MEMBERS = "members"
 _PACKAGES = ("dpa_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -145,7 +147,11 @@ def _check_same(path: pathlib.Path, config: ml_collections.ConfigDict) -> None:
         for name in now
         if name not in FREE
         and before.get(name) != now[name]
-        and not (name == _GROWS and before.get(name, 0) < now[name])
+        and not (
+            name == _GROWS
+            and before.get(name, 0) < now[name]
+            and now["optimizer.schedule"] == "constant"  # else it ends at the end
+        )
     ]
     if different:
         raise errors.UsageError(
@@ -232,6 +238,50 @@ def record_images(workdir: pathlib.Path, images: ImageSet) -> None:
             [dataclasses.astuple(s) for s in images.skipped],
         )
     write_json(path, values)
+
+
+def record_extensions(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+    """Notes which functions outside of this package a run uses.
+
+    Writes `extensions.json` if there are any; says so where their source has changed
+    since the run began.
+    """
+    path, found = workdir / _EXTENSIONS, extensions.describe(config)
+    if found and not path.exists():
+        write_json(path, found)
+    _compare_extensions(path, found)
+
+
+def _compare_extensions(path: pathlib.Path, found: dict[str, dict[str, str]]) -> None:
+    if not path.exists():
+        return
+    text = path.read_text(encoding="utf-8")
+    before = config_files.read_object(text, str(path), "functions by field")
+    for field, about in found.items():
+        if before.get(field) != about:
+            console.print_line(
+                f"warning: {about['name']} ({field}) has changed since "
+                f"{path.parent} was begun"
+            )
+
+
+def check_extensions(
+    workdir: pathlib.Path, config: ml_collections.ConfigDict, trust: bool
+) -> None:
+    """Imports the functions outside of this package that a run uses, if it may.
+
+    Raises:
+      DpaError: it may not.
+      UsageError: one is not there.
+    """
+    found = extensions.named_by(config)
+    if found and not trust:
+        names = ", ".join(f"{name} ({field})" for field, name in found.items())
+        raise errors.DpaError(
+            f"{workdir} uses {names}, which is not part of dpa_jax: if you trust "
+            "whoever wrote it, --trust (in Python, trust=True) imports it"
+        )
+    _compare_extensions(workdir / _EXTENSIONS, extensions.describe(config))
 
 
 def precision(workdir: pathlib.Path) -> str | None:

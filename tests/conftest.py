@@ -8,7 +8,8 @@ import pytest
 import run_factory
 
 import dpa_jax
-from dpa_jax import cache, vgg
+from dpa_jax import cache
+from dpa_jax.backbones import vgg19
 
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 
@@ -27,7 +28,7 @@ def fixture_vgg(shared):
     import runpy
 
     state = runpy.run_path(str(shared / "fixtures" / "make_vgg19.py"))["state_dict"]()
-    names = iter(vgg.CONVOLUTIONS)
+    names = iter(vgg19.CONVOLUTIONS)
     weights = {}
     for key in state:
         if key.endswith("weight"):

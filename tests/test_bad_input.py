@@ -193,7 +193,7 @@ def test_layer_without_a_pixel_left(attempt):
         "--config.loss.relative_perceptual=1", "--config.perceptual.layers=8:r52"
     )
     assert code == 2
-    assert "r52 has no pixel left of a 8 pixel image; it needs 16" in last(err)
+    assert "r52 of vgg19 has no pixel left of a 8 pixel image" in last(err)
 
 
 def test_missing_config(folder):

@@ -456,7 +456,7 @@ def test_the_suite_needs_six_packages_and_theirs():
         f"import sys; sys.modules.update(dict.fromkeys({absent}))\n"
         "from benchmarks import run_all\n"
         "from dpa_jax.weights import files\n"
-        "assert files.load_vgg19('random:0')\n"
+        "assert vgg19.load('random:0')\n"
         "run_all.main(['--help'])"
     )
     done = subprocess.run(

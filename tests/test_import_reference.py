@@ -9,10 +9,11 @@ from test_interop import GROWING, published_state
 import dpa_jax
 from dpa_jax import config as config_lib
 from dpa_jax import config_files
+from dpa_jax.backbones import vgg19
 from dpa_jax.interop import reference_config
 from dpa_jax.stages import Stage
 from dpa_jax.training import checkpoints
-from dpa_jax.weights import files, statistics_files
+from dpa_jax.weights import statistics_files
 
 torch = pytest.importorskip("torch", reason="torch, an extra, is not installed")
 from torch.nn import functional as F  # noqa: E402
@@ -117,7 +118,7 @@ def features(weights, x):
 
 
 def expected_scores(encoder, decoder, statistics, images):
-    weights = files.load_vgg19(WEIGHTS)
+    weights = vgg19.load(WEIGHTS)
     x = torch.from_numpy(images / 127.5 - 1).float()[:, None]
     mean, std = (
         torch.from_numpy(statistics["r32"][key])[:, None, None]

@@ -13,6 +13,11 @@ from dpa_jax.losses import Loss, StageLoss
 AXES = (1, 2, 3)
 
 
+def compared(real, fake, x, y):
+    """What a loss sees; those here do not look at the latent."""
+    return losses.Comparison(x, y, None, real, fake)
+
+
 @pytest.fixture
 def drawn(rng):
     """Images, features of two layers of both, and statistics: of our own making."""
@@ -47,7 +52,7 @@ def test_relative_perceptual_is_equation_3(drawn):
     g, h = normalized(real, statistics), normalized(fake, statistics)
     terms = {n: abs(g[n] - h[n]).mean(AXES) / abs(g[n]).mean(AXES) for n in g}
     expected = (terms["r11"] + 0.5 * terms["r22"] + 0.25 * terms["image"]) / 1.75
-    found = losses.per_image(loss, statistics, real, fake, x, y)
+    found = losses.per_image(loss, statistics, compared(real, fake, x, y))
     assert found.shape == (3,) and found.dtype == jnp.float32
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
@@ -61,16 +66,16 @@ def test_plain_perceptual_is_a_mean_square(drawn, normalize):
     g, h = normalized(real, used), normalized(fake, used)
     terms = {n: np.square(g[n] - h[n]).mean(AXES) for n in g}
     expected = 2 * (terms["r11"] + 3 * terms["r22"]) / 4
-    found = losses.per_image(loss, statistics, real, fake, x, y)
+    found = losses.per_image(loss, statistics, compared(real, fake, x, y))
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_terms_add_up_by_their_weights(drawn):
     statistics, real, fake, x, y = drawn
     layers = (("r11", 1.0),)
-    perceptual = losses.per_image(Loss(layers), statistics, real, fake, x, y)
+    perceptual = losses.per_image(Loss(layers), statistics, compared(real, fake, x, y))
     loss = Loss(layers, relative_perceptual=0.5, l1=0.1, l2=3.0)
-    found = losses.per_image(loss, statistics, real, fake, x, y)
+    found = losses.per_image(loss, statistics, compared(real, fake, x, y))
     expected = 0.5 * np.asarray(perceptual)
     expected += 0.1 * abs(x - y).mean(AXES) + 3 * np.square(x - y).mean(AXES)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
@@ -79,11 +84,11 @@ def test_terms_add_up_by_their_weights(drawn):
 def test_an_image_is_scored_by_itself(drawn):
     statistics, real, fake, x, y = drawn
     loss = Loss((("r11", 1.0),), l1=1.0)
-    together = losses.per_image(loss, statistics, real, fake, x, y)
+    together = losses.per_image(loss, statistics, compared(real, fake, x, y))
     for i in range(3):
         one = [{n: f[i : i + 1] for n, f in side.items()} for side in (real, fake)]
         pair = x[i : i + 1], y[i : i + 1]
-        alone = losses.per_image(loss, statistics, *one, *pair)
+        alone = losses.per_image(loss, statistics, compared(*one, *pair))
         np.testing.assert_allclose(together[i], alone[0], rtol=1e-6)
 
 
@@ -97,8 +102,8 @@ def test_half_precision_features_are_compared_in_float32(drawn):
         {n: np.asarray(f).astype(np.float32) for n, f in side.items()} for side in half
     ]
     loss = Loss((("r22", 1.0),))
-    found = losses.per_image(loss, statistics, *half, x, y)
-    expected = losses.per_image(loss, statistics, *rounded, x, y)
+    found = losses.per_image(loss, statistics, compared(*half, x, y))
+    expected = losses.per_image(loss, statistics, compared(*rounded, x, y))
     assert found.dtype == jnp.float32
     np.testing.assert_array_equal(found, expected)
 
@@ -109,7 +114,7 @@ def test_real_images_carry_no_gradient(drawn, perceptual):
     loss = Loss((("r11", 1.0),), perceptual=perceptual, image_weight=1.0)
 
     def total(real, fake):
-        return losses.per_image(loss, statistics, real, fake, x, y).sum()
+        return losses.per_image(loss, statistics, compared(real, fake, x, y)).sum()
 
     of_real, of_fake = jax.grad(total, argnums=(0, 1))(real, fake)
     assert not any(leaf.any() for leaf in jax.tree.leaves(of_real))
@@ -126,7 +131,7 @@ def test_the_image_alone_can_be_compared(drawn):
     *_, x, y = drawn
     loss = Loss(layers=(), image_weight=1.0)
     real, fake = losses.extract({}, x, loss), losses.extract({}, y, loss)
-    found = losses.per_image(loss, {}, real, fake, x, y)
+    found = losses.per_image(loss, {}, compared(real, fake, x, y))
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     a, b = ((v * 0.5 + 0.5 - mean) / std for v in (x, y))
     expected = abs(a - b).mean(AXES) / abs(a).mean(AXES)
@@ -143,7 +148,7 @@ def test_the_smooth_loss_fades_between_resolutions(rng, drawn):
     loss = StageLoss(full=Loss((("r11", 1.0),)), half=half)
     statistics = {"r11": {"mean": np.float32(0.1), "std": np.float32(2.0)}}
     targets = losses.stage_targets(loss, weights, x)
-    found = losses.stage_per_image(loss, weights, statistics, targets, x, y, 0.3)
+    found = losses.stage_per_image(loss, weights, statistics, targets, x, y, None, 0.3)
 
     f, g = (
         np.asarray(losses.extract(weights, v, loss.full)["r11"], np.float64)
@@ -179,9 +184,9 @@ def test_the_mean_of_a_map_is_the_score(rng, layer):
     statistics = {layer: {"mean": np.full(6, 0.2, "f"), "std": np.full(6, 0.7, "f")}}
     loss = Loss(((layer, 1.0),), image_weight=0.5, perceptual=0.3, l1=0.1, l2=0.2)
     real, fake = losses.extract(weights, x, loss), losses.extract(weights, y, loss)
-    maps = losses.anomaly_map(loss, statistics, real, fake, x, y)
+    maps = losses.anomaly_map(loss, statistics, compared(real, fake, x, y))
     assert maps.shape == (3, 16, 16) and maps.min() >= 0
-    scores = losses.per_image(loss, statistics, real, fake, x, y)
+    scores = losses.per_image(loss, statistics, compared(real, fake, x, y))
     np.testing.assert_allclose(maps.mean((1, 2)), scores, rtol=1e-5)
 
 
@@ -190,7 +195,7 @@ def test_a_map_is_high_where_features_differ(drawn):
     fake = {name: f.copy() for name, f in real.items()}
     fake["r11"][0, 2, 5] += 1.0
     loss = Loss((("r11", 1.0),))
-    found = np.asarray(losses.anomaly_map(loss, statistics, real, fake, x, y))
+    found = np.asarray(losses.anomaly_map(loss, statistics, compared(real, fake, x, y)))
     g = (real["r11"][0] - statistics["r11"]["mean"]) / statistics["r11"]["std"]
     expected = np.zeros((3, 8, 8))
     expected[0, 2, 5] = (1 / statistics["r11"]["std"]).mean() / abs(g).mean()

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from dpa_jax import config as config_lib
-from dpa_jax import models, stages, state, step, validation, vgg
+from dpa_jax import models, stages, state, step, validation
+from dpa_jax.backbones import base, vgg19
 from dpa_jax.interop import reference_checkpoint
 from dpa_jax.losses import stage_per_image
 from dpa_jax.ops.compute import Compute
@@ -68,8 +69,8 @@ def drawn_vgg(deepest):
     PyTorch has them, then its bias.
     """
     rng, channels, weights = np.random.default_rng(19), 3, {}
-    for name in vgg.CONVOLUTIONS[: vgg.CONVOLUTIONS.index(deepest) + 1]:
-        features = vgg.LAYERS[name]
+    for name in vgg19.CONVOLUTIONS[: vgg19.CONVOLUTIONS.index(deepest) + 1]:
+        features = vgg19.LAYERS[name]
         gain = np.sqrt(2 / (channels * 3 * 3)).astype("f")
         kernel = gain * rng.standard_normal((features, channels, 3, 3), "f")
         bias = np.float32(0.01) * rng.standard_normal(features, "f")
@@ -133,7 +134,7 @@ def frozen():
     statistics = statistics_files.load(str(DATA / "vgg19_feature_stats.npz"))
     return jax.device_put(
         step.Frozen(
-            vgg=drawn_vgg("c42"),
+            backbone=drawn_vgg("c42"),
             statistics=statistics,
             key=jax.random.key(0),
             learning_rate=np.full(1, 1e-3, "f"),
@@ -166,11 +167,12 @@ def computed(published, frozen):
             )
             each = stage_per_image(
                 spec.loss,
-                frozen.vgg,
+                frozen.backbone,
                 frozen.statistics,
                 step.targets(spec, frozen, x),
                 x,
                 y,
+                z,
                 alpha,
             )
         found = {"mixed": x, "latent": z, "reconstruction": y, "loss_per_image": each}
@@ -180,7 +182,7 @@ def computed(published, frozen):
     train_state = state.begin([parameters], spec.architecture, spec.stage)
     train_state, loss, found = take(train_state, frozen, published.images)
     _, unflatten = jax.flatten_util.ravel_pytree(parameters)
-    moment = state.moments(train_state.optimizer)["mu"][0]
+    moment = state.optimizer_arrays(train_state.optimizer)["0.mu"][0]
     found["gradient"] = unflatten(moment / np.float32(1 - 0.9))
     found["adam_losses"] = [loss]
     for _ in range(4):
@@ -224,10 +226,10 @@ def test_five_adam_steps(published, computed):
 def test_vgg_features(shared, fixture_vgg):
     with np.load(shared / "fixtures" / "vgg19_features.npz") as expected:
         images = nhwc(expected["images"])
-        relu_layers = [name for name in vgg.LAYERS if name[0] == "r"]
+        relu_layers = [name for name in vgg19.LAYERS if name[0] == "r"]
         with jax.default_matmul_precision("highest"):
-            inputs = vgg.preprocess(jnp.asarray(images))
-            found = jax.jit(vgg.features, static_argnums=2)(
+            inputs = base.imagenet_inputs(jnp.asarray(images))
+            found = jax.jit(vgg19.apply, static_argnums=2)(
                 fixture_vgg, inputs, tuple(relu_layers)
             )
         assert relative_error(inputs, nhwc(expected["preprocessed"])) < TOLERANCE

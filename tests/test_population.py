@@ -13,7 +13,8 @@ import tiny_factory as tiny
 
 import dpa_jax
 from dpa_jax import config as config_lib
-from dpa_jax import config_files, errors, score, statistics, step, training
+from dpa_jax import config_files, errors, score, step, training
+from dpa_jax.backbones import statistics
 from dpa_jax.ops.compute import Compute
 from dpa_jax.training import checkpoints, early_stopping
 

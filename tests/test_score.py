@@ -7,7 +7,8 @@ import run_factory
 from PIL import Image
 
 import dpa_jax
-from dpa_jax import config_files, errors, frozen, stages
+from dpa_jax import config_files, errors, stages
+from dpa_jax.backbones import frozen
 from dpa_jax.platform import Platform
 from dpa_jax.scorer import Scorer
 from dpa_jax.training import checkpoints
@@ -187,7 +188,7 @@ def test_other_vgg_weights_than_it_was_trained_with_are_refused(trained, tmp_pat
     config = config_files.load(str(workdir / "config.json"))
     config.perceptual.weights = "random:1"
     config_files.save(config, workdir / "config.json")
-    with pytest.raises(errors.DpaError, match=r"random:1 holds other VGG19.*random:0"):
+    with pytest.raises(errors.DpaError, match=r"holds other weights.*random:0"):
         dpa_jax.load(workdir)
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dpa_jax import state
+from dpa_jax import optim, state
 from dpa_jax.models import Architecture
 from dpa_jax.stages import Stage
 
@@ -70,7 +70,7 @@ def test_adam_follows_its_equations(rng):
     # Kingma and Ba, 2015, algorithm 1, with 0.9, 0.999, 1e-8
     parameters = {"a": rng.standard_normal((2, 3)), "b": rng.standard_normal(4)}
     ours = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), parameters)
-    adam = state.optimizer(0.01)
+    adam = optim.PUBLISHED.transformation(0.01)
     moments = adam.init(ours)
     m, v = ({n: np.zeros_like(p) for n, p in parameters.items()} for _ in range(2))
     for t in range(1, 6):

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import tiny_factory as tiny
 
-from dpa_jax import data, statistics, vgg
+from dpa_jax import data
+from dpa_jax.backbones import base, statistics, vgg19
 
 # few enough sizes that one compiled program serves most tests
 WEIGHTS = tiny.vgg_weights("c21", 6)
@@ -16,7 +17,9 @@ def compute(images, weights=WEIGHTS, resolutions=RESOLUTIONS, **options):
     """The statistics of images in memory, in batches of four unless told otherwise."""
     image_set = data.ImageSet(images, [str(i) for i in range(len(images))])
     options = {"batch_size": 4, **options}
-    return statistics.feature_statistics(weights, image_set, resolutions, **options)
+    return statistics.feature_statistics(
+        vgg19.BACKBONE, weights, image_set, resolutions, **options
+    )
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +29,9 @@ def found():
 
 def whole(layer, x):
     """Mean and standard deviation of the features of images in [-1, 1]."""
-    features = vgg.features(WEIGHTS, vgg.preprocess(jnp.asarray(x)), (layer,))[layer]
+    features = vgg19.apply(WEIGHTS, base.imagenet_inputs(jnp.asarray(x)), (layer,))[
+        layer
+    ]
     features = np.asarray(features, np.float64)
     return features.mean((0, 1, 2)), features.std((0, 1, 2))
 

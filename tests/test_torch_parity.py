@@ -162,7 +162,7 @@ def both(request):
             )
             targets = losses.stage_targets(case.loss, VGG, x)
             each = losses.stage_per_image(
-                case.loss, VGG, STATISTICS, targets, x, y, alpha
+                case.loss, VGG, STATISTICS, targets, x, y, z, alpha
             )
             return each.mean(), (z, y, each)
 

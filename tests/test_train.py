@@ -77,8 +77,8 @@ def test_checkpoint_holds_all_parameters_and_adam_of_the_stage(trained):
         saved["parameters"],
         state.block_names(architecture, score.load(trained).stage),
     )
-    assert saved["optimizer"]["mu"].shape == (state.count(active),)
-    assert saved["optimizer"]["count"] == 4
+    assert saved["optimizer"]["0.mu"].shape == (state.count(active),)
+    assert saved["optimizer"]["0.count"] == 4
 
 
 def test_parameters_of_a_finished_stage_stay(trained):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import tiny_factory as tiny
 
-from dpa_jax import vgg
+from dpa_jax.backbones import base, vgg19
+from dpa_jax.ops import frozen_convolution
 
 ORDER = (
     "c11 r11 c12 r12 p1 c21 r21 c22 r22 p2 "
@@ -17,33 +18,16 @@ ORDER = (
 
 
 def test_layers_are_those_of_configuration_e():
-    assert list(vgg.LAYERS) == ORDER
-    assert [vgg.LAYERS[f"r{block}1"] for block in range(1, 6)] == [
+    assert list(vgg19.LAYERS) == ORDER
+    assert [vgg19.LAYERS[f"r{block}1"] for block in range(1, 6)] == [
         *(64, 128, 256, 512, 512)
     ]
 
 
-@pytest.mark.parametrize(
-    ("layer", "pixels"),
-    [("c11", 1), ("r12", 1), ("p1", 2), ("r22", 2), ("r32", 4), ("r42", 8), ("p5", 32)],
-)
-def test_stride(layer, pixels):
-    assert vgg.stride(layer) == pixels
-
-
 def test_the_deepest_layer_is_the_one_computed_last():
-    assert vgg.deepest(["r32", "r42", "p3"]) == "r42"
-    assert vgg.deepest(["c12", "r11"]) == "c12"
-    assert vgg.deepest(["p2", "r22"]) == "p2"
-
-
-def test_multiply_adds_by_hand():
-    # at 64 pixels to r42: 3 to 64 channels at 64x64; 64 to 64; 64 to 128 at 32x32; ...
-    first, half, full = 7_077_888, 75_497_472, 150_994_944
-    to_r32 = first + full + half + full + half + full
-    assert vgg.multiply_adds("r32", 64) == to_r32  # 0.61 GMAC
-    assert vgg.multiply_adds("r42", 64) == to_r32 + 2 * full + half + full  # 1.14
-    assert vgg.multiply_adds("p1", 8) == (first + full) // 64
+    assert vgg19.deepest(["r32", "r42", "p3"]) == "r42"
+    assert vgg19.deepest(["c12", "r11"]) == "c12"
+    assert vgg19.deepest(["p2", "r22"]) == "p2"
 
 
 @pytest.mark.parametrize(
@@ -52,7 +36,7 @@ def test_multiply_adds_by_hand():
 )
 def test_nothing_deeper_than_asked_is_computed(rng, layers, convolutions):
     weights = tiny.vgg_weights("c54", 6)
-    program = jax.make_jaxpr(lambda x: vgg.features(weights, x, layers))(
+    program = jax.make_jaxpr(lambda x: vgg19.apply(weights, x, layers))(
         jnp.zeros((1, 32, 32, 3))
     )
     # on CPU the first is a matrix product
@@ -62,7 +46,7 @@ def test_nothing_deeper_than_asked_is_computed(rng, layers, convolutions):
 
 def test_weights_beyond_the_deepest_layer_are_not_needed(rng):
     weights = tiny.vgg_weights("c12", 6)
-    found = vgg.features(weights, jnp.zeros((1, 4, 4, 3)), ("r12", "p1"))
+    found = vgg19.apply(weights, jnp.zeros((1, 4, 4, 3)), ("r12", "p1"))
     assert {name: f.shape for name, f in found.items()} == {
         "r12": (1, 4, 4, 6),
         "p1": (1, 2, 2, 6),
@@ -71,7 +55,7 @@ def test_weights_beyond_the_deepest_layer_are_not_needed(rng):
 
 def test_features_follow_the_dtype_of_the_weights(rng):
     weights = jax.tree.map(lambda w: w.astype(jnp.bfloat16), tiny.vgg_weights("c11", 6))
-    found = vgg.features(weights, jnp.zeros((1, 4, 4, 3)), ("r11",))
+    found = vgg19.apply(weights, jnp.zeros((1, 4, 4, 3)), ("r11",))
     assert found["r11"].dtype == jnp.bfloat16
 
 
@@ -79,17 +63,21 @@ def test_preprocessing_is_torchvisions(rng):
     grey = rng.uniform(-1, 1, (2, 4, 4, 1)).astype(np.float32)
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     expected = (np.repeat((grey + 1) / 2, 3, axis=3) - mean) / std
-    np.testing.assert_allclose(vgg.preprocess(grey), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        base.imagenet_inputs(grey), expected, rtol=1e-5, atol=1e-6
+    )
     colour = rng.uniform(-1, 1, (2, 4, 4, 3)).astype(np.float32)
     expected = ((colour + 1) / 2 - mean) / std
-    np.testing.assert_allclose(vgg.preprocess(colour), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        base.imagenet_inputs(colour), expected, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_every_layer_is_pytorchs(rng):
     torch = pytest.importorskip("torch", reason="torch, an extra, is not installed")
     weights = tiny.vgg_weights("c54", 6)
     x = rng.standard_normal((2, 32, 32, 3)).astype(np.float32)
-    found = jax.jit(vgg.features, static_argnums=2)(weights, x, tuple(ORDER))
+    found = jax.jit(vgg19.apply, static_argnums=2)(weights, x, tuple(ORDER))
     y = torch.tensor(x.transpose(0, 3, 1, 2))
     for name in ORDER:
         if name[0] == "c":
@@ -108,14 +96,14 @@ def test_every_layer_is_pytorchs(rng):
 
 def test_prepared_weights_give_the_same_features_and_gradients(rng):
     weights = tiny.vgg_weights("c32")
-    prepared = vgg.prepare(weights, "cpu")
+    prepared = frozen_convolution.prepare(weights, "cpu")
     images = jnp.asarray(rng.uniform(-1, 1, (8, 32, 32, 3)), jnp.float32)
     wanted = ("r31", "r32")
 
     @jax.jit
     def both(weights, images):
         def total(images):
-            found = vgg.features(weights, vgg.preprocess(images), wanted)
+            found = vgg19.apply(weights, base.imagenet_inputs(images), wanted)
             return sum(values.mean() for values in found.values()), found
 
         return jax.grad(total, has_aux=True)(images)
@@ -134,19 +122,19 @@ def test_prepared_weights_give_the_same_features_and_gradients(rng):
 
 def test_only_wide_layers_on_a_cpu_in_float32_are_prepared():
     weights = tiny.vgg_weights("c32")
-    found = vgg.prepare(weights, "cpu")
+    found = frozen_convolution.prepare(weights, "cpu")
     tiled = [name for name in found if "tiled" in found[name]]
     assert tiled == ["c12", "c21", "c22", "c31", "c32"]
     halved = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), weights)
-    assert vgg.prepare(halved, "cpu") == halved
-    assert vgg.prepare(weights, "gpu") is weights
+    assert frozen_convolution.prepare(halved, "cpu") == halved
+    assert frozen_convolution.prepare(weights, "gpu") is weights
 
 
 def test_small_images_are_convolved_directly():
-    weights = vgg.prepare(tiny.vgg_weights("c31"), "cpu")
+    weights = frozen_convolution.prepare(tiny.vgg_weights("c31"), "cpu")
 
     def convolutions(side):
-        program = jax.make_jaxpr(lambda x: vgg.features(weights, x, ["c31"]))(
+        program = jax.make_jaxpr(lambda x: vgg19.apply(weights, x, ["c31"]))(
             jnp.zeros((1, side, side, 3))
         )
         return str(program).count("conv_general_dilated[")
@@ -166,7 +154,7 @@ def test_max_pooling_hands_a_ties_gradient_to_the_first(rng):
         "bias": jnp.zeros(3),
     }
     weights = {"c11": nothing, "c12": nothing}
-    value, pull = jax.vjp(lambda x: vgg.features(weights, x, ("p1",))["p1"], x)
+    value, pull = jax.vjp(lambda x: vgg19.apply(weights, x, ("p1",))["p1"], x)
     theirs = torch.tensor(x.transpose(0, 3, 1, 2), requires_grad=True)
     pooled = torch.max_pool2d(theirs, 2)
     pooled.backward(torch.tensor(weight.transpose(0, 3, 1, 2)))

@@ -12,7 +12,8 @@ import pytest
 import safetensors.numpy
 import scipy.signal
 
-from dpa_jax import errors, vgg
+from dpa_jax import errors
+from dpa_jax.backbones import vgg19
 from dpa_jax.weights import (
     download,
     fetch,
@@ -248,9 +249,9 @@ def test_a_mirror_replaces_scheme_and_host():
 @pytest.fixture
 def weights(monkeypatch):
     """A VGG19 of a sixteenth of the channels, so that its files are small."""
-    for layer, width in vgg.LAYERS.items():
-        monkeypatch.setitem(vgg.LAYERS, layer, width // 16)
-    return files.load_vgg19("random:7")
+    for layer, width in vgg19.LAYERS.items():
+        monkeypatch.setitem(vgg19.LAYERS, layer, width // 16)
+    return vgg19.load("random:7")
 
 
 @pytest.fixture
@@ -311,11 +312,11 @@ def test_fetch_converts_once_verifies_and_needs_no_torch(
     assert names(cache) == CACHED
     assert [line.split(":")[0].split()[0] for line in lines] == [
         "downloading",
-        str(files.cached_vgg19()),
+        str(files.cached("vgg19")),
         "downloading",
         str(files.cached_statistics()),
     ]
-    loaded = files.load_vgg19("imagenet")
+    loaded = vgg19.load("imagenet")
     assert formats.fingerprint(loaded) == formats.fingerprint(weights)
     statistics = statistics_files.load("imagenet")
     np.testing.assert_array_equal(statistics["r42"]["mean"], np.arange(32))
@@ -373,9 +374,9 @@ def test_offline_uses_files_that_are_brought(server, cache, published, tmp_path)
 
 
 def test_a_file_from_another_cache_is_taken_with_its_origin(cache, weights, tmp_path):
-    files.save_vgg19(tmp_path / "w.safetensors", weights, {"source": "the first"})
+    files.save(tmp_path / "w.safetensors", weights, {"source": "the first"})
     fetch.import_files(weights_file=str(tmp_path / "w.safetensors"))
-    assert files.read_metadata(files.cached_vgg19())["source"] == "the first"
+    assert files.read_metadata(files.cached("vgg19"))["source"] == "the first"
 
 
 def test_fetch_from_an_unknown_file_is_refused_but_import_takes_it(
@@ -437,11 +438,11 @@ def test_an_unwritable_cache_is_named(tmp_path, monkeypatch):
 def test_verify_tells_damage(cache, weights, published, tmp_path):
     (tmp_path / "w.safetensors").write_bytes(published[0])
     fetch.import_files(weights_file=str(tmp_path / "w.safetensors"))
-    metadata = files.read_metadata(files.cached_vgg19())
+    metadata = files.read_metadata(files.cached("vgg19"))
     bias = weights["c54"]["bias"].copy()
     bias[3] += 1e-6
     damaged = {**weights, "c54": {**weights["c54"], "bias": bias}}
-    files.save_vgg19(files.cached_vgg19(), damaged, metadata)
+    files.save(files.cached("vgg19"), damaged, metadata)
     with pytest.raises(errors.DpaError, match="is damaged.*weights fetch"):
         verify.verify()
 
@@ -449,11 +450,9 @@ def test_verify_tells_damage(cache, weights, published, tmp_path):
 def test_verify_tells_wrong_arithmetic(cache, weights, published, tmp_path):
     (tmp_path / "w.safetensors").write_bytes(published[0])
     fetch.import_files(weights_file=str(tmp_path / "w.safetensors"))
-    metadata = files.read_metadata(files.cached_vgg19())
+    metadata = files.read_metadata(files.cached("vgg19"))
     altered = re.sub(r'"r54": [\d.]+', '"r54": 0.123', metadata["activations"])
-    files.save_vgg19(
-        files.cached_vgg19(), weights, {**metadata, "activations": altered}
-    )
+    files.save(files.cached("vgg19"), weights, {**metadata, "activations": altered})
     with pytest.raises(errors.DpaError, match="r54 of the fixed image has mean"):
         verify.verify(lambda line: None)
 

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dpa_jax import losses, models, state, step, vgg
+from dpa_jax import losses, models, state, step
+from dpa_jax.backbones import vgg19
 from dpa_jax.stages import Stage
 
 ARCHITECTURE = models.Architecture("residual9", 16, 1, 1, 4, (4, 4, 4), (4, 4, 4))
@@ -32,8 +33,8 @@ def vgg_weights(deepest, width=None):
     """VGG19 to a convolution, all layers of `width` channels or of their own."""
     rng = np.random.default_rng(1)
     weights, channels = {}, 3
-    for name in vgg.CONVOLUTIONS[: vgg.CONVOLUTIONS.index(deepest) + 1]:
-        features = width or vgg.LAYERS[name]
+    for name in vgg19.CONVOLUTIONS[: vgg19.CONVOLUTIONS.index(deepest) + 1]:
+        features = width or vgg19.LAYERS[name]
         kernel = rng.normal(0, np.sqrt(2 / (9 * channels)), (3, 3, channels, features))
         bias = rng.normal(0, 0.1, features)
         weights[name] = {

@@ -42,13 +42,24 @@ def _add_score(add: shared.Add) -> None:
     score = add(
         "score",
         "score images: the higher, the more abnormal",
-        "  dpa-jax score --workdir=run image.png folder/ --out=scores.csv --maps=maps",
-        doc="Writes path and score, in the order given (folders sorted).",
+        "  dpa-jax score --workdir=run image.png folder/ --out=scores.csv --maps=maps"
+        "\n  dpa-jax score --workdir=run folder/ --score=layers --score=mine:sharpness",
+        doc="Writes path and score, in the order given (folders sorted), and a column "
+        "for each\n--score: loss, layers (of each by itself), l1 (of the pixels), "
+        "latent_norm, or a function of\nyour own.",
     )
     score.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER")
     shared.workdir(score)
     score.add_argument(
         "--out", default="scores.csv", metavar="FILE", help="default: %(default)s"
+    )
+    score.add_argument(
+        "--score",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="one more column (repeatable): loss, layers, l1, latent_norm or "
+        "module:function; a function that returns maps needs --maps",
     )
     score.add_argument(
         "--maps", metavar="DIR", help="write anomaly maps: NAME.png and NAME.npy"
@@ -102,6 +113,11 @@ def _batching(parser: argparse.ArgumentParser, unit: str) -> None:
         choices=("float32", "tensorfloat32", "bfloat16"),
         default="float32",
         help="default: %(default)s",
+    )
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="import the functions outside of dpa_jax that the run names",
     )
 
 

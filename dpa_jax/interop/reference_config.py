@@ -17,7 +17,7 @@ import ml_collections
 import yaml
 
 from dpa_jax import config as config_lib
-from dpa_jax import errors
+from dpa_jax import errors, models
 from dpa_jax.interop import reference_keys as keys
 from dpa_jax.interop import reference_losses
 
@@ -230,7 +230,7 @@ def _model(left: Values, resolution: int) -> Values:
         len(kinds) == 1, "enc.type and dec.type differ, which has no counterpart"
     )
     kind = kinds.pop()
-    keys.require(kind in config_lib.KINDS, f"enc.type {kind!r} has no counterpart")
+    keys.require(kind in models.KINDS, f"enc.type {kind!r} has no counterpart")
     latent = keys.take(left, "latent_res", int)
     encoder, decoder = (
         keys.take(left, f"{part}.kwargs.inner_dims", list) for part in ("enc", "dec")

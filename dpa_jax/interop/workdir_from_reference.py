@@ -8,13 +8,13 @@ import jax
 from dpa_jax import config as config_lib
 from dpa_jax import (
     errors,
-    frozen,
     models,
     stages,
     state,
     validation,
     workdir,
 )
+from dpa_jax.backbones import frozen
 from dpa_jax.interop import reference_checkpoint
 from dpa_jax.training import checkpoints
 from dpa_jax.weights import statistics_files
@@ -61,16 +61,20 @@ def import_checkpoint(
     reference_checkpoint.check_shapes(parameters, expected)
 
     layers = frozen.layers_in_use(config, plan)
-    vgg_weights = frozen.load_weights(config, layers)
-    chosen = statistics_files.select(
-        statistics_files.load(statistics) if layers else {}, layers, statistics
+    loaded = frozen.load_weights(config, layers)
+    chosen = frozen.select_statistics(
+        config,
+        layers,
+        loaded,
+        statistics_files.load(statistics) if layers else {},
+        statistics,
     )
     folder = pathlib.Path(folder)
     if checkpoints.latest(folder) is not None:
         raise errors.DpaError(f"{folder} holds a trained run already")
     workdir.make(folder)
     workdir.claim(folder, config)
-    frozen.check_fingerprint(folder, config, vgg_weights)
+    frozen.check_fingerprint(folder, config, loaded)
     if layers:
         statistics_files.save(
             folder / frozen.STATISTICS, chosen, {"source": statistics}

@@ -199,7 +199,7 @@ def _within(
     for name in ("optimizer", "critic_optimizer"):
         if name in kept:
             members = [kept[name][str(i)] for i in range(len(kept[name]))]
-            changed[name] = state.with_moments(getattr(begun, name), members)
+            changed[name] = state.with_optimizer_arrays(getattr(begun, name), members)
     return begun.replace(**changed)
 
 

@@ -145,10 +145,10 @@ class Run:
         assert self._checkpoints is not None
         arrays = {
             "parameters": self.parameters,
-            "optimizer": state.moments(one.optimizer),
+            "optimizer": state.optimizer_arrays(one.optimizer),
         }
-        if one.critic is not None:
-            arrays["critic_optimizer"] = state.moments(one.critic_optimizer)
+        if one.critic_optimizer is not None:
+            arrays["critic_optimizer"] = state.optimizer_arrays(one.critic_optimizer)
         notes = {
             "window": {"count": self._summed, "sums": self._sums},
             "evaluations": [[e.step, e.loss] for e in self.evaluations],

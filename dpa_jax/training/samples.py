@@ -17,7 +17,7 @@ _SCALE_TO = 96  # pixels that an image of a grid has at least
 def _reconstruct(spec: step.StepSpec, parameters, images, alpha):
     with spec.compute.matmul_precision():
         x = step.prepare(spec, images, None, alpha)
-        y = step.reconstruct(spec, parameters, x, alpha)
+        _, y = step.reconstruct(spec, parameters, x, alpha)
     return x, y
 
 

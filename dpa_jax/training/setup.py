@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dpa_jax import config as config_lib
-from dpa_jax import frozen as frozen_lib
 from dpa_jax import models, parallel, state, step
+from dpa_jax.backbones import base
+from dpa_jax.backbones import frozen as frozen_lib
 from dpa_jax.ops.compute import Compute
 from dpa_jax.platform import Platform
 from dpa_jax.scorer import Scorer
@@ -33,7 +34,7 @@ class Problem:
       images: uint8 `[M, S, S, C]`, on the host; may be a memory map.
       rows: int `[N]`, which of the images are trained on.
       held_out: int `[H]`, which of them early stopping evaluates.
-      weights: of VGG19, up to the deepest layer in use.
+      weights: of the backbone, up to the deepest layer in use.
       statistics: of the layers in use.
       precision: that is computed in.
     """
@@ -72,7 +73,11 @@ class Setup:
         rates = [run.config.optimizer.learning_rate for run in runs]
         self.frozen = parallel.replicate(
             step.Frozen(
-                vgg=frozen_lib.place_weights(problem.weights, self.compute),
+                backbone=frozen_lib.place_weights(
+                    base.named(config.perceptual.backbone),
+                    problem.weights,
+                    self.compute,
+                ),
                 statistics=frozen_lib.cast(problem.statistics, self.compute.wide),
                 key=jax.random.fold_in(jax.random.key(seed), 1),
                 learning_rate=jnp.asarray(rates, jnp.float32),
@@ -170,6 +175,7 @@ class Setup:
             stage,
             self._has_critic,
             self.compute.wide,
+            self.spec(stage).optimizer,
         )
 
     def first_parameters(self, run: Run) -> state.Parameters:

@@ -13,13 +13,13 @@ from dpa_jax import (
     console,
     data,
     errors,
-    frozen,
     parallel,
     processes,
     stages,
     validation,
     workdir,
 )
+from dpa_jax.backbones import frozen
 from dpa_jax.ops import compute
 from dpa_jax.platform import Platform
 from dpa_jax.slides import provenance
@@ -192,6 +192,10 @@ def _train(
             return _Trained(failures, False)
         runs = [Run(configs[i], folders[i]) for i in todo]
 
+        # --- the backbone's weights, before anything that takes long ---
+        layers = frozen.layers_in_use(config, plan)
+        weights = group.share(lambda: frozen.load_weights(config, layers))
+
         # --- images ---
         if images is None:
             images = loading.training_images(config, platform=platform, visible=visible)
@@ -203,23 +207,22 @@ def _train(
         images, held_out = loading.divided(images, config)
         # refused before anything is computed, if there are too few images
         feeding.batch_indices(0, len(images), config.batch_size, 0, 1)
-        layers = frozen.layers_in_use(config, plan)
 
-        # --- weights, statistics, precision: read by process 0, the same everywhere ---
+        # --- statistics, precision: those of process 0, the same everywhere ---
         def fixed() -> dict[str, Any]:
-            weights = frozen.load_weights(config, layers)
             for run in runs:
+                workdir.record_extensions(run.folder, run.config)
                 workdir.record_images(run.folder, images)
                 provenance.keep_stains(run.folder, run.config)
                 frozen.check_fingerprint(run.folder, run.config, weights)
             first, *others = (run.folder for run in runs)
-            statistics = frozen.load_or_compute_statistics(
+            found = frozen.load_or_compute_statistics(
                 config, layers, weights, images, first, platform.backend, visible
             )
             frozen.share_statistics(first, others)
-            return {"weights": weights, "statistics": statistics}
+            return found
 
-        arrays = group.share(fixed)
+        statistics = group.share(fixed)
         precision = group.decide(lambda: _precision(runs, platform, visible))
 
         # --- train ---
@@ -232,8 +235,8 @@ def _train(
             images=images.base,
             rows=images.rows,
             held_out=held_out,
-            weights=arrays.get("weights", {}),
-            statistics=arrays.get("statistics", {}),
+            weights=weights,
+            statistics=statistics,
             precision=precision,
         )
         loop.train(

@@ -50,7 +50,7 @@ def write(
         except errors.UsageError as error:
             basis.append(f"Not ranked: {error}.")
             ranking = selection.rank([], drawn)
-    weights = [c.perceptual.weights for c in configs if config_lib.uses_vgg(c)]
+    weights = [c.perceptual.weights for c in configs if config_lib.is_perceptual(c)]
     if any(name.startswith("random:") for name in weights):
         basis.append("VGG19's weights are random: with others, others may be best.")
     header, *rows = _rows(ranking)

@@ -51,14 +51,15 @@ def doctor(options: argparse.Namespace) -> None:
     tell("cache", files.cache_dir())
     tell("compilations", cache.folder())
     for name, path in (
-        ("VGG19 weights", files.cached_vgg19()),
+        ("VGG19 weights", files.cached("vgg19")),
+        ("ResNet-50 weights", files.cached("resnet50")),
         ("statistics", files.cached_statistics()),
     ):
         if path.exists():
             source = files.read_metadata(path).get("source", "of unknown origin")
             tell(name, f"{path} ({source})")
         else:
-            tell(name, "not in the cache: dpa-jax weights fetch")
+            tell(name, "not in the cache: dpa-jax weights fetch, see its --help")
     for extra, module in {
         "torch": "torch",
         "dicom": "pydicom",

@@ -27,7 +27,12 @@ def evaluate(options: argparse.Namespace) -> None:
         )
     runs = workdir.members(options.workdir)
     scorers = [
-        score.load(run, batch_size=options.batch, precision=options.precision)
+        score.load(
+            run,
+            batch_size=options.batch,
+            precision=options.precision,
+            trust=options.trust,
+        )
         for run in runs
     ]
     images = _labelled(options, scorers[0].config)
@@ -161,7 +166,7 @@ def _tell_skipped(images: data.ImageSet) -> None:
 
 def score(options: argparse.Namespace) -> None:
     """Scores images, and writes their anomaly maps if asked to."""
-    from dpa_jax import cache, maps, score
+    from dpa_jax import cache, maps, score, scores
 
     cache.enable()
     out = pathlib.Path(options.out)
@@ -169,8 +174,13 @@ def score(options: argparse.Namespace) -> None:
         raise errors.DpaError(
             f"{out} is already there; give another --out, or --overwrite"
         )
+    for name in options.score:
+        scores.check(name)
     scorer = score.load(
-        options.workdir, batch_size=options.batch, precision=options.precision
+        options.workdir,
+        batch_size=options.batch,
+        precision=options.precision,
+        trust=options.trust,
     )
     paths = [
         path
@@ -185,21 +195,32 @@ def score(options: argparse.Namespace) -> None:
             progress=show,
         )
     _tell_skipped(images)
-    pictures = []
-    if options.maps:
-        pictures = maps.files(
-            pathlib.Path(options.maps), _names(images.paths), options.overwrite
-        )
+    if options.maps:  # refused before scoring, which may take long
+        maps.files(pathlib.Path(options.maps), _names(images.paths), options.overwrite)
     with console.counting("scoring", "images") as show:
-        scores = scorer(images.images, show)
-    rows = list(zip(images.paths, map(workdir.number, scores), strict=True))
-    workdir.write_csv(out, ("path", "score"), rows)
-    print(f"{len(scores)} scores in {out}")
-    if options.maps:
-        with console.counting("mapping", "images") as show:
-            found = scorer.maps(images.images, show)
-        maps.write_maps(pictures, images.images, found)
-        print(f"{len(pictures)} maps in {options.maps}")
+        found = scorer.scores(
+            images.images,
+            ("loss", *options.score, *(["map"] if options.maps else [])),
+            show,
+        )
+    columns = {name: values for name, values in found.items() if values.ndim == 1}
+    drawn = {name: values for name, values in found.items() if values.ndim == 3}
+    if drawn and not options.maps:
+        raise errors.UsageError(
+            f"--score={next(iter(drawn))} returns maps: say by --maps=DIR where to"
+        )
+    columns = {"score": columns.pop("loss"), **columns}
+    numbers = [map(workdir.number, values) for values in columns.values()]
+    rows = list(zip(images.paths, *numbers, strict=True))
+    workdir.write_csv(out, ("path", *columns), rows)
+    print(f"{len(images)} scores in {out}")
+    for name, values in drawn.items():
+        place = pathlib.Path(options.maps)
+        if name != "map":
+            place /= name.replace(":", ".")
+        paths = maps.files(place, _names(images.paths), options.overwrite)
+        maps.write_maps(paths, images.images, values)
+        print(f"{len(paths)} maps in {place}")
 
 
 def _names(paths: Sequence[str]) -> list[str]:
@@ -219,7 +240,12 @@ def score_slide(options: argparse.Namespace) -> None:
 
     cache.enable()
     folder = pathlib.Path(options.workdir)
-    scorer = score.load(folder, batch_size=options.batch, precision=options.precision)
+    scorer = score.load(
+        folder,
+        batch_size=options.batch,
+        precision=options.precision,
+        trust=options.trust,
+    )
     magnification = options.magnification or provenance.magnification(scorer.config)
     target = None
     if options.stain_target is None:
@@ -260,5 +286,5 @@ def score_slide(options: argparse.Namespace) -> None:
             "their stains cannot be estimated"
         )
     weights = scorer.config.perceptual.weights
-    if config_lib.uses_vgg(scorer.config) and weights.startswith("random:"):
+    if config_lib.is_perceptual(scorer.config) and weights.startswith("random:"):
         print(f"VGG19's weights are random ({weights})")

@@ -12,6 +12,7 @@ def fetch(options: argparse.Namespace) -> None:
 
     with console.counting("downloading", "bytes") as show:
         fetch.fetch(
+            backbone=options.backbone,
             source=options.source,
             weights_file=options.file,
             statistics_file=options.stats,
@@ -28,27 +29,29 @@ def import_files(options: argparse.Namespace) -> None:
 
     if not options.file and not options.stats:
         raise errors.UsageError("say what to import: FILE, --stats FILE or both")
-    fetch.import_files(weights_file=options.file, statistics_file=options.stats)
+    fetch.import_files(
+        backbone=options.backbone,
+        weights_file=options.file,
+        statistics_file=options.stats,
+    )
 
 
 def stats(options: argparse.Namespace) -> None:
     """Computes feature statistics over a folder of images."""
     import jax
 
-    from dpa_jax import cache, statistics, vgg
+    from dpa_jax import cache
+    from dpa_jax.backbones import base, statistics
     from dpa_jax.platform import Platform
-    from dpa_jax.weights import files, statistics_files
+    from dpa_jax.weights import statistics_files
 
     cache.enable()
-    layers = options.layers.split(",")
-    for layer in layers:
-        if layer not in vgg.LAYERS or options.resolution < vgg.stride(layer):
-            raise errors.UsageError(
-                f"--layers: VGG19 has no {layer} at {options.resolution} pixels"
-            )
+    backbone, layers = base.named(options.backbone), options.layers.split(",")
+    backbone.check_layers(layers, "--layers")
     if pathlib.Path(options.out).exists():
         raise errors.DpaError(f"{options.out} is already there; give another --out")
-    weights = files.load_vgg19(options.weights)
+    weights = backbone.load(options.weights, layers)
+    backbone.feature_shapes(weights, layers, options.resolution)
     with console.counting("reading images", "images") as show:
         images = data.load(
             options.images,
@@ -57,6 +60,7 @@ def stats(options: argparse.Namespace) -> None:
         )
     with console.counting("feature statistics", "images") as show:
         found = statistics.feature_statistics(
+            backbone,
             jax.device_put(weights),
             images,
             dict.fromkeys(layers, options.resolution),

@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Callable, Iterator
 
 from dpa_jax import errors
+from dpa_jax.backbones import base
 from dpa_jax.weights import (
     download,
     files,
@@ -17,22 +18,36 @@ from dpa_jax.weights import (
     verify,
 )
 
-# name -> (URL, SHA-256 or, where only that is published, its beginning)
+# backbone -> source -> (URL, SHA-256 or, where only that is published, its beginning)
 SOURCES = {
-    "timm": (
-        "https://huggingface.co/timm/vgg19.tv_in1k/resolve/main/model.safetensors",
-        "11aea017b543ff59233749d8f1cf544cda749378f5790d2fedab841fb86b7669",
-    ),
-    "torchvision": (
-        "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth",
-        "dcbb9e9d",
-    ),
+    "vgg19": {
+        "timm": (
+            "https://huggingface.co/timm/vgg19.tv_in1k/resolve/main/model.safetensors",
+            "11aea017b543ff59233749d8f1cf544cda749378f5790d2fedab841fb86b7669",
+        ),
+        "torchvision": (
+            "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth",
+            "dcbb9e9d",
+        ),
+    },
+    "resnet50": {
+        "timm": (
+            "https://huggingface.co/timm/resnet50.tv_in1k/resolve/main/"
+            "model.safetensors",
+            "5d061a3c593d795bfe682d9b152bafbcf550579873492def3515b46db1189888",
+        ),
+        "torchvision": (
+            "https://download.pytorch.org/models/resnet50-0676ba61.pth",
+            "0676ba61",
+        ),
+    },
 }
 Report = Callable[[str], None]
 
 
 def fetch(
     *,
+    backbone: str = "vgg19",
     source: str = "timm",
     weights_file: str = "",
     statistics_file: str = "",
@@ -42,13 +57,14 @@ def fetch(
     progress: download.Progress = lambda done, total: None,
     report: Report = print,
 ) -> None:
-    """Puts VGG19's ImageNet weights and the published statistics into the cache.
+    """Puts a backbone's ImageNet weights into the cache; VGG19's statistics too.
 
     What is there already stays. A download is checked, converted once to the
-    convolutions alone (80 of 575 MB) and deleted. Of several processes that fetch at
-    once, one works and the others wait.
+    convolutions alone (80 of 575 MB of VGG19) and deleted. Of several processes that
+    fetch at once, one works and the others wait.
 
     Args:
+      backbone: one of `SOURCES`.
       source: where the weights come from: `timm`, or `torchvision` (the same weights;
         needs PyTorch to convert).
       weights_file: take the weights from this file instead: either of the downloads
@@ -64,20 +80,27 @@ def fetch(
       DpaError: the message says what could not be had, and from where else to take it.
       UsageError: there is no such source.
     """
-    if source not in SOURCES:
-        raise errors.UsageError(f"--source {source}: there are {', '.join(SOURCES)}")
-    url, sha256 = SOURCES[source]
+    sources = SOURCES[backbone]
+    if source not in sources:
+        raise errors.UsageError(f"--source {source}: there are {', '.join(sources)}")
+    if statistics_file and backbone != "vgg19":
+        raise errors.UsageError(
+            f"--stats are those of vgg19; {backbone}'s are computed from the training "
+            "images (perceptual.statistics=train) or by `dpa-jax weights stats`"
+        )
+    url, sha256 = sources[source]
+    cached = files.cached(backbone)
     url = download.mirrored(url, mirror)
     statistics_url = download.mirrored(published_statistics.URL, mirror)
     with _alone(report):
         if statistics_file and not files.cached_statistics().is_file():
             # before a download that takes long
             _check_origin(statistics_file, [published_statistics.SHA256])
-        if _present(files.cached_vgg19(), weights_file, report):
+        if _present(cached, weights_file, report):
             pass
         elif weights_file:
-            _check_origin(weights_file, [sha for _, sha in SOURCES.values()])
-            _store_vgg19(weights_file, weights_file, report)
+            _check_origin(weights_file, [sha for _, sha in sources.values()])
+            _store_weights(backbone, weights_file, weights_file, report)
         else:
             if source == "torchvision" and not importlib.util.find_spec("torch"):
                 raise errors.DpaError(
@@ -85,7 +108,9 @@ def fetch(
                     "'dpa_jax[torch]', or fetch without --source"
                 )
             with _downloaded(url, sha256, offline, keep, progress, report) as path:
-                _store_vgg19(path, url, report)
+                _store_weights(backbone, path, url, report)
+        if backbone != "vgg19":
+            return  # of no other have statistics been published
         if _present(files.cached_statistics(), statistics_file, report):
             pass
         elif statistics_file:
@@ -99,15 +124,20 @@ def fetch(
 
 
 def import_files(
-    *, weights_file: str = "", statistics_file: str = "", report: Report = print
+    *,
+    backbone: str = "vgg19",
+    weights_file: str = "",
+    statistics_file: str = "",
+    report: Report = print,
 ) -> None:
-    """Puts any VGG19 weights or statistics into the cache, as what `imagenet` means.
+    """Puts any weights or statistics into the cache, as what `imagenet` means.
 
     Names, shapes and values are checked; where the files come from is for the caller
     to know, and is recorded.
 
     Args:
-      weights_file: see `files.load_vgg19`.
+      backbone: whose weights.
+      weights_file: see `load` in the backbone's module.
       statistics_file: see `statistics_files.load`.
       report: called with one line on each thing done.
 
@@ -115,8 +145,9 @@ def import_files(
       DpaError: a file is not what it should be, or the cache holds others already.
     """
     with _alone(report):
-        if weights_file and not _present(files.cached_vgg19(), weights_file, report):
-            _store_vgg19(weights_file, weights_file, report)
+        cached = files.cached(backbone)
+        if weights_file and not _present(cached, weights_file, report):
+            _store_weights(backbone, weights_file, weights_file, report)
         if statistics_file and not _present(
             files.cached_statistics(), statistics_file, report
         ):
@@ -151,12 +182,16 @@ def _check_origin(path: str, checksums: list[str]) -> None:
     )
 
 
-def _store_vgg19(path: str | pathlib.Path, source: str, report: Report) -> None:
-    weights = files.load_vgg19(str(path))
-    activations = json.dumps(verify.activation_means(weights))
-    metadata = {**_origin(path, source), "activations": activations}
-    files.save_vgg19(files.cached_vgg19(), weights, metadata)
-    report(f"{files.cached_vgg19()}: stored, from {source}")
+def _store_weights(
+    backbone: str, path: str | pathlib.Path, source: str, report: Report
+) -> None:
+    found = base.named(backbone)
+    weights = found.load(str(path), found.layers)
+    metadata = _origin(path, source)
+    if backbone == "vgg19":
+        metadata["activations"] = json.dumps(verify.activation_means(weights))
+    files.save(files.cached(backbone), weights, metadata)
+    report(f"{files.cached(backbone)}: stored, from {source}")
 
 
 def _store_statistics(path: str | pathlib.Path, source: str, report: Report) -> None:

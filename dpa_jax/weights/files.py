@@ -1,24 +1,20 @@
-"""VGG19's weights: from files and to files, and where the cache keeps them."""
+"""Weights of backbones: from files and to files, and where the cache keeps them."""
 
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from dpa_jax import errors, vgg
+from dpa_jax import errors
 from dpa_jax.weights import formats
 
-# {"c11": {"kernel": float32 [3, 3, I, O], "bias": float32 [O]}, ...}
+# float32 arrays of each layer, {"c11": {"kernel": [3, 3, I, O], "bias": [O]}, ...}
 Weights = dict[str, dict[str, np.ndarray]]
+# the shape of each
+Shapes = dict[str, dict[str, tuple[int, ...]]]
 
-# torchvision numbers convolutions, ReLUs and poolings through, as `LAYERS` lists them
-_TORCHVISION = {
-    name: f"features.{index}"
-    for index, name in enumerate(vgg.LAYERS)
-    if name in vgg.CONVOLUTIONS
-}
 _FORMAT = "dpa_jax"
 
 
@@ -31,9 +27,9 @@ def cache_dir() -> pathlib.Path:
     return pathlib.Path(platformdirs.user_cache_dir("dpa_jax", appauthor=False))
 
 
-def cached_vgg19() -> pathlib.Path:
+def cached(backbone: str) -> pathlib.Path:
     """Returns where the cache keeps the weights that `imagenet` stands for."""
-    return cache_dir() / "vgg19_imagenet.safetensors"
+    return cache_dir() / f"{backbone}_imagenet.safetensors"
 
 
 def cached_statistics() -> pathlib.Path:
@@ -41,40 +37,69 @@ def cached_statistics() -> pathlib.Path:
     return cache_dir() / "vgg19_imagenet_statistics.npz"
 
 
-def load_vgg19(spec: str) -> Weights:
-    """Loads VGG19's convolutions.
+def load(
+    backbone: str,
+    location: str,
+    shapes: Shapes,
+    convert: Callable[[Mapping[str, np.ndarray], str], Weights],
+    unused: str,
+) -> Weights:
+    """Loads a backbone's weights.
 
     Args:
-      spec: `imagenet` (the cache), `random:SEED`, or a file: .safetensors or .npz with
-        torchvision's names (`features.0.weight`, other layers are ignored) or with
-        ours (`c11/kernel`), or .pth or .pt with torchvision's.
+      backbone: its name, for the cache and for errors.
+      location: `imagenet` (the cache), `random:SEED`, or a file: .safetensors or .npz
+        with names of ours (`LAYER/kernel`) or published ones, or .pth or .pt with
+        published ones.
+      shapes: of the arrays.
+      convert: takes tensors by their published names and the start of the message of
+        an error, and returns the weights.
+      unused: what the published names begin with of what is not read, such as that of
+        a classifier.
 
     Returns:
-      `{"c11": {"kernel": float32 [3, 3, 3, 64], "bias": float32 [64]}, ...}` for all
-      sixteen convolutions.
+      Arrays of `shapes`, float32 and finite.
 
     Raises:
       DpaError: the file is absent or unreadable, or a tensor is missing, of the wrong
         shape or not finite; the message names it.
       UsageError: `random:` is not followed by a number.
     """
-    if spec.startswith("random:"):
-        return _random_vgg19(spec)
-    if spec == "imagenet":
-        path = from_cache(cached_vgg19(), "ImageNet weights", "weights import FILE")
+    if location.startswith("random:"):
+        return _random(location, shapes)
+    if location == "imagenet":
+        command = f"weights import FILE{_option(backbone)}"
+        path = from_cache(cached(backbone), "ImageNet weights", command, backbone)
     else:
-        path = existing(spec, "weights are imagenet, random:SEED or a file")
-    return _checked_vgg19(_read_tensors(path), path)
+        path = existing(location, "weights are imagenet, random:SEED or a file")
+    tensors = _read_tensors(path, unused)
+    prefix = f"{path} is not {backbone}: "
+    if not any("/" in name for name in tensors):
+        return convert(tensors, prefix)
+    return {
+        layer: {
+            name: formats.checked(tensors, f"{layer}/{name}", shape, prefix)
+            for name, shape in arrays.items()
+        }
+        for layer, arrays in shapes.items()
+    }
 
 
-def save_vgg19(
-    path: str | os.PathLike, weights: Weights, metadata: Mapping[str, str]
+def kernel_from_torch(kernel: np.ndarray) -> np.ndarray:
+    """Returns a kernel `[O, I, k, k]` as `[k, k, I, O]`."""
+    return np.ascontiguousarray(kernel.transpose(2, 3, 1, 0))
+
+
+def save(
+    path: str | os.PathLike,
+    weights: Mapping[str, Mapping[str, np.ndarray]],
+    metadata: Mapping[str, str],
 ) -> None:
-    """Writes the convolutions as a compact .safetensors file, atomically.
+    """Writes weights as a .safetensors file, atomically.
 
     Args:
       path: the file; an existing one is replaced.
-      weights: as `load_vgg19` returns.
+      weights: as `load` returns.
       metadata: where the weights come from; stored beside them with a fingerprint.
     """
     import safetensors.numpy
@@ -122,58 +147,44 @@ def described(
     }
 
 
-def _random_vgg19(spec: str) -> Weights:
+def _random(location: str, shapes: Shapes) -> Weights:
     # He-normal by fan-in, so that activations keep their scale through the layers. Not
     # the values of any other generator, whatever the seed.
-    seed = spec.partition(":")[2]
+    seed = location.partition(":")[2]
     if not seed.isdecimal():
-        raise errors.UsageError(f"weights {spec!r}: write random:SEED, as in random:0")
+        raise errors.UsageError(
+            f"weights {location!r}: write random:SEED, as in random:0"
+        )
     rng = np.random.default_rng(int(seed))
-    weights, fan = {}, 3
-    for layer in vgg.CONVOLUTIONS:
-        width = vgg.LAYERS[layer]
-        kernel = rng.standard_normal((3, 3, fan, width), np.float32)
-        bias = rng.standard_normal(width, np.float32)
+    weights: Weights = {}
+    for layer, arrays in shapes.items():
+        fan = int(np.prod(arrays["kernel"][:-1]))
+        kernel = rng.standard_normal(arrays["kernel"], np.float32)
+        bias = rng.standard_normal(arrays["bias"], np.float32)
         weights[layer] = {
-            "kernel": np.sqrt(2 / (9 * fan), dtype=np.float32) * kernel,
+            "kernel": np.sqrt(2 / fan, dtype=np.float32) * kernel,
             "bias": np.float32(0.01) * bias,
         }
-        fan = width
     return weights
 
 
-def _checked_vgg19(tensors: Mapping[str, np.ndarray], path: pathlib.Path) -> Weights:
-    ours = any(name in tensors for name in ("c11/kernel", "c11/bias"))
-    weights, fan = {}, 3
-    for layer in vgg.CONVOLUTIONS:
-        width = vgg.LAYERS[layer]
-        if ours:
-            names, shape = (f"{layer}/kernel", f"{layer}/bias"), (3, 3, fan, width)
-        else:
-            stem = _TORCHVISION[layer]
-            names, shape = (f"{stem}.weight", f"{stem}.bias"), (width, fan, 3, 3)
-        kernel = formats.checked(tensors, names[0], shape, f"{path} is not VGG19: ")
-        bias = formats.checked(tensors, names[1], (width,), f"{path} is not VGG19: ")
-        if not ours:
-            kernel = kernel.transpose(2, 3, 1, 0)  # [O, I, 3, 3] -> [3, 3, I, O]
-        weights[layer] = {"kernel": np.ascontiguousarray(kernel), "bias": bias}
-        fan = width
-    return weights
+def _read_tensors(path: pathlib.Path, unused: str) -> dict[str, np.ndarray]:
+    """Reads the tensors of a file whose names do not begin with `unused`.
 
+    A classifier is seven eighths of VGG19's file: it is left on the disk.
+    """
 
-def _read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    # the classifier is seven eighths of the file: leave it on the disk
-    def wanted(name: str) -> bool:
-        return name.startswith("features.") or name.partition("/")[0] in vgg.LAYERS
+    def is_used(name: str) -> bool:
+        return not name.startswith(unused)
 
     if path.suffix == ".safetensors":
         import safetensors
 
         with formats.reading(path):
             with safetensors.safe_open(path, framework="numpy") as file:
-                return {n: file.get_tensor(n) for n in file.keys() if wanted(n)}
+                return {n: file.get_tensor(n) for n in file.keys() if is_used(n)}
     if path.suffix == ".npz":
-        return formats.read_npz(path, wanted)
+        return formats.read_npz(path, is_used)
     if path.suffix in (".pth", ".pt"):
         state = formats.load_torch(path)
         if not isinstance(state, Mapping):
@@ -181,12 +192,18 @@ def _read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
         return {
             name: np.asarray(value.detach().cpu().float().numpy())
             for name, value in state.items()
-            if isinstance(name, str) and wanted(name) and hasattr(value, "detach")
+            if isinstance(name, str) and is_used(name) and hasattr(value, "detach")
         }
     raise errors.DpaError(f"{path}: weights are a .safetensors, .npz or .pth file")
 
 
-def from_cache(path: pathlib.Path, what: str, command: str) -> pathlib.Path:
+def _option(backbone: str) -> str:
+    return "" if backbone == "vgg19" else f" --backbone={backbone}"
+
+
+def from_cache(
+    path: pathlib.Path, what: str, command: str, backbone: str = "vgg19"
+) -> pathlib.Path:
     """Returns a file of the cache.
 
     Raises:
@@ -195,7 +212,8 @@ def from_cache(path: pathlib.Path, what: str, command: str) -> pathlib.Path:
     if not path.is_file():
         raise errors.DpaError(
             f"the {what} are not in the cache ({path}); get them with "
-            f"`dpa-jax weights fetch`, or without network from a file with "
+            f"`dpa-jax weights fetch{_option(backbone)}`, or without network from a "
+            "file with "
             f"`dpa-jax {command}`"
         )
     return path

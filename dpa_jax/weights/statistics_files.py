@@ -1,4 +1,4 @@
-"""Statistics of VGG19's features: from files and to files."""
+"""Statistics of a backbone's features: from files and to files."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dpa_jax import errors, vgg
+from dpa_jax import errors
 from dpa_jax.weights import files, formats, published_statistics
 
 # {"r42": {"mean": float32 [C], "std": float32 [C]}, ...}
@@ -16,7 +16,7 @@ Statistics = dict[str, dict[str, np.ndarray]]
 
 
 def load(spec: str) -> Statistics:
-    """Loads the mean and standard deviation of each channel of VGG19's layers.
+    """Loads the mean and standard deviation of each channel of some layers.
 
     Args:
       spec: `imagenet` (the cache), an .npz with `LAYER/mean` and `LAYER/std`, or the
@@ -28,8 +28,8 @@ def load(spec: str) -> Statistics:
       `std` may be 0 where a channel never varied (see `select`).
 
     Raises:
-      DpaError: the file is absent or unreadable, names a layer that VGG19 lacks, or
-        has an array that is missing, of the wrong shape, negative or not finite.
+      DpaError: the file is absent or unreadable, or an array is missing, of the wrong
+        shape, negative or not finite.
     """
     if spec == "imagenet":
         path = files.from_cache(
@@ -74,7 +74,7 @@ def select(statistics: Statistics, layers: Collection[str], source: str) -> Stat
 
     Args:
       statistics: as `load` returns.
-      layers: names of VGG19's layers.
+      layers: names of them.
       source: named in errors.
 
     Raises:
@@ -101,11 +101,10 @@ def _checked_statistics(
 ) -> Statistics:
     statistics: Statistics = {}
     for layer in dict.fromkeys(name.partition("/")[0] for name in found):
-        if layer not in vgg.LAYERS:
-            raise errors.DpaError(f"{path}: VGG19 has no layer {layer!r}")
-        shape, spread = (vgg.LAYERS[layer],), f"{layer}/std"
+        spread = f"{layer}/std"
         if spread not in found and f"{layer}/var" in found:
             spread = f"{layer}/var"  # the published name of a standard deviation
+        shape = np.shape(found.get(f"{layer}/mean", ()))[:1]  # of one dimension
         mean = formats.checked(found, f"{layer}/mean", shape, f"{path}: ")
         std = formats.checked(found, spread, shape, f"{path}: ")
         if (std < 0).any():

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dpa_jax import errors, vgg
+from dpa_jax import errors
+from dpa_jax.backbones import base, vgg19
 from dpa_jax.platform import Platform
 from dpa_jax.weights import files, formats, statistics_files
 
@@ -15,7 +16,7 @@ def verify(report: Callable[[str], None] = print) -> None:
     """Recomputes what was recorded of the cached files when they were stored.
 
     Their fingerprints; and the mean of each of VGG19's sixteen ReLU layers on a fixed
-    image, which NumPy computed then and `vgg.features` computes now on this machine's
+    image, which NumPy computed then and `vgg19.apply` computes now on this machine's
     device. That tells damage and wrong arithmetic, not whether the weights are
     ImageNet's: the download's checksum does.
 
@@ -25,13 +26,13 @@ def verify(report: Callable[[str], None] = print) -> None:
     import jax
 
     backend = Platform.here().backend
-    weights = files.load_vgg19("imagenet")
-    recorded = _verify_fingerprint(files.cached_vgg19(), weights, report)
+    weights = vgg19.load("imagenet")
+    recorded = _verify_fingerprint(files.cached("vgg19"), weights, report)
     with jax.default_matmul_precision("highest"):
-        features = vgg.features(
+        features = vgg19.apply(
             jax.device_put(weights),
             jax.device_put(_probe()),
-            [name for name in vgg.LAYERS if name[0] == "r"],
+            [name for name in vgg19.LAYERS if name[0] == "r"],
             backend,
         )
     for layer, expected in json.loads(recorded["activations"]).items():
@@ -62,10 +63,10 @@ def _verify_fingerprint(
     return recorded
 
 
-def activation_means(weights: files.Weights) -> dict[str, float]:
+def activation_means(weights: base.Weights) -> dict[str, float]:
     """Computes the mean of each ReLU layer on the fixed image, by NumPy alone."""
     x, means = _probe()[0], {}
-    for name in vgg.LAYERS:
+    for name in vgg19.LAYERS:
         if name[0] == "c":
             kernel, bias = weights[name]["kernel"], weights[name]["bias"]
             windows = np.lib.stride_tricks.sliding_window_view(

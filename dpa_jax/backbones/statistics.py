@@ -1,4 +1,4 @@
-"""Per-channel mean and standard deviation of VGG19 features over a set of images."""
+"""Per-channel mean and standard deviation of features over a set of images."""
 
 from collections.abc import Callable, Mapping
 
@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from dpa_jax import images as images_lib
-from dpa_jax import vgg
+from dpa_jax.backbones import base
 from dpa_jax.data.image_set import ImageSet
 
 
 def feature_statistics(
-    weights: vgg.Weights,
+    backbone: base.Backbone,
+    weights: base.Weights,
     images: ImageSet,
     resolutions: Mapping[str, int],
     *,
@@ -27,7 +28,8 @@ def feature_statistics(
     precision.
 
     Args:
-      weights: see `vgg.features`; float32.
+      backbone: whose features.
+      weights: its; float32.
       images: of them; of larger ones than the highest of `resolutions`
         the centre of that size, which is what the run's last stage sees of them.
       resolutions: `{layer: resolution in pixels at which its features are taken}`.
@@ -51,8 +53,8 @@ def feature_statistics(
         found = {}
         for resolution, layers in by_resolution.items():
             small = images_lib.downsample(x, resolution)
-            for layer, f in vgg.features(
-                weights, vgg.preprocess(small), tuple(layers), backend
+            for layer, f in backbone.features(
+                weights, small, tuple(layers), backend
             ).items():
                 f = f.astype(jnp.float32)
                 share = valid[:, None, None, None] / (

@@ -1,8 +1,8 @@
-"""What a run's loss stands on: VGG19's weights and the features' statistics."""
+"""What a run's loss stands on: the backbone's weights, the features' statistics."""
 
 import json
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +10,12 @@ import ml_collections
 import numpy as np
 
 from dpa_jax import config as config_lib
-from dpa_jax import console, errors, statistics, vgg, workdir
+from dpa_jax import console, errors, workdir
+from dpa_jax.backbones import base, statistics
 from dpa_jax.data.image_set import ImageSet
 from dpa_jax.ops.compute import Compute
 from dpa_jax.stages import Stage
-from dpa_jax.weights import files, formats, statistics_files
+from dpa_jax.weights import formats, statistics_files
 
 STATISTICS = "statistics.npz"
 FINGERPRINT = "weights.json"
@@ -23,8 +24,8 @@ FINGERPRINT = "weights.json"
 def layers_in_use(
     config: ml_collections.ConfigDict, plan: Iterable[Stage]
 ) -> dict[str, int]:
-    """Returns the VGG19 layers of a run, each with the highest resolution it is at."""
-    if not config_lib.uses_vgg(config):
+    """Returns the backbone's layers of a run, each with its highest resolution."""
+    if not config_lib.is_perceptual(config):
         return {}
     layers = config_lib.perceptual_layers(config.perceptual.layers)
     return {
@@ -35,23 +36,30 @@ def layers_in_use(
 
 
 def load_weights(
-    config: ml_collections.ConfigDict, layers: Iterable[str]
-) -> dict[str, dict[str, np.ndarray]]:
-    """Loads VGG19 up to the deepest of `layers`, float32; empty if there is none."""
-    layers = tuple(layers)
+    config: ml_collections.ConfigDict, layers: Collection[str]
+) -> base.Weights:
+    """Loads what the layers in use need of the backbone; nothing if there is none.
+
+    Raises:
+      UsageError: a stage's images are too small for one of its layers.
+      DpaError: the weights are not to be had.
+    """
     if not layers:
         return {}
-    weights = files.load_vgg19(config.perceptual.weights)
-    last = vgg.deepest(layers)
-    order = tuple(vgg.LAYERS)
-    needed = order[: order.index(last) + 1]
-    return {name: weights[name] for name in vgg.CONVOLUTIONS if name in needed}
+    backbone = base.named(config.perceptual.backbone)
+    weights = backbone.load(config.perceptual.weights, tuple(layers))
+    used = config_lib.perceptual_layers(config.perceptual.layers)
+    for resolution, terms in used.items():
+        if config.stages.initial_resolution <= resolution <= config.data.resolution:
+            names = [name for name, _ in terms]
+            backbone.feature_shapes(weights, names, resolution)
+    return weights
 
 
 def load_or_compute_statistics(
     config: ml_collections.ConfigDict,
     layers: dict[str, int],
-    weights: files.Weights,
+    weights: base.Weights,
     images: ImageSet,
     folder: pathlib.Path,
     backend: str,
@@ -65,13 +73,14 @@ def load_or_compute_statistics(
     path = folder / STATISTICS
     if path.exists():
         found = statistics_files.load(str(path))
-        return statistics_files.select(found, layers, str(path))
+        return select_statistics(config, layers, weights, found, str(path))
     wanted = config.perceptual.statistics
     if not layers:
         return {}
     if wanted == "train":
         with console.counting("feature statistics", "images", visible) as show:
             found = statistics.feature_statistics(
+                base.named(config.perceptual.backbone),
                 jax.device_put(weights),
                 images,
                 layers,
@@ -81,8 +90,34 @@ def load_or_compute_statistics(
     else:
         found = statistics_files.load(wanted)
     source = "the training images" if wanted == "train" else wanted
-    chosen = statistics_files.select(found, layers, source)
+    chosen = select_statistics(config, layers, weights, found, source)
     statistics_files.save(path, chosen, {"source": source})
+    return chosen
+
+
+def select_statistics(
+    config: ml_collections.ConfigDict,
+    layers: Mapping[str, int],
+    weights: base.Weights,
+    statistics: statistics_files.Statistics,
+    source: str,
+) -> statistics_files.Statistics:
+    """Returns the statistics of the layers in use.
+
+    Raises:
+      DpaError: they lack a layer or are of another network; `source` is named.
+    """
+    chosen = statistics_files.select(statistics, layers, source)
+    if not layers:
+        return chosen
+    backbone = base.named(config.perceptual.backbone)
+    shapes = backbone.feature_shapes(weights, layers, config.data.resolution)
+    for layer, (*_, channels) in shapes.items():
+        if len(chosen[layer]["mean"]) != channels:
+            raise errors.DpaError(
+                f"{source} has statistics of {len(chosen[layer]['mean'])} channels of "
+                f"{layer}, which has {channels} in {backbone.name}"
+            )
     return chosen
 
 
@@ -98,7 +133,7 @@ def share_statistics(folder: pathlib.Path, others: Iterable[pathlib.Path]) -> No
 def check_fingerprint(
     folder: pathlib.Path, config: ml_collections.ConfigDict, weights
 ) -> None:
-    """Notes which VGG19 weights a run uses, or checks that they are the same.
+    """Notes which weights a run's backbone has, or checks that they are the same.
 
     Raises:
       DpaError: the run was trained with others.
@@ -114,14 +149,16 @@ def check_fingerprint(
     before = json.loads(path.read_text(encoding="utf-8"))
     if before["sha256"] != found:
         raise errors.DpaError(
-            f"{config.perceptual.weights} holds other VGG19 weights than those that "
+            f"{config.perceptual.weights} holds other weights than those that "
             f"{folder} was trained with ({before['source']}); scores would mean nothing"
         )
 
 
-def place_weights(weights, compute: Compute) -> vgg.Weights:
-    """Returns VGG19's weights on the default device, arranged for its convolutions."""
-    return vgg.prepare(cast(weights, compute.dtype), compute.backend)
+def place_weights(
+    backbone: base.Backbone, weights: base.Weights, compute: Compute
+) -> base.Weights:
+    """Returns a backbone's weights on the default device, prepared for its backend."""
+    return backbone.prepare(cast(weights, compute.dtype), compute.backend)
 
 
 def cast(tree, dtype):

@@ -1,0 +1,134 @@
+"""VGG19 up to a named layer, as a function of its weights.
+
+Simonyan and Zisserman, 2015, configuration E. Layers are named as in the published
+code: `cBI` is the I-th convolution of block B, `rBI` the same after its ReLU, `pB` the
+block's max pooling.
+"""
+
+from collections.abc import Collection, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dpa_jax.backbones.base import Backbone, Weights
+from dpa_jax.ops import frozen_convolution
+from dpa_jax.ops.activations import relu
+from dpa_jax.weights import files, formats
+
+# block -> (convolutions, channels)
+_BLOCKS = {1: (2, 64), 2: (2, 128), 3: (4, 256), 4: (4, 512), 5: (4, 512)}
+
+# every layer in the order of computation, with its channels
+LAYERS: dict[str, int] = {
+    name: channels
+    for block, (depth, channels) in _BLOCKS.items()
+    for name in (
+        *(f"{kind}{block}{i + 1}" for i in range(depth) for kind in "cr"),
+        f"p{block}",
+    )
+}
+CONVOLUTIONS = tuple(name for name in LAYERS if name[0] == "c")
+_ORDER = tuple(LAYERS)
+
+# torchvision numbers convolutions, ReLUs and poolings through, as `LAYERS` lists them
+_TORCHVISION = {name: f"features.{i}" for i, name in enumerate(_ORDER)}
+
+
+def deepest(layers: Collection[str]) -> str:
+    """Returns the layer of `layers` that is computed last."""
+    return max(layers, key=_ORDER.index)
+
+
+def apply(
+    weights: Weights,
+    inputs: jax.Array,
+    layers: Collection[str],
+    backend: str = "cpu",
+) -> dict[str, jax.Array]:
+    """Computes the activations of some layers, and nothing deeper than they.
+
+    Args:
+      weights: `{"c11": {"kernel": [3, 3, 3, 64], "bias": [64]}, ...}`, as they are or
+        from `frozen_convolution.prepare`; what is computed in follows their dtype.
+      inputs: `[B, H, W, 3]` as `base.imagenet_inputs` returns.
+      layers: names from `LAYERS`; static.
+      backend: see `Compute`; static.
+
+    Returns:
+      `{layer: [B, h, w, channels]}` in the dtype of the weights.
+    """
+    x = inputs.astype(weights["c11"]["kernel"].dtype)
+    found: dict[str, jax.Array] = {}
+    for name in _ORDER[: _ORDER.index(deepest(layers)) + 1]:
+        if name[0] == "c":
+            x = frozen_convolution.convolve(x, weights[name], backend)
+        elif name[0] == "r":
+            x = relu(x)
+        else:
+            x = _max_pool2(x)
+        if name in layers:
+            found[name] = x
+    return found
+
+
+def _max_pool2(x: jax.Array) -> jax.Array:
+    # Compares and selects, since reduce_window's gradient (select_and_scatter) is slow
+    # on every backend. `>=` hands a tie's whole gradient to the first, as PyTorch does.
+    b, h, w, c = x.shape
+    x = x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c)
+    left, right = x[:, :, :, :, 0], x[:, :, :, :, 1]
+    x = jnp.where(left >= right, left, right)  # [B, h/2, 2, w/2, C]
+    top, bottom = x[:, :, 0], x[:, :, 1]
+    return jnp.where(top >= bottom, top, bottom)
+
+
+def shapes() -> files.Shapes:
+    """Returns the shape of each array of the sixteen convolutions."""
+    found, channels = {}, 3
+    for name in CONVOLUTIONS:
+        kernel = (3, 3, channels, LAYERS[name])
+        found[name] = {"kernel": kernel, "bias": (LAYERS[name],)}
+        channels = LAYERS[name]
+    return found
+
+
+def load(location: str, layers: Collection[str] = _ORDER) -> files.Weights:
+    """Loads the convolutions that some layers need, by default all.
+
+    Args:
+      location: `imagenet` (the cache), `random:SEED`, or a file: .safetensors or .npz
+        with torchvision's names (`features.0.weight`, other layers are ignored) or
+        with ours (`c11/kernel`), or .pth or .pt with torchvision's.
+      layers: names from `LAYERS`.
+
+    Returns:
+      `{"c11": {"kernel": float32 [3, 3, 3, 64], "bias": float32 [64]}, ...}`.
+
+    Raises:
+      DpaError: the file is absent or unreadable, or a tensor is missing, of the wrong
+        shape or not finite; the message names it.
+      UsageError: `random:` is not followed by a number.
+    """
+    weights = files.load("vgg19", location, shapes(), _from_torchvision, "classifier.")
+    used = _ORDER[: _ORDER.index(deepest(layers)) + 1]
+    return {name: weights[name] for name in CONVOLUTIONS if name in used}
+
+
+def _from_torchvision(tensors: Mapping[str, np.ndarray], prefix: str) -> files.Weights:
+    weights = {}
+    for layer, wanted in shapes().items():
+        stem, (*_, fan, width) = _TORCHVISION[layer], wanted["kernel"]
+        kernel = formats.checked(tensors, f"{stem}.weight", (width, fan, 3, 3), prefix)
+        bias = formats.checked(tensors, f"{stem}.bias", (width,), prefix)
+        weights[layer] = {"kernel": files.kernel_from_torch(kernel), "bias": bias}
+    return weights
+
+
+BACKBONE = Backbone(
+    name="vgg19",
+    layers=_ORDER,
+    load=load,
+    apply=apply,
+    prepare=frozen_convolution.prepare,
+)
