@@ -17,8 +17,8 @@ from typing import Any
 
 from benchmarks import measure, problem, train_step
 from dpa_jax import errors
+from dpa_jax.devices.platform import Platform
 from dpa_jax.ops import compute
-from dpa_jax.platform import Platform
 
 COLUMNS = {
     "stage": "s",

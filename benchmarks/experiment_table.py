@@ -12,7 +12,8 @@ import ml_collections
 
 from benchmarks import measure
 from dpa_jax import config as config_lib
-from dpa_jax import config_files, errors, workdir
+from dpa_jax import errors
+from dpa_jax.storage import config_files, workdir
 from dpa_jax.weights import formats
 
 PROTOCOLS = ("subset", "pa", "ap")

@@ -104,13 +104,15 @@ def run(argv: list[str]) -> None:
 
 def carry_out(config: ml_collections.ConfigDict, folder: pathlib.Path) -> float:
     """Trains and evaluates a run, as far as it is not done; returns its ROC AUC."""
-    from dpa_jax import cache, cli, training
+    from dpa_jax import training
+    from dpa_jax.cli import main
+    from dpa_jax.devices import compilation_cache
 
-    cache.enable(training=True)
+    compilation_cache.enable(training=True)
     training.train(config, folder)
     if not experiment_table.evaluation(folder).exists():
         # with --debug errors come through
-        if cli.main(["--debug", "evaluate", f"--workdir={folder}"]):
+        if main.main(["--debug", "evaluate", f"--workdir={folder}"]):
             raise KeyboardInterrupt
     return experiment_table.read(experiment_table.evaluation(folder))["roc_auc"]
 

@@ -21,7 +21,8 @@ from typing import Any
 
 from benchmarks import input as files
 from benchmarks import measure, problem
-from dpa_jax import config_files, errors
+from dpa_jax import errors
+from dpa_jax.storage import config_files
 
 COLUMNS = {
     "images": ",d",
@@ -120,7 +121,7 @@ def trained(text: str, folder: str) -> dict[str, Any]:
     """
     os.environ["DPA_JAX_CACHE"] = folder
     from dpa_jax import training
-    from dpa_jax.platform import Platform
+    from dpa_jax.devices.platform import Platform
 
     # no memory for decoded images, so that any number of them is kept in a file
     platform = dataclasses.replace(Platform.here(), host_memory=0)

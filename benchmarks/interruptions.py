@@ -20,8 +20,8 @@ import numpy as np
 import dpa_jax
 from benchmarks import measure
 from dpa_jax import config as config_lib
-from dpa_jax import config_files, errors
-from dpa_jax.training import checkpoints
+from dpa_jax import errors
+from dpa_jax.storage import checkpoints, config_files
 
 SIGNALS = ("SIGKILL", "SIGTERM", "SIGINT")
 _EXIT_CODES = {"SIGKILL": -9, "SIGTERM": 143, "SIGINT": 130}

@@ -18,9 +18,10 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
-from dpa_jax import errors, step, workdir
+from dpa_jax import errors, step
 from dpa_jax.backbones import base
 from dpa_jax.ops.compute import Compute
+from dpa_jax.storage import workdir
 
 T = TypeVar("T")
 K = TypeVar("K")

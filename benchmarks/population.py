@@ -11,7 +11,8 @@ from typing import Any
 import jax
 
 from benchmarks import measure, problem, train_step
-from dpa_jax import errors, parallel
+from dpa_jax import errors
+from dpa_jax.devices import parallel
 from dpa_jax.ops import compute
 from dpa_jax.stages import Stage
 

@@ -14,9 +14,10 @@ import ml_collections
 import numpy as np
 
 from dpa_jax import config as config_lib
-from dpa_jax import config_files, errors, models, stages, state, validation
+from dpa_jax import errors, models, stages, state, validation
 from dpa_jax.backbones import base, frozen
-from dpa_jax.platform import Platform
+from dpa_jax.devices.platform import Platform
+from dpa_jax.storage import config_files
 from dpa_jax.training import run as run_lib
 from dpa_jax.training import setup as setup_lib
 from dpa_jax.weights import statistics_files

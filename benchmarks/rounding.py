@@ -17,7 +17,8 @@ import numpy as np
 
 from benchmarks import measure
 from dpa_jax import config as config_lib
-from dpa_jax import config_files, errors
+from dpa_jax import errors
+from dpa_jax.storage import config_files
 
 COLUMNS = {
     "precision": "s",

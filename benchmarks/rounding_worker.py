@@ -7,8 +7,7 @@ import jax
 import numpy as np
 
 import dpa_jax
-from dpa_jax import config_files
-from dpa_jax.training import checkpoints
+from dpa_jax.storage import checkpoints, config_files
 
 
 def main(folder: pathlib.Path, precision: str) -> None:

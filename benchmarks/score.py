@@ -18,8 +18,8 @@ from benchmarks import measure, problem
 from benchmarks.train_step import TOLERANCE
 from dpa_jax import errors
 from dpa_jax import images as images_lib
-from dpa_jax.platform import Platform
-from dpa_jax.scorer import Scorer
+from dpa_jax.devices.platform import Platform
+from dpa_jax.scoring.scorer import Scorer
 
 COLUMNS = {
     "implementation": "s",

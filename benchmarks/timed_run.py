@@ -11,8 +11,9 @@ from unittest import mock
 import jax
 
 from benchmarks import measure, problem
-from dpa_jax import errors, training, workdir
+from dpa_jax import errors, training
 from dpa_jax.stages import Stage
+from dpa_jax.storage import workdir
 from dpa_jax.training import programs, samples
 from dpa_jax.training.run import Run
 from dpa_jax.training.setup import Setup

@@ -20,10 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import measure, problem
-from dpa_jax import errors, images, parallel, step
+from dpa_jax import errors, images, step
+from dpa_jax.devices import parallel
+from dpa_jax.devices.platform import Platform
 from dpa_jax.ops import compute
 from dpa_jax.ops.compute import Compute
-from dpa_jax.platform import Platform
 from dpa_jax.stages import Stage
 from dpa_jax.training import feeding, programs
 

@@ -10,7 +10,7 @@ from dpa_jax import config as config_lib
 
 
 def get_config():
-    """Returns the configuration; `dpa_jax/demo.py` fills in where the images are."""
+    """Returns the configuration; `dpa_jax/cli/demo.py` adds where the images are."""
     config = config_lib.default_config()
     config.data.resolution = 32
     config.model.latent_channels = 32

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dpa_jax.config import default_config
-    from dpa_jax.score import load
+    from dpa_jax.scoring.loading import load
     from dpa_jax.training import train
 
 __version__ = "0.1.0"
 __all__ = ["default_config", "load", "train"]
 
-_HOMES = {"default_config": "config", "load": "score", "train": "training"}
+_HOMES = {"default_config": "config", "load": "scoring.loading", "train": "training"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,5 +1,5 @@
 """`python -m dpa_jax` is the `dpa-jax` program."""
 
-from dpa_jax import cli
+from dpa_jax.cli import main
 
-cli.entry()
+main.entry()

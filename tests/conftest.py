@@ -8,8 +8,8 @@ import pytest
 import run_factory
 
 import dpa_jax
-from dpa_jax import cache
 from dpa_jax.backbones import vgg19
+from dpa_jax.devices import compilation_cache
 
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 
@@ -57,7 +57,7 @@ def own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DPA_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
-        cache.enable()
+        compilation_cache.enable()
         yield
 
 

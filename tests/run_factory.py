@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dpa_jax import cli, config_files, training
 from dpa_jax import config as config_lib
-from dpa_jax.training import checkpoints
+from dpa_jax import training
+from dpa_jax.cli import main
+from dpa_jax.storage import checkpoints, config_files
 
 
 def tiny_config():
@@ -85,7 +86,7 @@ def call(*arguments) -> tuple[int, str, str]:
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            code = cli.main([str(argument) for argument in arguments])
+            code = main.main([str(argument) for argument in arguments])
         except SystemExit as stopped:  # argparse's
             code = stopped.code
     return code, out.getvalue(), err.getvalue()

@@ -12,10 +12,12 @@ import run_factory
 import tiny_factory as tiny
 
 import dpa_jax
-from dpa_jax import adversarial, losses, models, score, state, step
+from dpa_jax import adversarial, losses, models, state, step
+from dpa_jax.devices.platform import Platform
 from dpa_jax.ops.compute import Compute
-from dpa_jax.platform import Platform
-from dpa_jax.training import checkpoints, feeding
+from dpa_jax.scoring import loading
+from dpa_jax.storage import checkpoints
+from dpa_jax.training import feeding
 
 PLAIN = tiny.spec(tiny.GROWN)
 SPEC = dataclasses.replace(PLAIN, adversarial=0.5)
@@ -171,7 +173,7 @@ def test_the_critic_grows_and_is_kept(grown):
 
 def test_scores_know_nothing_of_the_critic(grown):
     images = run_factory.images(3)
-    scorer = score.load(grown)
+    scorer = loading.load(grown)
     x = images[..., None].astype(np.float32) / 127.5 - 1
     expected = np.abs(x - scorer.reconstruct(images)).mean(axis=(1, 2, 3))
     np.testing.assert_allclose(scorer(images), expected, rtol=1e-5)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
-from dpa_jax import audit, errors
+from dpa_jax import errors
 from dpa_jax.data.image_set import ImageSet
+from dpa_jax.scoring import audit
 
 
 @pytest.fixture
@@ -196,7 +197,7 @@ def test_the_published_subset_is_confounded_by_view(shared):
             "age": np.array([entry.age for entry in of]),
         },
     )
-    from dpa_jax.evaluate import evaluate
+    from dpa_jax.scoring.evaluation import evaluate
 
     scores = table[:, 1]
     result = audit.audit(images, scores)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import run_factory
 
-from dpa_jax.training import checkpoints
+from dpa_jax.storage import checkpoints
 
 
 @pytest.fixture
@@ -323,7 +323,7 @@ def test_metrics_on_a_full_disk(attempt, folder, monkeypatch):
 
     monkeypatch.setattr(os, "replace", replaced)
     monkeypatch.setattr(
-        "dpa_jax.training.metrics.Writer._keep_until", lambda *arguments: None
+        "dpa_jax.storage.metrics.Writer._keep_until", lambda *arguments: None
     )
     code, err = attempt()
     assert code == 1

@@ -17,7 +17,8 @@ from benchmarks import (
     train_step,
 )
 from dpa_jax import config as config_lib
-from dpa_jax import config_files, errors, losses, stages, step
+from dpa_jax import errors, losses, stages, step
+from dpa_jax.storage import config_files
 from dpa_jax.training import programs
 from dpa_jax.training.chunks import Chunk
 

@@ -2,8 +2,9 @@
 
 import pytest
 
-from dpa_jax import config_files, validation
+from dpa_jax import validation
 from dpa_jax.errors import UsageError
+from dpa_jax.storage import config_files
 
 # ruff: noqa: E501
 # Written from the published YAML files, one line per run: initial resolution, latent

@@ -9,8 +9,8 @@ import pytest
 import sklearn.metrics
 import slide_factory
 
-from dpa_jax import cli
-from dpa_jax import score as score_lib
+from dpa_jax.cli import main
+from dpa_jax.scoring import loading as score_lib
 from dpa_jax.slides import heatmap, stain
 
 pytest.importorskip("tifffile", reason="slides are written by tifffile")
@@ -47,7 +47,7 @@ def small():
     """Keeps the time to write PNGs short, and the compilations to this module."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(heatmap, "_LONGEST", 480)
-        patch.setattr("dpa_jax.cache.enable", lambda **_: None)
+        patch.setattr("dpa_jax.devices.compilation_cache.enable", lambda **_: None)
         yield
 
 
@@ -75,14 +75,14 @@ def data(root, tmp_path_factory):
 
 
 def prepare(root, folder, *more):
-    return cli.main(
+    return main.main(
         ["prepare", "camelyon16", f"--source={root}", f"--data_dir={folder}"]
         + ["--jobs=1", "--lists=none", *more]
     )
 
 
 def train(data, workdir, *more):
-    return cli.main(
+    return main.main(
         ["train", "--config=configs/camelyon16.py:wo_pg", f"--workdir={workdir}"]
         + [f"--config.data.data_dir={data}", *SHALLOW, *more]
     )
@@ -96,7 +96,7 @@ def run(data, tmp_path_factory):
 
 
 def score_slide(root, run, out, *more, slide="testing/images/test_003.tif"):
-    return cli.main(
+    return main.main(
         ["score-slide", str(root / slide), f"--workdir={run}", f"--out={out}"]
         + ["--batch=8", *more]
     )
@@ -120,7 +120,7 @@ def summary(out):
 
 def evaluated(run, out):
     options = [f"--workdir={run}", f"--out={out}", "--batch=8"]
-    assert cli.main(["evaluate", *options]) == 0
+    assert main.main(["evaluate", *options]) == 0
     return json.loads((out / "metrics.json").read_text())
 
 

@@ -8,7 +8,7 @@ import pytest
 
 import dpa_jax
 from dpa_jax import errors
-from dpa_jax.training import checkpoints
+from dpa_jax.storage import checkpoints
 
 
 def tree(value=1.0):

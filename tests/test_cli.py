@@ -10,7 +10,8 @@ import pytest
 import run_factory
 from PIL import Image
 
-from dpa_jax import cli, config_files, verbs
+from dpa_jax.cli import main, verbs
+from dpa_jax.storage import config_files
 
 VERBS = [
     [],
@@ -47,7 +48,7 @@ def names(parser):
 
 
 def test_every_verb_is_listed_here():
-    assert sorted(names(cli._parser())) == sorted(VERBS)
+    assert sorted(names(main._parser())) == sorted(VERBS)
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=" ".join)
@@ -69,7 +70,7 @@ def loaded_by(code):
     program = f"import sys\n{code}\nprint(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", program],
-        cwd=cli.__file__.rpartition("/dpa_jax/")[0],
+        cwd=main.__file__.rpartition("/dpa_jax/")[0],
         capture_output=True,
         text=True,
         check=True,
@@ -79,10 +80,10 @@ def loaded_by(code):
 
 def test_help_imports_nothing_slow():
     code = f"""
-from dpa_jax import cli
+from dpa_jax.cli import main
 for verb in {VERBS}:
     try:
-        cli.main([*verb, "--help"])
+        main.main([*verb, "--help"])
     except SystemExit as stopped:
         assert stopped.code == 0
 """
@@ -99,7 +100,9 @@ def test_training_loads_no_tensorflow_torch_or_tfds():
 
 
 def test_scoring_loads_none_of_them_either():
-    loaded = loaded_by("import dpa_jax.score, dpa_jax.evaluate, dpa_jax.verbs")
+    loaded = loaded_by(
+        "import dpa_jax.scoring.loading, dpa_jax.scoring.evaluation, dpa_jax.cli.verbs"
+    )
     assert not loaded & {"tensorflow", "torch", "tensorflow_datasets", "pydicom"}
 
 

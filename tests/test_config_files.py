@@ -4,7 +4,8 @@ import ml_collections
 import pytest
 
 from dpa_jax import config as config_lib
-from dpa_jax import config_files, errors
+from dpa_jax import errors
+from dpa_jax.storage import config_files
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import pytest
 import run_factory
 from PIL import Image
 
-from dpa_jax import config_files, demo
-from dpa_jax.training import checkpoints
+from dpa_jax.cli import demo
+from dpa_jax.storage import checkpoints, config_files
 
 
 def test_demo_makes_images_trains_evaluates_and_says_where_to_look(

@@ -5,8 +5,11 @@ import pytest
 import run_factory
 
 import dpa_jax
-from dpa_jax import folds, score, training
-from dpa_jax.training import checkpoints, early_stopping
+from dpa_jax import training
+from dpa_jax.data import folds
+from dpa_jax.scoring import loading
+from dpa_jax.storage import checkpoints
+from dpa_jax.training import early_stopping
 from dpa_jax.training.early_stopping import Evaluation
 
 
@@ -76,7 +79,7 @@ def test_a_run_stops_and_keeps_its_best_step(config, stopped):
 
 def test_scores_come_from_the_best_step(config, stopped):
     found = early_stopping.result(stopped)
-    scorer = score.load(stopped)
+    scorer = loading.load(stopped)
     assert scorer.trained == found.steps
     images = training.training_images(config, visible=False)
     held = images.images[folds.held_out(images, 3, 1)]
@@ -119,7 +122,7 @@ def test_the_best_step_stays_however_often_checkpoints_are_written(
     folder = dpa_jax.train(config, tmp_path, visible=False)
     found = early_stopping.result(folder)
     assert found == early_stopping.result(stopped)
-    assert score.load(folder).trained == found.trained
+    assert loading.load(folder).trained == found.trained
     assert found.trained in checkpoints.steps(folder)
 
 

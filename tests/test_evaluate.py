@@ -7,8 +7,9 @@ import scipy.stats
 from PIL import Image
 
 import dpa_jax
-from dpa_jax import errors, evaluate
+from dpa_jax import errors
 from dpa_jax.data import ImageSet
+from dpa_jax.scoring import evaluation
 
 # One normal image scores above one abnormal and ties with another: of the 3 x 3 pairs
 # 7 are in order, one is a tie and one is not.
@@ -17,20 +18,20 @@ LABELS = np.array([0, 0, 0, 1, 1, 1])
 
 
 def test_roc_auc_counts_ordered_pairs_and_half_of_ties():
-    assert evaluate.evaluate(SCORES, LABELS)["roc_auc"] == pytest.approx(7.5 / 9)
+    assert evaluation.evaluate(SCORES, LABELS)["roc_auc"] == pytest.approx(7.5 / 9)
 
 
 def test_average_precision_of_the_same():
     # thresholds 0.9, 0.5, 0.3: recall 1/3, 2/3, 1; precision 1, 2/3, 3/4
     expected = 1 / 3 * 1 + 1 / 3 * 2 / 3 + 1 / 3 * 3 / 4
-    found = evaluate.evaluate(SCORES, LABELS)
+    found = evaluation.evaluate(SCORES, LABELS)
     assert found["average_precision"] == pytest.approx(expected)
     assert found["average_precision_by_chance"] == 0.5
 
 
 @pytest.mark.parametrize("sign, auc", [(1, 1.0), (-1, 0.0), (0, 0.5)])
 def test_extremes(sign, auc):
-    found = evaluate.evaluate(sign * np.arange(8.0), np.arange(8) >= 4)
+    found = evaluation.evaluate(sign * np.arange(8.0), np.arange(8) >= 4)
     assert found["roc_auc"] == auc
     assert found["normal"] == found["abnormal"] == 4
     # resamples do not differ: the interval is that of four independent pairs
@@ -55,8 +56,8 @@ def width(result):
 
 def test_interval_by_groups_is_wider_where_images_are_not_independent():
     scores, labels, groups = correlated()
-    by_image = width(evaluate.evaluate(scores, labels))
-    by_group = width(evaluate.evaluate(scores, labels, groups))
+    by_image = width(evaluation.evaluate(scores, labels))
+    by_group = width(evaluation.evaluate(scores, labels, groups))
     assert by_group > 3 * by_image
 
 
@@ -64,7 +65,7 @@ def test_interval_is_that_of_theory_for_independent_images():
     rng = np.random.default_rng(0)
     labels = np.arange(400) % 2
     scores = rng.normal(size=400) + labels
-    result = evaluate.evaluate(scores, labels)
+    result = evaluation.evaluate(scores, labels)
     a = result["roc_auc"]
     # Hanley and McNeil, 1982
     q1, q2, n = a / (2 - a), 2 * a * a / (1 + a), 200
@@ -75,7 +76,7 @@ def test_interval_is_that_of_theory_for_independent_images():
 def test_interval_is_deterministic_and_a_function_of_the_seed():
     scores, labels, groups = correlated()
     first, again, other = (
-        evaluate.evaluate(scores, labels, groups, seed=seed) for seed in (0, 0, 1)
+        evaluation.evaluate(scores, labels, groups, seed=seed) for seed in (0, 0, 1)
     )
     assert first == again
     assert first["roc_auc_interval"] != other["roc_auc_interval"]
@@ -84,7 +85,7 @@ def test_interval_is_deterministic_and_a_function_of_the_seed():
 def test_groups_are_scored_by_their_highest_image():
     scores = np.array([0.1, 0.9, 0.2, 0.3, 0.8, 0.0])
     labels = np.array([0, 0, 0, 0, 1, 1])
-    found = evaluate.evaluate(scores, labels, ["a", "a", "b", "b", "c", "c"])
+    found = evaluation.evaluate(scores, labels, ["a", "a", "b", "b", "c", "c"])
     # the groups' highest: 0.9 and 0.3 normal, 0.8 abnormal
     assert found["groups"] == 3 and found["group_roc_auc"] == 0.5
     assert found["group_images"] == 2
@@ -95,7 +96,7 @@ def test_the_size_of_groups_says_nothing_without_a_signal():
     groups = np.repeat(np.arange(60), 30 * [34] + 30 * [50])
     labels = (groups < 30).astype(int)
     found = [
-        evaluate.evaluate(
+        evaluation.evaluate(
             rng.gumbel(size=len(labels)), labels, groups.astype(str), resamples=2
         )["group_roc_auc"]
         for _ in range(60)
@@ -105,19 +106,19 @@ def test_the_size_of_groups_says_nothing_without_a_signal():
 
 
 def test_groups_of_both_labels_have_no_group_auc():
-    found = evaluate.evaluate(SCORES, LABELS, ["a", "b", "c", "a", "d", "e"])
+    found = evaluation.evaluate(SCORES, LABELS, ["a", "b", "c", "a", "d", "e"])
     assert found["groups"] == 5 and "group_roc_auc" not in found
 
 
 @pytest.mark.parametrize("labels, counts", [([0, 0], "2 and 0"), ([1, 1], "0 and 2")])
 def test_one_label_alone_is_refused(labels, counts):
     with pytest.raises(errors.DpaError, match=f"there are {counts}"):
-        evaluate.evaluate(np.array([0.1, 0.2]), np.array(labels))
+        evaluation.evaluate(np.array([0.1, 0.2]), np.array(labels))
 
 
 def test_scores_that_are_not_finite_are_refused():
     with pytest.raises(errors.DpaError, match="1 scores are not finite.* is 2"):
-        evaluate.evaluate(np.array([0, 1, np.nan]), np.array([0, 1, 1]))
+        evaluation.evaluate(np.array([0, 1, np.nan]), np.array([0, 1, 1]))
 
 
 # --- of a run ---
@@ -135,7 +136,7 @@ def image_set(**more):
 
 
 def test_report_says_what_the_scores_stand_on(scorer):
-    found = evaluate.report(scorer, image_set(), np.arange(8.0))
+    found = evaluation.report(scorer, image_set(), np.arange(8.0))
     assert found["trained_steps"] == 12 and found["stage"] == "16_stabilization"
     assert found["vgg_weights"] == "random:0" and found["random_weights"] is True
     assert "by_view" not in found
@@ -143,7 +144,7 @@ def test_report_says_what_the_scores_stand_on(scorer):
 
 def test_report_has_the_audit(scorer):
     images = image_set(columns={"view": ["PA", "AP"] * 4})
-    found = evaluate.report(scorer, images, np.arange(8.0))
+    found = evaluation.report(scorer, images, np.arange(8.0))
     assert set(found["by_view"]) == {"PA", "AP"}
     assert "mean_intensity" in found["shortcuts"] and "warnings" in found
 
@@ -151,13 +152,13 @@ def test_report_has_the_audit(scorer):
 def test_images_without_labels_are_refused(scorer):
     images = ImageSet(run_factory.images(2)[..., None], ["a", "b"])
     with pytest.raises(errors.DpaError, match="no labels"):
-        evaluate.report(scorer, images, np.zeros(2))
+        evaluation.report(scorer, images, np.zeros(2))
 
 
 def test_files_of_an_evaluation(scorer, tmp_path):
     images = image_set(groups=list("aabbccdd"))
     scores = scorer(images.images)
-    evaluate.write(tmp_path / "out", images, scores, {"roc_auc": 0.5})
+    evaluation.write(tmp_path / "out", images, scores, {"roc_auc": 0.5})
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == {
         "roc_auc": 0.5
     }
@@ -173,5 +174,5 @@ def test_files_of_an_evaluation(scorer, tmp_path):
 
 
 def test_plots_of_equal_scores(tmp_path):
-    evaluate.write_plots(tmp_path, np.full(4, 0.5), np.array([0, 0, 1, 1]))
+    evaluation.write_plots(tmp_path, np.full(4, 0.5), np.array([0, 0, 1, 1]))
     assert (tmp_path / "histogram.png").exists()

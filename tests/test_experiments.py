@@ -9,7 +9,8 @@ import run_factory
 from PIL import Image
 
 from benchmarks import experiment_table, experiments
-from dpa_jax import config_files, errors, validation, workdir
+from dpa_jax import errors, validation
+from dpa_jax.storage import config_files, workdir
 
 
 @pytest.fixture

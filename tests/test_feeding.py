@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from dpa_jax import errors
-from dpa_jax.platform import Platform
-from dpa_jax.processes import ProcessGroup
+from dpa_jax.devices.platform import Platform
+from dpa_jax.devices.processes import ProcessGroup
 from dpa_jax.training import feeding
 
 HERE = Platform.here()

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from dpa_jax import errors, folds
-from dpa_jax.data import ImageSet
+from dpa_jax import errors
+from dpa_jax.data import ImageSet, folds
 
 
 def image_set(count, groups=None, pixels=None):

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dpa_jax import data, errors, folds
-from dpa_jax.data import sources
+from dpa_jax import data, errors
+from dpa_jax.data import folds, sources
 from dpa_jax.data.decode import decode
 from dpa_jax.datasets import nih_configs, nih_prepare
 

@@ -8,11 +8,10 @@ from test_interop import GROWING, published_state
 
 import dpa_jax
 from dpa_jax import config as config_lib
-from dpa_jax import config_files
 from dpa_jax.backbones import vgg19
 from dpa_jax.interop import reference_config
 from dpa_jax.stages import Stage
-from dpa_jax.training import checkpoints
+from dpa_jax.storage import checkpoints, config_files
 from dpa_jax.weights import statistics_files
 
 torch = pytest.importorskip("torch", reason="torch, an extra, is not installed")

@@ -7,8 +7,9 @@ import pytest
 import yaml
 
 from dpa_jax import config as config_lib
-from dpa_jax import config_files, errors, models, stages, validation
+from dpa_jax import errors, models, stages, validation
 from dpa_jax.interop import reference_checkpoint, reference_config
+from dpa_jax.storage import config_files
 
 GROWING = """
 verbose: true

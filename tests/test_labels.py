@@ -5,8 +5,8 @@ import pytest
 import run_factory
 
 from dpa_jax import errors
+from dpa_jax.cli.verbs import scoring
 from dpa_jax.data import ImageSet, labels
-from dpa_jax.verbs import scoring
 
 IMAGES = ImageSet(
     np.zeros((4, 2, 2, 1), np.uint8),

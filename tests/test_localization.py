@@ -11,10 +11,10 @@ import sklearn.metrics
 from PIL import Image
 
 import dpa_jax
-from dpa_jax import localization
 from dpa_jax.data import Preprocessing, load
 from dpa_jax.datasets import from_manifest
 from dpa_jax.errors import DpaError
+from dpa_jax.scoring import localization
 
 # One image of five pixels in a row, two of them abnormal, apart from each other, so
 # that they are two regions of one pixel.

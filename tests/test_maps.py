@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dpa_jax import errors, maps
+from dpa_jax import errors
+from dpa_jax.scoring import maps
 
 
 def test_pictures_hold_the_image_and_the_map_over_it(tmp_path):

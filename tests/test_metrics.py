@@ -7,7 +7,8 @@ import run_factory
 
 from dpa_jax import console, errors
 from dpa_jax.stages import Stage
-from dpa_jax.training import metrics, progress
+from dpa_jax.storage import metrics
+from dpa_jax.training import progress
 
 
 def logged(folder):

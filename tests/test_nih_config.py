@@ -4,8 +4,9 @@ import pathlib
 
 import pytest
 
-from dpa_jax import config_files, validation
+from dpa_jax import validation
 from dpa_jax.errors import UsageError
+from dpa_jax.storage import config_files
 
 CONFIG = str(pathlib.Path(__file__).resolve().parents[1] / "configs" / "nih.py")
 # first resolution, latent resolution and channels, width of the networks (0: varies),

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import tiny_factory as tiny
 
-from dpa_jax import errors, losses, parallel, processes, state
+from dpa_jax import errors, losses, state
+from dpa_jax.devices import parallel, processes
+from dpa_jax.devices.platform import Platform
+from dpa_jax.devices.processes import ProcessGroup
 from dpa_jax.ops.compute import Compute
-from dpa_jax.platform import Platform
-from dpa_jax.processes import ProcessGroup
 from dpa_jax.training import feeding, programs
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]

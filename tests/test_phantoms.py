@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 from sklearn import metrics
 
-from dpa_jax import errors, phantoms
+from dpa_jax import errors
+from dpa_jax.data import phantoms
 
 
 def draw(count, size=64, seed=0, **options):

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dpa_jax import platform
+from dpa_jax.devices import platform
+from dpa_jax.devices.platform import Platform
 from dpa_jax.ops import activations, compute
 from dpa_jax.ops.compute import Compute
-from dpa_jax.platform import Platform
 
 PHYSICAL = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 

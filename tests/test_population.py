@@ -13,10 +13,12 @@ import tiny_factory as tiny
 
 import dpa_jax
 from dpa_jax import config as config_lib
-from dpa_jax import config_files, errors, score, step, training
+from dpa_jax import errors, step, training
 from dpa_jax.backbones import statistics
 from dpa_jax.ops.compute import Compute
-from dpa_jax.training import checkpoints, early_stopping
+from dpa_jax.scoring import loading
+from dpa_jax.storage import checkpoints, config_files
+from dpa_jax.training import early_stopping
 
 TOLERANCE = 1e-5
 
@@ -63,7 +65,7 @@ def test_members_are_ordinary_workdirs(population):
     assert names >= {"config.json", "checkpoints", "metrics.jsonl", "statistics.npz"}
     config = config_files.load(str(population / "members" / "2" / "config.json"))
     assert (config.seed, config.data.seed, config.population.seeds) == (7, 5, 1)
-    scorer = score.load(population / "members" / "2")
+    scorer = loading.load(population / "members" / "2")
     assert np.isfinite(scorer(run_factory.images(2, size=20))).all()
 
 
@@ -89,7 +91,7 @@ def test_members_differ(population):
 
 def test_a_population_is_no_run_to_score_with(population):
     with pytest.raises(errors.DpaError, match="holds 3 runs; give one of them"):
-        score.load(population)
+        loading.load(population)
 
 
 def test_a_finished_population_trains_nothing(config, population):
@@ -281,7 +283,7 @@ def test_evaluate_reports_mean_deviation_and_interval(population, tmp_path):
     found = json.loads((out / "metrics.json").read_text())
     each = []
     for i in range(3):
-        scores = score.load(population / "members" / str(i))(images)
+        scores = loading.load(population / "members" / str(i))(images)
         each.append(sklearn.metrics.roc_auc_score(labels, scores))
         alone = json.loads((out / "members" / str(i) / "metrics.json").read_text())
         assert alone["roc_auc"] == pytest.approx(each[-1])

@@ -18,8 +18,7 @@ import numpy as np
 import pytest
 import run_factory
 
-from dpa_jax import config_files
-from dpa_jax.training import checkpoints
+from dpa_jax.storage import checkpoints, config_files
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LIMIT_S = 300

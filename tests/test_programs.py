@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import tiny_factory as tiny
 
-from dpa_jax import errors, losses, parallel, step
+from dpa_jax import errors, losses, step
+from dpa_jax.devices import parallel
+from dpa_jax.devices.platform import Platform
 from dpa_jax.ops.compute import Compute
-from dpa_jax.platform import Platform
 from dpa_jax.training import feeding, programs
 
 BATCH = 4

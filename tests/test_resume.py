@@ -10,8 +10,8 @@ import pytest
 import run_factory
 
 import dpa_jax
-from dpa_jax import config_files, errors
-from dpa_jax.training import checkpoints
+from dpa_jax import errors
+from dpa_jax.storage import checkpoints, config_files
 
 
 @pytest.fixture(scope="module")

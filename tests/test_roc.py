@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
-from dpa_jax import roc
+from dpa_jax.scoring import roc
 
 
 @pytest.fixture

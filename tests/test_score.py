@@ -7,11 +7,11 @@ import run_factory
 from PIL import Image
 
 import dpa_jax
-from dpa_jax import config_files, errors, stages
+from dpa_jax import errors, stages
 from dpa_jax.backbones import frozen
-from dpa_jax.platform import Platform
-from dpa_jax.scorer import Scorer
-from dpa_jax.training import checkpoints
+from dpa_jax.devices.platform import Platform
+from dpa_jax.scoring.scorer import Scorer
+from dpa_jax.storage import checkpoints, config_files
 
 
 @pytest.fixture(scope="module")

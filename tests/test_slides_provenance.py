@@ -8,7 +8,7 @@ from tiny_factory import ARCHITECTURE, GROWING, GROWN
 from dpa_jax import state
 from dpa_jax.errors import DpaError
 from dpa_jax.slides import provenance, stain
-from dpa_jax.training.checkpoints import Checkpoints
+from dpa_jax.storage.checkpoints import Checkpoints
 
 PROFILE = stain.StainProfile(np.eye(2, 3), np.ones(2), "normal_056:1,2,3,4")
 

@@ -9,9 +9,11 @@ import run_factory
 from PIL import Image
 
 import dpa_jax
-from dpa_jax import config_files, errors, models, score, state, training
-from dpa_jax.platform import Platform
-from dpa_jax.training import checkpoints, programs
+from dpa_jax import errors, models, state, training
+from dpa_jax.devices.platform import Platform
+from dpa_jax.scoring import loading
+from dpa_jax.storage import checkpoints, config_files
+from dpa_jax.training import programs
 
 
 def rows(workdir):
@@ -75,7 +77,7 @@ def test_checkpoint_holds_all_parameters_and_adam_of_the_stage(trained):
     }
     active = state.select(
         saved["parameters"],
-        state.block_names(architecture, score.load(trained).stage),
+        state.block_names(architecture, loading.load(trained).stage),
     )
     assert saved["optimizer"]["0.mu"].shape == (state.count(active),)
     assert saved["optimizer"]["0.count"] == 4

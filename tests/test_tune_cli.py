@@ -5,8 +5,8 @@ import run_factory
 import study_factory
 
 from dpa_jax import errors
+from dpa_jax.cli.verbs import workers
 from dpa_jax.tuning import learning_curve, study
-from dpa_jax.verbs import workers
 
 
 @pytest.fixture

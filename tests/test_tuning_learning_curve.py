@@ -7,7 +7,8 @@ import run_factory
 import study_factory
 from PIL import Image
 
-from dpa_jax import config_files, errors, workdir
+from dpa_jax import errors
+from dpa_jax.storage import config_files, workdir
 from dpa_jax.tuning import learning_curve, trials
 
 # by trial, the AUC of each of four anomalies alone, in both of its folds

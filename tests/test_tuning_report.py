@@ -6,7 +6,7 @@ import run_factory
 import study_factory
 from PIL import Image
 
-from dpa_jax import config_files
+from dpa_jax.storage import config_files
 from dpa_jax.tuning import report
 
 # by trial, the AUC in each of two folds of the two drawn anomalies and of another

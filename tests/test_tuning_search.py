@@ -5,7 +5,8 @@ import pytest
 import run_factory
 import study_factory
 
-from dpa_jax import config_files, errors, validation
+from dpa_jax import errors, validation
+from dpa_jax.storage import config_files
 from dpa_jax.tuning import search as search_lib
 
 CONFIGS = pathlib.Path(search_lib.__file__).parents[2] / "configs"

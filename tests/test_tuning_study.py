@@ -7,7 +7,9 @@ import study_factory
 from study_factory import optuna
 
 import dpa_jax
-from dpa_jax import config_files, data, errors, folds, stages, training
+from dpa_jax import data, errors, stages, training
+from dpa_jax.data import folds
+from dpa_jax.storage import config_files
 from dpa_jax.training import early_stopping, programs
 from dpa_jax.tuning import queue, selection, study, trials
 from dpa_jax.tuning import search as search_lib

@@ -48,7 +48,10 @@ def changed(config, **values):
         ({"perceptual__layers": "8:r12"}, "names no layer for 16 pixels"),
         ({"perceptual__layers": "64"}, "cannot read '64'"),
         ({"perceptual__layers": "8:r12 8:r12"}, "cannot read '8:r12'"),
-        ({"perceptual__layers": "8:r12 16:r99 32:r32 64:r42"}, "vgg19 has no layer 'r99'"),
+        (
+            {"perceptual__layers": "8:r12 16:r99 32:r32 64:r42"},
+            "vgg19 has no layer 'r99'",
+        ),
         ({"perceptual__layers": "8:r12*0 16:r22 32:r32 64:r42"}, "r12 has weight 0"),
         # r51 has passed four poolings: of 8 pixels nothing is left
         (

@@ -8,9 +8,9 @@ import pytest
 import run_factory
 from PIL import Image
 
+from dpa_jax.cli.verbs import scoring
 from dpa_jax.data import Preprocessing, load, load_files, masks, volumes
 from dpa_jax.errors import DpaError, UsageError
-from dpa_jax.verbs import scoring
 
 nibabel = pytest.importorskip("nibabel", reason="the nifti extra is missing")
 

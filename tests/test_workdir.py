@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import run_factory
 
-from dpa_jax import errors, workdir
+from dpa_jax import errors
 from dpa_jax.data import ImageSet, Skipped
-from dpa_jax.platform import Platform
-from dpa_jax.training import checkpoints
+from dpa_jax.devices.platform import Platform
+from dpa_jax.storage import checkpoints, workdir
 
 
 @pytest.fixture

@@ -10,11 +10,12 @@ import ml_collections
 import numpy as np
 
 from dpa_jax import config as config_lib
-from dpa_jax import console, errors, workdir
+from dpa_jax import console, errors
 from dpa_jax.backbones import base, statistics
 from dpa_jax.data.image_set import ImageSet
 from dpa_jax.ops.compute import Compute
 from dpa_jax.stages import Stage
+from dpa_jax.storage import workdir
 from dpa_jax.weights import formats, statistics_files
 
 STATISTICS = "statistics.npz"

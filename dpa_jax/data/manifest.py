@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from dpa_jax import errors, workdir
+from dpa_jax import errors
 from dpa_jax.data import labels as label_names
+from dpa_jax.storage import workdir
 
 _TEXT = ("mask", "split")  # columns that never become numbers
 

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dpa_jax import errors, parallel
+from dpa_jax import errors
 from dpa_jax.data import arrays, disk_cache, folders, manifest, volumes
 from dpa_jax.data.decode import ImageError, Preprocessing, decode, prepare
 from dpa_jax.data.image_set import ImageSet, Skipped, taken
-from dpa_jax.processes import ProcessGroup
+from dpa_jax.devices import parallel
+from dpa_jax.devices.processes import ProcessGroup
 
 EXTENSIONS = (
     *(".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".dicom"),

@@ -11,13 +11,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from dpa_jax.data.decode import Preprocessing
-from dpa_jax.datasets import (
-    nih_collect,
-    nih_configs,
-    nih_metadata,
-    nih_source,
-    writing,
-)
+from dpa_jax.datasets import nih_collect, nih_configs, nih_metadata, nih_source, writing
 from dpa_jax.datasets.nih_protocols import Split
 
 _SHARD_BYTES = 2**26  # of pixels; TFDS holds the examples of one shard in memory

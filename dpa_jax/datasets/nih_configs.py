@@ -9,12 +9,7 @@ from importlib.resources.abc import Traversable
 from tensorflow_datasets.core import dataset_builder
 
 from dpa_jax.data.decode import Preprocessing
-from dpa_jax.datasets import (
-    nih_metadata,
-    nih_protocols,
-    nih_source,
-    published_splits,
-)
+from dpa_jax.datasets import nih_metadata, nih_protocols, nih_source, published_splits
 from dpa_jax.errors import DpaError, UsageError
 
 # The first step of the published preprocessing. It serves them all: the others follow

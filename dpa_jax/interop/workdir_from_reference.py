@@ -6,17 +6,10 @@ import pathlib
 import jax
 
 from dpa_jax import config as config_lib
-from dpa_jax import (
-    errors,
-    models,
-    stages,
-    state,
-    validation,
-    workdir,
-)
+from dpa_jax import errors, models, stages, state, validation
 from dpa_jax.backbones import frozen
 from dpa_jax.interop import reference_checkpoint
-from dpa_jax.training import checkpoints
+from dpa_jax.storage import checkpoints, workdir
 from dpa_jax.weights import statistics_files
 
 

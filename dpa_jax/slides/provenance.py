@@ -14,7 +14,7 @@ from dpa_jax import config as config_lib
 from dpa_jax.backbones import frozen
 from dpa_jax.errors import DpaError
 from dpa_jax.slides import stain
-from dpa_jax.training import checkpoints
+from dpa_jax.storage import checkpoints
 from dpa_jax.weights import formats
 
 STAIN_TARGET = "stain_target.npz"

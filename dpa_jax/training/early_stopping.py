@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import ml_collections
 
-from dpa_jax import workdir
+from dpa_jax.storage import workdir
 
 FILE = "early_stopping.json"
 

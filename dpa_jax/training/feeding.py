@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from dpa_jax import errors, parallel
-from dpa_jax.platform import Platform
+from dpa_jax import errors
+from dpa_jax.devices import parallel
+from dpa_jax.devices.platform import Platform
 
 # Bytes of images that are sent to this process's devices for one chunk, at most but for
 # a single step: three such blocks are in memory at a time.

@@ -5,7 +5,7 @@ import signal
 import threading
 from collections.abc import Iterator
 
-from dpa_jax.processes import ProcessGroup
+from dpa_jax.devices.processes import ProcessGroup
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 

@@ -3,9 +3,10 @@
 import ml_collections
 import numpy as np
 
-from dpa_jax import console, data, errors, folds, processes
-from dpa_jax.data import labels
-from dpa_jax.platform import Platform
+from dpa_jax import console, data, errors
+from dpa_jax.data import folds, labels
+from dpa_jax.devices import processes
+from dpa_jax.devices.platform import Platform
 
 # the share of the host's memory that decoded images may take
 _HOST_SHARE = 0.5

@@ -9,17 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dpa_jax import console, errors, parallel, state
-from dpa_jax.platform import Platform
-from dpa_jax.scorer import Scorer
+from dpa_jax import console, errors, state
+from dpa_jax.devices import parallel
+from dpa_jax.devices.platform import Platform
+from dpa_jax.scoring.scorer import Scorer
 from dpa_jax.stages import Stage
-from dpa_jax.training import (
-    interruption,
-    metrics,
-    programs,
-    progress,
-    samples,
-)
+from dpa_jax.storage import metrics
+from dpa_jax.training import interruption, programs, progress, samples
 from dpa_jax.training import run as run_lib
 from dpa_jax.training.chunks import Chunk
 from dpa_jax.training.run import Run

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import ml_collections
 
 from dpa_jax import config as config_lib
-from dpa_jax import config_files, errors, workdir
-from dpa_jax.platform import Platform
+from dpa_jax import errors
+from dpa_jax.devices.platform import Platform
+from dpa_jax.storage import config_files, workdir
 
 # what runs that are trained at once may differ in
 _OWN = ("seed", "optimizer.learning_rate")

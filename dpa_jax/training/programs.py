@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dpa_jax import errors, parallel, step
-from dpa_jax.platform import Platform
+from dpa_jax import errors, step
+from dpa_jax.devices import parallel
+from dpa_jax.devices.platform import Platform
 
 # The share of a device's memory that the cached targets may take.
 TARGET_SHARE = 0.3

@@ -9,9 +9,10 @@ import jax
 import ml_collections
 import numpy as np
 
-from dpa_jax import config_files, errors, state, workdir
+from dpa_jax import errors, state
 from dpa_jax.stages import Stage
-from dpa_jax.training import checkpoints, early_stopping, metrics
+from dpa_jax.storage import checkpoints, config_files, metrics, workdir
+from dpa_jax.training import early_stopping
 
 LIMIT = 1e6  # a loss above it has diverged (method, section 3)
 FAILURE = "failure.json"

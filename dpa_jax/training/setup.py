@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from dpa_jax import config as config_lib
-from dpa_jax import models, parallel, state, step
+from dpa_jax import models, state, step
 from dpa_jax.backbones import base
 from dpa_jax.backbones import frozen as frozen_lib
+from dpa_jax.devices import parallel
+from dpa_jax.devices.platform import Platform
 from dpa_jax.ops.compute import Compute
-from dpa_jax.platform import Platform
-from dpa_jax.scorer import Scorer
+from dpa_jax.scoring.scorer import Scorer
 from dpa_jax.stages import Stage
 from dpa_jax.training import chunks, feeding, programs
 from dpa_jax.training.chunks import Chunk, Interval

@@ -9,29 +9,14 @@ from typing import Any
 
 import ml_collections
 
-from dpa_jax import (
-    console,
-    data,
-    errors,
-    parallel,
-    processes,
-    stages,
-    validation,
-    workdir,
-)
+from dpa_jax import console, data, errors, stages, validation
 from dpa_jax.backbones import frozen
+from dpa_jax.devices import parallel, processes
+from dpa_jax.devices.platform import Platform
 from dpa_jax.ops import compute
-from dpa_jax.platform import Platform
 from dpa_jax.slides import provenance
-from dpa_jax.training import (
-    checkpoints,
-    early_stopping,
-    feeding,
-    loading,
-    lock,
-    loop,
-    population,
-)
+from dpa_jax.storage import checkpoints, lock, workdir
+from dpa_jax.training import early_stopping, feeding, loading, loop, population
 from dpa_jax.training import run as run_lib
 from dpa_jax.training.loop import AfterStage
 from dpa_jax.training.run import Run

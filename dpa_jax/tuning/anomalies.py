@@ -7,9 +7,9 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from dpa_jax import errors, folds
+from dpa_jax import errors
+from dpa_jax.data import folds, test_set
 from dpa_jax.data import labels as label_names
-from dpa_jax.data import test_set
 from dpa_jax.data.image_set import ImageSet
 
 

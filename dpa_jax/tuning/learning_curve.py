@@ -10,8 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 import optuna
 
-from dpa_jax import console, errors, folds, roc, workdir
-from dpa_jax.data import test_set
+from dpa_jax import console, errors
+from dpa_jax.data import folds, test_set
+from dpa_jax.scoring import roc
+from dpa_jax.storage import workdir
 from dpa_jax.tuning import anomalies, queue, report, selection, study, trials
 from dpa_jax.tuning import search as search_lib
 

@@ -12,7 +12,8 @@ import numpy as np
 import optuna
 
 from dpa_jax import config as config_lib
-from dpa_jax import config_files, errors, workdir
+from dpa_jax import errors
+from dpa_jax.storage import config_files, workdir
 from dpa_jax.tuning import search as search_lib
 from dpa_jax.tuning import selection
 from dpa_jax.tuning.search import Search

@@ -13,7 +13,8 @@ import ml_collections
 import optuna
 
 from dpa_jax import config as config_lib
-from dpa_jax import config_files, errors, validation
+from dpa_jax import errors, validation
+from dpa_jax.storage import config_files
 
 _CHECKED = 8  # suggestions that are checked before anything is trained
 _POSSIBLE = {"sampler": ("tpe", "random", "grid"), "pruner": ("median", "none")}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import optuna
 
-from dpa_jax import roc
+from dpa_jax.scoring import roc
 from dpa_jax.tuning import queue
 from dpa_jax.weights import formats
 

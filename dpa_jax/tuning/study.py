@@ -16,8 +16,9 @@ import numpy as np
 import optuna
 
 from dpa_jax import config as config_lib
-from dpa_jax import config_files, console, errors, folds, workdir
-from dpa_jax.data import test_set
+from dpa_jax import console, errors
+from dpa_jax.data import folds, test_set
+from dpa_jax.storage import config_files, workdir
 from dpa_jax.tuning import anomalies, queue, report, selection, trials
 from dpa_jax.tuning import search as search_lib
 from dpa_jax.tuning.search import Search

@@ -9,7 +9,9 @@ from collections.abc import Callable
 import ml_collections
 import numpy as np
 
-from dpa_jax import console, data, folds, roc, score, stages, training
+from dpa_jax import console, data, stages, training
+from dpa_jax.data import folds
+from dpa_jax.scoring import loading, roc
 from dpa_jax.training import early_stopping, programs
 from dpa_jax.tuning import anomalies, selection
 
@@ -81,7 +83,7 @@ def train_fold(
         return failure or ""
 
     # --- score ---
-    scorer = score.load(path.parent)
+    scorer = loading.load(path.parent)
     found, stopped = scorer(held.images), early_stopping.result(path.parent)
     steps, loss = config.stages.final_steps, float(found.mean(dtype=np.float64))
     if stopped is not None:
@@ -104,4 +106,4 @@ def value(scorer: Scorer, held: data.ImageSet, pool: anomalies.Pool | None) -> f
 
 def score_run(folder: pathlib.Path, images: np.ndarray, show: console.Progress):
     """Scores images with the run in a folder: float `[N]`."""
-    return score.load(folder)(images, show)
+    return loading.load(folder)(images, show)

@@ -8,7 +8,7 @@ import numpy as np
 
 from dpa_jax import errors
 from dpa_jax.backbones import base, vgg19
-from dpa_jax.platform import Platform
+from dpa_jax.devices.platform import Platform
 from dpa_jax.weights import files, formats, statistics_files
 
 

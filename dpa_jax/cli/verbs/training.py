@@ -7,20 +7,21 @@ import statistics
 import sys
 
 from dpa_jax import config as config_lib
-from dpa_jax import config_files, errors, validation
+from dpa_jax import errors, validation
+from dpa_jax.storage import config_files
 
 
 def demo(options: argparse.Namespace) -> None:
     """Trains and evaluates on phantom images."""
-    from dpa_jax import demo
+    from dpa_jax.cli import demo
 
     demo.demo(options.workdir)
 
 
 def train(options: argparse.Namespace) -> None:
     """Trains a run, or goes on with it."""
-    from dpa_jax import cache, processes
-    from dpa_jax.platform import Platform
+    from dpa_jax.devices import compilation_cache, processes
+    from dpa_jax.devices.platform import Platform
     from dpa_jax.training import train
 
     def load():
@@ -34,18 +35,18 @@ def train(options: argparse.Namespace) -> None:
         # joined first, so that an error in one process from here on ends all
         with processes.initialize(*given) as group:
             config = load()
-            cache.enable(training=True)
+            compilation_cache.enable(training=True)
             train(config, options.workdir, platform=Platform.here(group))
         return
     config = load()
-    cache.enable(training=True)
+    compilation_cache.enable(training=True)
     train(config, options.workdir)
 
 
 def tune(options: argparse.Namespace) -> None:
     """Works on a study, or draws the learning curve of a finished one."""
-    from dpa_jax import cache
-    from dpa_jax.verbs import workers
+    from dpa_jax.cli.verbs import workers
+    from dpa_jax.devices import compilation_cache
 
     devices = workers.available()
     if options.devices is not None:
@@ -56,7 +57,7 @@ def tune(options: argparse.Namespace) -> None:
         _check_alone(options)
         from dpa_jax.tuning import learning_curve
 
-        cache.enable()
+        compilation_cache.enable()
         found = learning_curve.learning_curve(
             folder,
             options.learning_curve,
@@ -78,7 +79,7 @@ def tune(options: argparse.Namespace) -> None:
     if others and own:
         workers.use(own)
     with workers.running(sys.argv[1:], others):
-        cache.enable(training=True)
+        compilation_cache.enable(training=True)
         _, lines = study.tune(config, search, folder, storage=options.storage)
     print("\n".join(lines))
 

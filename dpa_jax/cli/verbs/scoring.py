@@ -11,15 +11,17 @@ from typing import Any
 import numpy as np
 
 from dpa_jax import config as config_lib
-from dpa_jax import console, data, errors, workdir
+from dpa_jax import console, data, errors
 from dpa_jax.data import labels
+from dpa_jax.storage import workdir
 
 
 def evaluate(options: argparse.Namespace) -> None:
     """Measures how well one run or several tell abnormal from normal."""
-    from dpa_jax import audit, cache, evaluate, localization, score
+    from dpa_jax.devices import compilation_cache
+    from dpa_jax.scoring import audit, evaluation, loading, localization
 
-    cache.enable()
+    compilation_cache.enable()
     out = pathlib.Path(options.out or pathlib.Path(options.workdir) / "evaluation")
     if (out / "metrics.json").exists() and not options.overwrite:
         raise errors.DpaError(
@@ -27,7 +29,7 @@ def evaluate(options: argparse.Namespace) -> None:
         )
     runs = workdir.members(options.workdir)
     scorers = [
-        score.load(
+        loading.load(
             run,
             batch_size=options.batch,
             precision=options.precision,
@@ -44,14 +46,14 @@ def evaluate(options: argparse.Namespace) -> None:
             f"scoring {run}" if several else "scoring", "images"
         ) as show:
             scores.append(scorer(images.images, show))
-        results.append(evaluate.report(scorer, images, scores[-1]))
+        results.append(evaluation.report(scorer, images, scores[-1]))
         if masks is not None:
             results[-1]["pixels"] = _pixels(scorer, images, *masks)
         place = out / run.relative_to(options.workdir) if several else out
-        evaluate.write(place, images, scores[-1], results[-1])
+        evaluation.write(place, images, scores[-1], results[-1])
         if several:
             print(run)
-        print("\n".join(evaluate.describe(results[-1])))
+        print("\n".join(evaluation.describe(results[-1])))
         print("\n".join(audit.describe(results[-1])))
         if masks is not None:
             print(localization.describe(results[-1]["pixels"]))
@@ -59,7 +61,7 @@ def evaluate(options: argparse.Namespace) -> None:
             print(f"warning: {warning}", file=sys.stderr)
     files = "metrics.json, scores.csv, roc.png, histogram.png"
     if len(runs) > 1:
-        found = evaluate.summarize(results, images, np.stack(scores))
+        found = evaluation.summarize(results, images, np.stack(scores))
         workdir.write_json(out / "metrics.json", found)
         low, high = found["roc_auc_interval"]
         print(
@@ -84,7 +86,7 @@ def _labelled(options, config) -> data.ImageSet:
             "say what to evaluate on: --normal=DIR with --abnormal=DIR, or --test=..."
         )
     if test:
-        from dpa_jax import evaluate
+        from dpa_jax.scoring import evaluation
 
         images = _load(test, options, config)
         images = labels.labelled(images, config.data.normal, test)
@@ -93,7 +95,7 @@ def _labelled(options, config) -> data.ImageSet:
                 f"{test} has no labels: a manifest needs a label column, an .npz an "
                 "array `labels`, and a run of any other set data.normal"
             )
-        evaluate.count_labels(images.labels)  # before scoring, which may take long
+        evaluation.count_labels(images.labels)  # before scoring, which may take long
         return images
     pair = [_load(location, options, config) for location in (normal, abnormal)]
     if any("mask" in (images.columns or {}) for images in pair):
@@ -111,8 +113,8 @@ def _masks(
     images: data.ImageSet, options, scorer
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Loads the masks of the images if they have any; see `masks.load`."""
-    from dpa_jax import localization
     from dpa_jax.data import masks
+    from dpa_jax.scoring import localization
 
     config = scorer.config
     location = options.test or ("" if options.normal else config.data.test)
@@ -134,7 +136,7 @@ def _pixels(
     scorer, images: data.ImageSet, masks: np.ndarray, known: np.ndarray
 ) -> dict[str, Any]:
     """Evaluates the maps of the images whose masks are known."""
-    from dpa_jax import localization
+    from dpa_jax.scoring import localization
 
     chosen = images.select(known)
     with console.counting("mapping", "images") as show:
@@ -166,9 +168,10 @@ def _tell_skipped(images: data.ImageSet) -> None:
 
 def score(options: argparse.Namespace) -> None:
     """Scores images, and writes their anomaly maps if asked to."""
-    from dpa_jax import cache, maps, score, scores
+    from dpa_jax.devices import compilation_cache
+    from dpa_jax.scoring import loading, maps, scores
 
-    cache.enable()
+    compilation_cache.enable()
     out = pathlib.Path(options.out)
     if out.exists() and not options.overwrite:
         raise errors.DpaError(
@@ -176,7 +179,7 @@ def score(options: argparse.Namespace) -> None:
         )
     for name in options.score:
         scores.check(name)
-    scorer = score.load(
+    scorer = loading.load(
         options.workdir,
         batch_size=options.batch,
         precision=options.precision,
@@ -234,13 +237,14 @@ def _names(paths: Sequence[str]) -> list[str]:
 
 def score_slide(options: argparse.Namespace) -> None:
     """Scores a whole slide tile by tile."""
-    from dpa_jax import cache, score
+    from dpa_jax.devices import compilation_cache
+    from dpa_jax.scoring import loading
     from dpa_jax.slides import provenance, stain
     from dpa_jax.slides import score as slide_score
 
-    cache.enable()
+    compilation_cache.enable()
     folder = pathlib.Path(options.workdir)
-    scorer = score.load(
+    scorer = loading.load(
         folder,
         batch_size=options.batch,
         precision=options.precision,

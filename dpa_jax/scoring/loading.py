@@ -4,11 +4,12 @@ import os
 import pathlib
 
 from dpa_jax import errors, stages
-from dpa_jax import workdir as workdir_lib
 from dpa_jax.backbones import frozen
-from dpa_jax.platform import Platform
-from dpa_jax.scorer import Scorer
-from dpa_jax.training import checkpoints, early_stopping
+from dpa_jax.devices.platform import Platform
+from dpa_jax.scoring.scorer import Scorer
+from dpa_jax.storage import checkpoints
+from dpa_jax.storage import workdir as workdir_lib
+from dpa_jax.training import early_stopping
 from dpa_jax.weights import statistics_files
 
 

@@ -1,6 +1,6 @@
 """The arguments of demo, train and tune."""
 
-from dpa_jax.arguments import shared
+from dpa_jax.cli.arguments import options
 
 _CONFIG_HELP = """
 A config is FILE.py[:ARGUMENT], FILE.json or the published code's FILE.yaml; each field
@@ -8,14 +8,14 @@ can be set: --config.batch_size=64 --config.stages.final_steps=1000
 """
 
 
-def add_verbs(add: shared.Add) -> None:
+def add_verbs(add: options.Add) -> None:
     """Adds demo, train and tune."""
     _add_demo(add)
     _add_train(add)
     _add_tune(add)
 
 
-def _add_demo(add: shared.Add) -> None:
+def _add_demo(add: options.Add) -> None:
     demo = add(
         "demo",
         "train and evaluate on phantom images made on the spot",
@@ -29,7 +29,7 @@ def _add_demo(add: shared.Add) -> None:
     )
 
 
-def _add_train(add: shared.Add) -> None:
+def _add_train(add: options.Add) -> None:
     train = add(
         "train",
         "train a run, or go on with one that was interrupted",
@@ -40,7 +40,7 @@ def _add_train(add: shared.Add) -> None:
         doc=_CONFIG_HELP,
     )
     train.add_argument("--config", required=True, metavar="FILE[:ARGUMENT]")
-    shared.workdir(train)
+    options.workdir(train)
     train.add_argument(
         "--distributed",
         action="store_true",
@@ -51,7 +51,7 @@ def _add_train(add: shared.Add) -> None:
     train.add_argument("--process", type=int, help="which this is, from 0")
 
 
-def _add_tune(add: shared.Add) -> None:
+def _add_tune(add: options.Add) -> None:
     tune = add(
         "tune",
         "choose hyper-parameters by cross-validation with a few known anomalies",
@@ -82,7 +82,7 @@ def _add_tune(add: shared.Add) -> None:
     )
     tune.add_argument(
         "--workers",
-        type=shared.positive,
+        type=options.positive,
         default=1,
         metavar="N",
         help="processes, among which the GPUs are shared out (default: 1)",
@@ -92,14 +92,14 @@ def _add_tune(add: shared.Add) -> None:
     )
     tune.add_argument(
         "--trials",
-        type=shared.positive,
+        type=options.positive,
         help="how many; more than before go on from there",
     )
     tune.add_argument(
-        "--folds", type=shared.positive, help="parts of the normal images"
+        "--folds", type=options.positive, help="parts of the normal images"
     )
     tune.add_argument(
-        "--anomalies", type=shared.count, metavar="N", help="how many to rank by"
+        "--anomalies", type=options.count, metavar="N", help="how many to rank by"
     )
     tune.add_argument(
         "--anomalies-from",
@@ -108,13 +108,13 @@ def _add_tune(add: shared.Add) -> None:
     )
     tune.add_argument(
         "--learning-curve",
-        type=shared.counts,
+        type=options.counts,
         metavar="N,N,...",
         help="of a finished study: choose again with so many anomalies, and look at "
         "the test set",
     )
     tune.add_argument(
         "--draws",
-        type=shared.positive,
+        type=options.positive,
         help="of each number of the learning curve (default: 10)",
     )

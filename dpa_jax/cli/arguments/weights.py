@@ -2,10 +2,10 @@
 
 import argparse
 
-from dpa_jax.arguments import shared
+from dpa_jax.cli.arguments import options
 
 
-def add_verbs(add: shared.Add) -> None:
+def add_verbs(add: options.Add) -> None:
     """Adds weights with its verbs."""
     weights = add(
         "weights",
@@ -52,7 +52,7 @@ def add_verbs(add: shared.Add) -> None:
         "--layers", default="r12,r22,r32,r42", help="default: %(default)s"
     )
     stats.add_argument(
-        "--resolution", type=shared.positive, default=64, help="default: %(default)s"
+        "--resolution", type=options.positive, default=64, help="default: %(default)s"
     )
     stats.add_argument("--channels", type=int, choices=(1, 3), default=1)
     add(

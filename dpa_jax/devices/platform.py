@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dpa_jax import processes
+from dpa_jax.devices import processes
 
 # Kinds of work that XLA captures in CUDA graphs, so that the hundreds of kernels of a
 # step are launched as a few: its usual ones, and convolutions (benchmarks/results).

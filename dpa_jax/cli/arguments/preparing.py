@@ -1,9 +1,9 @@
 """The arguments of the verbs under prepare."""
 
-from dpa_jax.arguments import shared
+from dpa_jax.cli.arguments import options
 
 
-def add_verbs(add: shared.Add) -> None:
+def add_verbs(add: options.Add) -> None:
     """Adds prepare with a verb for each data set."""
     prepare = add(
         "prepare",
@@ -111,7 +111,7 @@ def add_verbs(add: shared.Add) -> None:
         help="for the patches of finished slides until the data set is complete: a "
         "path or URL that every Beam worker reaches (default: in --data_dir)",
     )
-    shared.mpp(camelyon16)
+    options.mpp(camelyon16)
     camelyon16.add_argument(
         "--seed",
         type=int,
@@ -124,7 +124,7 @@ def add_verbs(add: shared.Add) -> None:
     )
 
 
-def _add_layout(add: shared.Add, which) -> None:
+def _add_layout(add: options.Add, which) -> None:
     layout = add(
         "layout",
         "write the manifest of a public data set that lies in its folders",
@@ -148,7 +148,7 @@ def _add_layout(add: shared.Add, which) -> None:
     )
 
 
-def _add_manifest(add: shared.Add, which) -> None:
+def _add_manifest(add: options.Add, which) -> None:
     manifest = add(
         "manifest",
         "prepare the images of a manifest as a TFDS data set",
@@ -172,7 +172,7 @@ def _add_manifest(add: shared.Add, which) -> None:
     )
     manifest.add_argument(
         "--size",
-        type=shared.positive,
+        type=options.positive,
         default=0,
         help="side in pixels of the centre squares that are stored (default: images "
         "whole and as large as they are)",

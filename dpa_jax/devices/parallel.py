@@ -14,8 +14,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from dpa_jax import errors
-from dpa_jax.platform import Platform
-from dpa_jax.processes import ProcessGroup
+from dpa_jax.devices.platform import Platform
+from dpa_jax.devices.processes import ProcessGroup
 
 AXIS = "devices"
 _EXCHANGED = 64 << 20  # bytes of an array that a process sends to the others at once

@@ -73,7 +73,7 @@ def find(name: str) -> pathlib.Path:
       UsageError: there is none.
     """
     path = pathlib.Path(name)
-    package = pathlib.Path(__file__).resolve().parent
+    package = pathlib.Path(__file__).resolve().parents[1]
     for candidate in (path, package.parent / path, package / path):
         if candidate.is_file() and not (path.is_absolute() and candidate != path):
             return candidate

@@ -2,7 +2,7 @@
 
 import argparse
 
-from dpa_jax.verbs import others, preparing, scoring, training, weights
+from dpa_jax.cli.verbs import doctor, interop, preparing, scoring, training, weights
 
 
 def run(options: argparse.Namespace) -> None:
@@ -27,6 +27,6 @@ def run(options: argparse.Namespace) -> None:
         "weights import": weights.import_files,
         "weights stats": weights.stats,
         "weights verify": weights.verify,
-        "import-reference": others.import_reference,
-        "doctor": others.doctor,
+        "import-reference": interop.import_reference,
+        "doctor": doctor.doctor,
     }[name](options)

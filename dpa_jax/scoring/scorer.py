@@ -8,12 +8,13 @@ import jax
 import ml_collections
 import numpy as np
 
-from dpa_jax import errors, models, scores, stages, state
+from dpa_jax import errors, models, stages, state
 from dpa_jax import images as images_lib
 from dpa_jax import losses as losses_lib
 from dpa_jax.backbones import frozen
+from dpa_jax.devices.platform import Platform
 from dpa_jax.ops.compute import Compute
-from dpa_jax.platform import Platform
+from dpa_jax.scoring import scores
 
 Progress = Callable[[int, int], None]
 _RECONSTRUCTION = "reconstruction"

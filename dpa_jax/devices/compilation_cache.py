@@ -23,7 +23,7 @@ def enable(training: bool = False) -> None:
     """
     import jax
 
-    from dpa_jax.platform import Platform
+    from dpa_jax.devices.platform import Platform
 
     if training and Platform.here().backend == "gpu":
         return

@@ -2,17 +2,17 @@
 
 import argparse
 
-from dpa_jax.arguments import shared
+from dpa_jax.cli.arguments import options
 
 
-def add_verbs(add: shared.Add) -> None:
+def add_verbs(add: options.Add) -> None:
     """Adds evaluate, score and score-slide."""
     _add_evaluate(add)
     _add_score(add)
     _add_score_slide(add)
 
 
-def _add_evaluate(add: shared.Add) -> None:
+def _add_evaluate(add: options.Add) -> None:
     evaluate = add(
         "evaluate",
         "measure how well a run tells abnormal from normal",
@@ -22,7 +22,7 @@ def _add_evaluate(add: shared.Add) -> None:
         "manifest's\ncolumn mask names masks of abnormal pixels, the maps are measured "
         "too.",
     )
-    shared.workdir(evaluate)
+    options.workdir(evaluate)
     evaluate.add_argument("--normal", metavar="DIR", help="normal images")
     evaluate.add_argument("--abnormal", metavar="DIR", help="abnormal images")
     evaluate.add_argument(
@@ -38,7 +38,7 @@ def _add_evaluate(add: shared.Add) -> None:
     _scoring(evaluate)
 
 
-def _add_score(add: shared.Add) -> None:
+def _add_score(add: options.Add) -> None:
     score = add(
         "score",
         "score images: the higher, the more abnormal",
@@ -49,7 +49,7 @@ def _add_score(add: shared.Add) -> None:
         "latent_norm, or a function of\nyour own.",
     )
     score.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER")
-    shared.workdir(score)
+    options.workdir(score)
     score.add_argument(
         "--out", default="scores.csv", metavar="FILE", help="default: %(default)s"
     )
@@ -67,7 +67,7 @@ def _add_score(add: shared.Add) -> None:
     _scoring(score)
 
 
-def _add_score_slide(add: shared.Add) -> None:
+def _add_score_slide(add: options.Add) -> None:
     slide = add(
         "score-slide",
         "score a whole slide tile by tile",
@@ -76,11 +76,11 @@ def _add_score_slide(add: shared.Add) -> None:
         "for QuPath and a CSV. Resumes if interrupted.",
     )
     slide.add_argument("slide", metavar="SLIDE")
-    shared.workdir(slide)
+    options.workdir(slide)
     slide.add_argument(
         "--out", metavar="DIR", help="default: the slide's name with _scores"
     )
-    shared.mpp(slide)
+    options.mpp(slide)
     slide.add_argument(
         "--magnification",
         type=int,
@@ -104,7 +104,7 @@ def _add_score_slide(add: shared.Add) -> None:
 def _batching(parser: argparse.ArgumentParser, unit: str) -> None:
     parser.add_argument(
         "--batch",
-        type=shared.positive,
+        type=options.positive,
         default=64,
         help=f"{unit} at a time (default: %(default)s)",
     )

@@ -3,7 +3,11 @@
 import os
 import pathlib
 
-from dpa_jax import cache, config_files, console, data, evaluate, phantoms, score
+from dpa_jax import console, data
+from dpa_jax.data import phantoms
+from dpa_jax.devices import compilation_cache
+from dpa_jax.scoring import evaluation, loading
+from dpa_jax.storage import config_files
 from dpa_jax.training import train
 
 
@@ -16,7 +20,7 @@ def demo(folder: str | os.PathLike) -> dict:
     Returns:
       The figures that are also in `run/evaluation/metrics.json`.
     """
-    cache.enable(training=True)
+    compilation_cache.enable(training=True)
     folder = pathlib.Path(folder)
     console.print_line(
         "Drawing phantom chest radiographs: 600 normal to train on, 200 to test."
@@ -28,7 +32,7 @@ def demo(folder: str | os.PathLike) -> dict:
     config.data.test_abnormal = str(images / "test" / "abnormal")
     run = train(config, folder / "run")
 
-    scorer = score.load(run)
+    scorer = loading.load(run)
     preprocessing = data.Preprocessing.from_config(config)
     test = data.joined(
         [
@@ -38,9 +42,9 @@ def demo(folder: str | os.PathLike) -> dict:
         labels=(0, 1),
     )
     scores = scorer(test.images)
-    result = evaluate.report(scorer, test, scores)
+    result = evaluation.report(scorer, test, scores)
     out = run / "evaluation"
-    evaluate.write(out, test, scores, result)
+    evaluation.write(out, test, scores, result)
     low, high = result["roc_auc_interval"]
     print(
         f"ROC AUC {result['roc_auc']:.3f} (95% {low:.3f} to {high:.3f}) on "

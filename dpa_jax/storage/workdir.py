@@ -17,9 +17,10 @@ import ml_collections
 import numpy as np
 
 from dpa_jax import config as config_lib
-from dpa_jax import config_files, console, errors, extensions
+from dpa_jax import console, errors, extensions
 from dpa_jax.data.image_set import ImageSet
-from dpa_jax.platform import Platform
+from dpa_jax.devices.platform import Platform
+from dpa_jax.storage import config_files
 from dpa_jax.weights import formats
 
 # what may change between a run's start and its resumption

@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import sklearn.metrics
 
-from dpa_jax import audit, errors, roc, workdir
 from dpa_jax import config as config_lib
+from dpa_jax import errors
 from dpa_jax.data.image_set import ImageSet
-from dpa_jax.scorer import Scorer
+from dpa_jax.scoring import audit, roc
+from dpa_jax.scoring.scorer import Scorer
+from dpa_jax.storage import workdir
 
 
 def evaluate(

@@ -40,12 +40,12 @@ def stats(options: argparse.Namespace) -> None:
     """Computes feature statistics over a folder of images."""
     import jax
 
-    from dpa_jax import cache
     from dpa_jax.backbones import base, statistics
-    from dpa_jax.platform import Platform
+    from dpa_jax.devices import compilation_cache
+    from dpa_jax.devices.platform import Platform
     from dpa_jax.weights import statistics_files
 
-    cache.enable()
+    compilation_cache.enable()
     backbone, layers = base.named(options.backbone), options.layers.split(",")
     backbone.check_layers(layers, "--layers")
     if pathlib.Path(options.out).exists():

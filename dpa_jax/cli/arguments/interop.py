@@ -1,10 +1,10 @@
-"""The arguments of import-reference and doctor."""
+"""The arguments of import-reference."""
 
-from dpa_jax.arguments import shared
+from dpa_jax.cli.arguments import options
 
 
-def add_verbs(add: shared.Add) -> None:
-    """Adds import-reference and doctor."""
+def add_verbs(add: options.Add) -> None:
+    """Adds import-reference."""
     reference = add(
         "import-reference",
         "turn a checkpoint of the published PyTorch code into a workdir",
@@ -12,13 +12,8 @@ def add_verbs(add: shared.Add) -> None:
         doc="score and evaluate then use it. Needs the torch extra.",
     )
     reference.add_argument("checkpoint", metavar="CHECKPOINT.tar")
-    shared.workdir(reference)
+    options.workdir(reference)
     reference.add_argument(
         "--weights", default="imagenet", metavar="imagenet|FILE|random:SEED"
     )
     reference.add_argument("--stats", default="imagenet", metavar="imagenet|FILE")
-    add(
-        "doctor",
-        "show versions, devices, the cache and what is installed",
-        "  dpa-jax doctor",
-    )

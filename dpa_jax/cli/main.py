@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dpa_jax import errors
-from dpa_jax.arguments import others, preparing, scoring, training, weights
+from dpa_jax.cli.arguments import doctor, interop, preparing, scoring, training, weights
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         return made
 
-    for family in (training, scoring, preparing, weights, others):
+    for family in (training, scoring, preparing, weights, interop, doctor):
         family.add_verbs(add)
     return parser
 
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.overrides = [a for a in left if a.startswith("--config.")]
     options.search_overrides = [a for a in left if a.startswith("--search.")]
     try:
-        from dpa_jax import verbs
+        from dpa_jax.cli import verbs
 
         verbs.run(options)
     except errors.DpaError as error:
@@ -104,7 +104,7 @@ def entry() -> None:
     """Is the `dpa-jax` program."""
     code = main()
     if code in (1, 2):
-        from dpa_jax import processes
+        from dpa_jax.devices import processes
 
         processes.leave(code)
     sys.exit(code)

@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from dpa_jax import errors, roc
+from dpa_jax import errors
 from dpa_jax.data.image_set import ImageSet
+from dpa_jax.scoring import roc
 
 MARGIN = 0.05  # a shortcut that comes so near to the model's ROC AUC is warned of
 _COLUMNS = ("view", "follow_up", "age", "sex", "original_width", "original_height")

@@ -1,36 +1,23 @@
-"""What import-reference and doctor do."""
+"""What doctor does."""
 
 import argparse
 import importlib.util
 import os
 import platform
-import sys
 
 import numpy as np
 
-from dpa_jax import errors, workdir
-
-
-def import_reference(options: argparse.Namespace) -> None:
-    """Turns a checkpoint of the published code into a workdir."""
-    from dpa_jax.interop import workdir_from_reference
-
-    for note in workdir_from_reference.import_checkpoint(
-        options.checkpoint, options.workdir, options.weights, options.stats
-    ):
-        print(f"note: {note}", file=sys.stderr)
-    print(
-        f"{options.workdir} is ready: dpa-jax score --workdir={options.workdir} IMAGES"
-    )
+from dpa_jax import errors
+from dpa_jax.storage import workdir
 
 
 def doctor(options: argparse.Namespace) -> None:
     """Shows versions, devices, the cache and what is installed."""
     import jax
 
-    from dpa_jax import cache
+    from dpa_jax.devices import compilation_cache
+    from dpa_jax.devices.platform import Platform
     from dpa_jax.ops import compute
-    from dpa_jax.platform import Platform
     from dpa_jax.weights import files
 
     def tell(name: str, value: object) -> None:
@@ -49,7 +36,7 @@ def doctor(options: argparse.Namespace) -> None:
         tell("slower", f"this XLA does not know {name}; programs run without it")
     tell("cores", os.cpu_count())
     tell("cache", files.cache_dir())
-    tell("compilations", cache.folder())
+    tell("compilations", compilation_cache.folder())
     for name, path in (
         ("VGG19 weights", files.cached("vgg19")),
         ("ResNet-50 weights", files.cached("resnet50")),
