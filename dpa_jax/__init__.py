@@ -1,7 +1,8 @@
 """Deep perceptual autoencoders in JAX and Flax.
 
 `train(config, workdir)` trains a run, `load(workdir)` gives a trained one as a function
-of images. Both are imported when first used, so that `import dpa_jax` is quick.
+of images, `score` and `evaluate` apply one in a single call. All are imported when
+first used, so that `import dpa_jax` is quick.
 """
 
 import importlib
@@ -10,15 +11,26 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dpa_jax.config import default_config
     from dpa_jax.scoring.loading import load
+    from dpa_jax.scoring.runs import evaluate, score
     from dpa_jax.training import train
 
 __version__ = "0.1.0"
-__all__ = ["default_config", "load", "train"]
+__all__ = ["default_config", "evaluate", "load", "score", "train"]
 
-_HOMES = {"default_config": "config", "load": "scoring.loading", "train": "training"}
+_HOMES = {
+    "default_config": "config",
+    "evaluate": "scoring.runs",
+    "load": "scoring.loading",
+    "score": "scoring.runs",
+    "train": "training",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'dpa_jax' has no attribute {name!r}")
     return getattr(importlib.import_module(f"dpa_jax.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -348,4 +348,4 @@ def test_weights_stats_of_a_layer_without_a_pixel(run, tmp_path):
         *("weights", "stats", run / "train", "--out", tmp_path / "stats.npz"),
         *("--weights=random:0", "--layers=r51", "--resolution=8"),
     )
-    assert code == 2 and "VGG19 has no r51 at 8 pixels" in err
+    assert code == 2 and "r51 of vgg19 has no pixel left of a 8 pixel image" in err

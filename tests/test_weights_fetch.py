@@ -287,8 +287,10 @@ def cache(server, published, tmp_path, monkeypatch):
         fetch,
         "SOURCES",
         {
-            "timm": ("https://timm.invalid/t/model.safetensors", checksums[0]),
-            "torchvision": ("https://tv.invalid/t/vgg19.pth", "dcbb9e9d"),
+            "vgg19": {
+                "timm": ("https://timm.invalid/t/model.safetensors", checksums[0]),
+                "torchvision": ("https://tv.invalid/t/vgg19.pth", "dcbb9e9d"),
+            }
         },
     )
     monkeypatch.setattr(published_statistics, "URL", "https://stats.invalid/s/stats.pt")

@@ -48,7 +48,12 @@ def load_weights(
     if not layers:
         return {}
     backbone = base.named(config.perceptual.backbone)
-    weights = backbone.load(config.perceptual.weights, tuple(layers))
+    weights = {
+        part: {name: np.asarray(array) for name, array in arrays.items()}
+        for part, arrays in backbone.load(
+            config.perceptual.weights, tuple(layers)
+        ).items()
+    }
     used = config_lib.perceptual_layers(config.perceptual.layers)
     for resolution, terms in used.items():
         if config.stages.initial_resolution <= resolution <= config.data.resolution:

@@ -129,16 +129,18 @@ def load(location: str, layers: Collection[str] = LAYERS) -> files.Weights:
         shape or not finite; the message names it.
       UsageError: `random:` is not followed by a number.
     """
-    weights = files.load("resnet50", location, shapes(), _from_torch, "fc.")
     used = LAYERS[: max(LAYERS.index(name) for name in layers) + 1]
-    return {
-        name: layer
-        for name, layer in weights.items()
+    needed = {
+        name: arrays
+        for name, arrays in shapes().items()
         if name == "conv1" or name.rpartition(".")[0] in used
     }
+    return files.load("resnet50", location, needed, _from_torch, "fc.")
 
 
-def _from_torch(tensors: Mapping[str, np.ndarray], prefix: str) -> files.Weights:
+def _from_torch(
+    tensors: Mapping[str, np.ndarray], needed: files.Shapes, prefix: str
+) -> files.Weights:
     is_sequence = "backbone.0.weight" in tensors
 
     def key(name: str) -> str:
@@ -147,8 +149,8 @@ def _from_torch(tensors: Mapping[str, np.ndarray], prefix: str) -> files.Weights
         return f"{stem}.{rest}" if rest else stem
 
     weights = {}
-    for name, wanted in shapes().items():
-        size, _, fan, width = wanted["kernel"]
+    for name, arrays in needed.items():
+        size, _, fan, width = arrays["kernel"]
         block, _, part = name.rpartition(".")
         if part == "downsample":
             conv, norm = f"{name}.0", f"{name}.1"

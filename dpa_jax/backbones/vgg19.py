@@ -110,15 +110,17 @@ def load(location: str, layers: Collection[str] = _ORDER) -> files.Weights:
         shape or not finite; the message names it.
       UsageError: `random:` is not followed by a number.
     """
-    weights = files.load("vgg19", location, shapes(), _from_torchvision, "classifier.")
     used = _ORDER[: _ORDER.index(deepest(layers)) + 1]
-    return {name: weights[name] for name in CONVOLUTIONS if name in used}
+    needed = {name: shape for name, shape in shapes().items() if name in used}
+    return files.load("vgg19", location, needed, _from_torchvision, "classifier.")
 
 
-def _from_torchvision(tensors: Mapping[str, np.ndarray], prefix: str) -> files.Weights:
+def _from_torchvision(
+    tensors: Mapping[str, np.ndarray], needed: files.Shapes, prefix: str
+) -> files.Weights:
     weights = {}
-    for layer, wanted in shapes().items():
-        stem, (*_, fan, width) = _TORCHVISION[layer], wanted["kernel"]
+    for layer, arrays in needed.items():
+        stem, (*_, fan, width) = _TORCHVISION[layer], arrays["kernel"]
         kernel = formats.checked(tensors, f"{stem}.weight", (width, fan, 3, 3), prefix)
         bias = formats.checked(tensors, f"{stem}.bias", (width,), prefix)
         weights[layer] = {"kernel": files.kernel_from_torch(kernel), "bias": bias}

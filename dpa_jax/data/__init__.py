@@ -10,7 +10,13 @@ from dpa_jax.data.image_set import ImageSet, Skipped, joined, release
 
 if TYPE_CHECKING:
     from dpa_jax.data.decode import ImageError, Preprocessing
-    from dpa_jax.data.sources import EXTENSIONS, list_images, load, load_files
+    from dpa_jax.data.sources import (
+        EXTENSIONS,
+        from_array,
+        list_images,
+        load,
+        load_files,
+    )
 
 __all__ = [
     "EXTENSIONS",
@@ -18,6 +24,7 @@ __all__ = [
     "ImageSet",
     "Preprocessing",
     "Skipped",
+    "from_array",
     "joined",
     "list_images",
     "load",

@@ -59,22 +59,13 @@ def read(location: str) -> Arrays:
         ) from error
     except Exception as error:  # of zipfile, zlib or NumPy, on damaged bytes
         raise errors.DpaError(f"{location}: not an .npz of arrays: {error}") from error
-    if (
-        images.ndim not in (3, 4)
-        or 0 in images.shape
-        or images.shape[3:] not in ((), (1,), (3,))
-    ):
-        raise errors.DpaError(
-            f"{location}: images must be [N, H, W], [N, H, W, 1] or [N, H, W, 3] "
-            f"without a 0, not {list(images.shape)}"
-        )
+    check_images(location, images)
     for name, values in columns.items():
         if values.shape != images.shape[:1]:
             raise errors.DpaError(
                 f"{location}: {len(images)} images, but {name} is of shape "
                 f"{list(values.shape)}"
             )
-    _check_values(location, images)
     strings = {name: _strings(values) for name, values in columns.items()}
     labels = None
     if "labels" in columns:
@@ -106,7 +97,17 @@ def _strings(values: np.ndarray) -> list[str]:
     return [os.fsdecode(v) if isinstance(v, bytes) else str(v) for v in values.tolist()]
 
 
-def _check_values(location: str, images: np.ndarray) -> None:
+def check_images(location: str, images: np.ndarray) -> None:
+    """Raises a DpaError that names `location` if an array holds no images."""
+    if (
+        images.ndim not in (3, 4)
+        or 0 in images.shape
+        or images.shape[3:] not in ((), (1,), (3,))
+    ):
+        raise errors.DpaError(
+            f"{location}: images must be [N, H, W], [N, H, W, 1] or [N, H, W, 3] "
+            f"without a 0, not {list(images.shape)}"
+        )
     if images.dtype == np.uint8:
         return
     if images.dtype.kind != "f":

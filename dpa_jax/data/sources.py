@@ -128,6 +128,40 @@ def load(
     )
 
 
+def from_array(
+    images: np.ndarray,
+    preprocessing: Preprocessing,
+    *,
+    labels: Sequence[int] | np.ndarray | None = None,
+    groups: Sequence[str] | None = None,
+    progress: Progress | None = None,
+) -> ImageSet:
+    """Prepares images in memory as those of a file are.
+
+    Args:
+      images: `[N, H, W]`, `[N, H, W, 1]` or `[N, H, W, 3]`, uint8 or float in [0, 1].
+      preprocessing: what each goes through.
+      labels: `[N]`, 0 normal and 1 abnormal.
+      groups: `[N]` names of what images share (patient, slide).
+      progress: see `load`.
+
+    Raises:
+      DpaError: the array holds no images.
+    """
+    images = np.asarray(images)
+    arrays.check_images("images", images)
+    paths = [f"images[{i}]" for i in range(len(images))]
+    found = arrays.Arrays(images, paths, None, None, {})
+    listing = _Listing(
+        paths,
+        lambda i: prepare(found.image(i), preprocessing, paths[i]),
+        [],
+        None if labels is None else np.asarray(labels, np.int8),
+        groups,
+    )
+    return _gather(listing, preprocessing, False, 0, progress)
+
+
 def load_files(
     paths: Sequence[str | os.PathLike],
     preprocessing: Preprocessing,

@@ -115,7 +115,14 @@ class Scorer:
           UsageError: there is no such score.
           DpaError: see `__call__`.
         """
-        return self._each(images, tuple(names), progress)
+        found = self._each(images, tuple(names), progress)
+        # in the order of the names, which the compiled program forgets
+        return {
+            key: found[key]
+            for name in names
+            for key in found
+            if key == name or key.startswith(f"{name}.")
+        }
 
     def maps(self, images: np.ndarray, progress: Progress | None = None) -> np.ndarray:
         """Says where images are abnormal.

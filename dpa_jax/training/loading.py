@@ -52,7 +52,7 @@ def training_images(
             log=console.print_line if visible else None,
         )
     images = labels.labelled(images, config.data.normal, config.data.train)
-    return _normal(images, visible)
+    return normal(images, visible)
 
 
 def divided(
@@ -65,7 +65,7 @@ def divided(
     return images.select(~held), images.select(held).rows
 
 
-def _normal(images: data.ImageSet, visible: bool) -> data.ImageSet:
+def normal(images: data.ImageSet, visible: bool) -> data.ImageSet:
     """Leaves out what a source marks as abnormal: the method learns normal images."""
     if images.labels is None or not images.labels.any():
         return images

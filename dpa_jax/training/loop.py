@@ -131,7 +131,7 @@ def train(
                             held_out = setup.held_out_loss(current)
                             # before it is saved: a checkpoint knows all evaluations
                             run.evaluate(stage, chunk.end, held_out)
-                        run.save(chunk.end, one)
+                        run.save(stage, chunk.end, one)
                         if run.is_stopped():
                             run.finish(last)
                 if group.is_main and is_drawn:
@@ -148,6 +148,9 @@ def train(
                 if not any(_active(runs)):
                     break
             done = stage.end
+            for run in runs:
+                if group.is_main and run.is_active:
+                    run.notify("stage", stage, done)
 
             # --- give up runs that the caller does not want any more ---
             if after_stage is not None and stage is not last:

@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import ml_collections
@@ -12,7 +12,7 @@ import numpy as np
 from dpa_jax import errors, state
 from dpa_jax.stages import Stage
 from dpa_jax.storage import checkpoints, config_files, metrics, workdir
-from dpa_jax.training import early_stopping
+from dpa_jax.training import early_stopping, events
 
 LIMIT = 1e6  # a loss above it has diverged (method, section 3)
 FAILURE = "failure.json"
@@ -32,6 +32,7 @@ class Run:
       evaluations: of the held-out images.
       is_active: whether it still trains.
       failure: why it was given up, if it failed.
+      callbacks: called with each `Event`.
     """
 
     config: ml_collections.ConfigDict
@@ -42,6 +43,7 @@ class Run:
     )
     is_active: bool = True
     failure: str | None = None
+    callbacks: Sequence[events.Callback] = ()
 
     def __post_init__(self):
         self._checkpoints: checkpoints.Checkpoints | None = None
@@ -109,9 +111,9 @@ class Run:
             if number % self.config.log_every and number != stage.end:
                 continue
             self._write(
+                stage,
                 number,
                 {
-                    "stage": stage.name,
                     "alpha": float(stage.alpha(number - 1 - stage.start)),
                     **{name: sum / self._summed for name, sum in self._sums.items()},
                     "images_per_second": rate,
@@ -123,7 +125,7 @@ class Run:
         """Keeps the loss of the held-out images after step `end` of the run."""
         self.evaluations.append(early_stopping.Evaluation(end - stage.start, loss))
         self._keep_best(stage)
-        self._write(end, {"stage": stage.name, "held_out_loss": loss})
+        self._write(stage, end, {"held_out_loss": loss})
 
     def take_over(self, stage: Stage, end: int, one: state.TrainState) -> None:
         """Takes over what was trained, if it is finite; or else gives the run up.
@@ -141,7 +143,7 @@ class Run:
             what = f"parameters are not finite after step {end} ({stage.name})"
             self.fail(end, what)
 
-    def save(self, end: int, one: state.TrainState) -> None:
+    def save(self, stage: Stage, end: int, one: state.TrainState) -> None:
         """Writes the checkpoint of step `end`, whose state was taken over."""
         assert self._checkpoints is not None
         arrays = {
@@ -155,6 +157,7 @@ class Run:
             "evaluations": [[e.step, e.loss] for e in self.evaluations],
         }
         self._checkpoints.save(end, arrays, notes)
+        self.notify("checkpoint", stage, end)
 
     # --- how it ends ---
 
@@ -201,9 +204,22 @@ class Run:
             )
             self._checkpoints.keep_best(last.start + found.step)
 
-    def _write(self, step: int, values: Mapping[str, float | str]) -> None:
+    def _write(self, stage: Stage, step: int, values: Mapping[str, float]) -> None:
         if self._writer is not None:
-            self._writer.write(step, values)
+            self._writer.write(step, {"stage": stage.name, **values})
+        self.notify("metrics", stage, step, values)
+
+    def notify(
+        self,
+        kind: Literal["metrics", "checkpoint", "stage"],
+        stage: Stage,
+        step: int,
+        values: Mapping[str, float] | None = None,
+    ) -> None:
+        """Calls the callbacks."""
+        event = events.Event(kind, self.folder, step, stage.name, values or {})
+        for callback in self.callbacks:
+            callback(event)
 
 
 def past_failure(folder: pathlib.Path) -> str | None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
+import numpy as np
 
 from dpa_jax import console, data, errors, stages, validation
 from dpa_jax.backbones import frozen
@@ -16,7 +17,14 @@ from dpa_jax.devices.platform import Platform
 from dpa_jax.ops import compute
 from dpa_jax.slides import provenance
 from dpa_jax.storage import checkpoints, lock, workdir
-from dpa_jax.training import early_stopping, feeding, loading, loop, population
+from dpa_jax.training import (
+    early_stopping,
+    events,
+    feeding,
+    loading,
+    loop,
+    population,
+)
 from dpa_jax.training import run as run_lib
 from dpa_jax.training.loop import AfterStage
 from dpa_jax.training.run import Run
@@ -27,6 +35,8 @@ def train(
     config: ml_collections.ConfigDict,
     folder: str | os.PathLike,
     *,
+    images: np.ndarray | data.ImageSet | None = None,
+    callbacks: Sequence[events.Callback] = (),
     platform: Platform | None = None,
     visible: bool = True,
 ) -> pathlib.Path:
@@ -37,6 +47,10 @@ def train(
       folder: the workdir; made if it does not exist. With `population.seeds` above 1
         the runs lie in its `members/0`, `members/1` and so on, each an ordinary
         workdir.
+      images: the normal training images instead of `data.train`: an array of any of
+        the shapes that `data.from_array` takes, or a set as `data.load` returns. To go
+        on with the run, give the same again.
+      callbacks: called with each `events.Event`, such as a row of metrics.
       platform: the machine; None takes the one at hand, with all processes that
         `jax.distributed` has joined.
       visible: whether to show progress on stderr.
@@ -63,11 +77,15 @@ def train(
             configs,
             folders,
             platform,
+            images=images,
+            callbacks=callbacks,
             visible=visible,
             parent=(folder, config) if len(configs) > 1 else None,
         )
     except errors.Interrupted as stopped:
         again = f"dpa-jax train --config={folder}/config.json --workdir={folder}"
+        if images is not None:
+            again = "train() with the same images"
         raise errors.Interrupted(
             f"{stopped}, which is saved; go on by: {again}", stopped.signal
         ) from None
@@ -143,7 +161,8 @@ def _train(
     folders: Sequence[pathlib.Path],
     platform: Platform,
     *,
-    images: data.ImageSet | None = None,
+    images: np.ndarray | data.ImageSet | None = None,
+    callbacks: Sequence[events.Callback] = (),
     after_stage: AfterStage | None = None,
     visible: bool,
     parent: tuple[pathlib.Path, ml_collections.ConfigDict] | None = None,
@@ -175,7 +194,7 @@ def _train(
         todo, failures = claimed["todo"], claimed["failures"]
         if not todo:
             return _Trained(failures, False)
-        runs = [Run(configs[i], folders[i]) for i in todo]
+        runs = [Run(configs[i], folders[i], callbacks=callbacks) for i in todo]
 
         # --- the backbone's weights, before anything that takes long ---
         layers = frozen.layers_in_use(config, plan)
@@ -184,6 +203,10 @@ def _train(
         # --- images ---
         if images is None:
             images = loading.training_images(config, platform=platform, visible=visible)
+        elif not isinstance(images, data.ImageSet):
+            images = data.from_array(images, data.Preprocessing.from_config(config))
+        else:
+            images = loading.normal(images, visible)
         if images.skipped and visible:
             console.print_line(
                 f"{len(images.skipped)} of {len(images) + len(images.skipped)} images "

@@ -41,7 +41,7 @@ def load(
     backbone: str,
     location: str,
     shapes: Shapes,
-    convert: Callable[[Mapping[str, np.ndarray], str], Weights],
+    convert: Callable[[Mapping[str, np.ndarray], Shapes, str], Weights],
     unused: str,
 ) -> Weights:
     """Loads a backbone's weights.
@@ -51,9 +51,9 @@ def load(
       location: `imagenet` (the cache), `random:SEED`, or a file: .safetensors or .npz
         with names of ours (`LAYER/kernel`) or published ones, or .pth or .pt with
         published ones.
-      shapes: of the arrays.
-      convert: takes tensors by their published names and the start of the message of
-        an error, and returns the weights.
+      shapes: of the arrays that are needed, in the order of the network.
+      convert: takes tensors by their published names, the shapes, and the start of the
+        message of an error; returns the weights.
       unused: what the published names begin with of what is not read, such as that of
         a classifier.
 
@@ -75,7 +75,7 @@ def load(
     tensors = _read_tensors(path, unused)
     prefix = f"{path} is not {backbone}: "
     if not any("/" in name for name in tensors):
-        return convert(tensors, prefix)
+        return convert(tensors, shapes, prefix)
     return {
         layer: {
             name: formats.checked(tensors, f"{layer}/{name}", shape, prefix)
