@@ -114,6 +114,25 @@ def test_other_images_than_it_began_with_are_refused(quick, tmp_path):
     assert checkpoints.steps(tmp_path / "run") == [2, 4]
 
 
+def test_a_run_of_an_earlier_version_goes_on(quick, tmp_path):
+    """It called Adam's arrays otherwise, and its configuration had fewer fields."""
+    whole = dpa_jax.train(quick, tmp_path / "whole", visible=False)
+    workdir = tmp_path / "run"
+    found = checkpoints.restore(workdir, 4)
+    shutil.rmtree(workdir / "checkpoints" / "4")
+    renamed = {n.removeprefix("0."): a for n, a in found.arrays["optimizer"].items()}
+    assert set(renamed) == {"count", "mu", "nu"}
+    with checkpoints.Checkpoints(workdir) as kept:
+        kept.save(4, {**found.arrays, "optimizer": renamed}, found.notes)
+    values = json.loads((workdir / "config.json").read_text())
+    values["optimizer"] = {"learning_rate": values["optimizer"]["learning_rate"]}
+    del values["loss"]["extra"], values["loss"]["extra_weight"]
+    del values["perceptual"]["backbone"]
+    (workdir / "config.json").write_text(json.dumps(values))
+    dpa_jax.train(quick, workdir, visible=False)
+    run_factory.assert_same_run(workdir, whole)
+
+
 def damage(checkpoint):
     """Leaves a checkpoint with half of what it needs to be read."""
     for path in checkpoint.rglob("manifest.ocdbt"):
