@@ -1,5 +1,6 @@
 """From made-up slides to the prepared TFDS data set, by every path."""
 
+import dataclasses
 import functools
 import importlib.util
 import json
@@ -28,8 +29,22 @@ from dpa_jax.slides import stain
 slide_factory.need_reader()
 pytest.importorskip("shapely", reason="annotations need shapely")
 
-# by the rule: the published lists are of slides that no test has
-prepare = functools.partial(camelyon16_prepare.prepare, lists="none")
+
+def prepare(source, data_dir, allow_missing=False, **given):
+    """Prepares by the rule: the published lists are of slides that no test has."""
+    own = {field.name for field in dataclasses.fields(camelyon16_prepare.Options)}
+    options = {"lists": "none"} | {k: v for k, v in given.items() if k in own}
+    return camelyon16_prepare.prepare(
+        source,
+        data_dir,
+        camelyon16_prepare.Options(**options),
+        run=functools.partial(
+            camelyon16_parts.run, **{k: v for k, v in given.items() if k not in own}
+        ),
+        allow_missing=allow_missing,
+    )
+
+
 TARGET = "normal_001:768,768,512,512"
 TISSUE = (512, 512, 1792, 1024)  # wholly inside: cells 1 and 2 of row 1
 
@@ -258,7 +273,7 @@ def lists(tmp_path):
 
 def test_the_published_lists_come_with_the_package(source, tmp_path):
     with pytest.raises(DpaError) as error:
-        camelyon16_prepare.prepare(source, tmp_path / "d", stain_target="none")
+        prepare(source, tmp_path / "d", lists="published", stain_target="none")
     # 153 normal, 64 tumour and 104 test slides, of which five are there
     assert str(error.value).startswith("316 problems:")
     assert not (tmp_path / "d").exists()
@@ -370,7 +385,7 @@ def test_interrupted_run_takes_up_where_it_stopped(source, tmp_path, monkeypatch
     monkeypatch.setattr(camelyon16_patches, "cut", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prepare(source, tmp_path, stain_target=TARGET, jobs=1)
-    assert not (tmp_path / "camelyon16").exists()
+    assert not (tmp_path / "camelyon16" / "x10").exists()
     rest = []
 
     def counted(task, settings):
@@ -405,8 +420,8 @@ def test_part_that_is_done_is_not_made_again(source, tmp_path, monkeypatch):
 def test_replaced_slide_is_cut_anew(source, tmp_path):
     how = camelyon16_patches.Settings()
     task = camelyon16_patches.SlideTask("train", "normal_001", 0, "normal_001.tif")
-    stems = {
-        camelyon16_parts.plan([task], settings, sizes, tmp_path)[0].stem
+    paths = {
+        camelyon16_parts.plan([task], settings, sizes, tmp_path)[0].path
         for settings, sizes in (
             (how, {"normal_001.tif": 1}),
             (how, {"normal_001.tif": 2}),
@@ -414,7 +429,7 @@ def test_replaced_slide_is_cut_anew(source, tmp_path):
             (camelyon16_patches.Settings(seed=1), {"normal_001.tif": 1}),
         )
     }
-    assert len(stems) == 4
+    assert len(paths) == 4
 
 
 def test_slides_are_read_from_object_storage(source, prepared, tmp_path):

@@ -19,7 +19,7 @@ from PIL import Image
 from dpa_jax import data, errors, folds
 from dpa_jax.data import sources
 from dpa_jax.data.decode import decode
-from dpa_jax.datasets import nih_configs, nih_prepare
+from dpa_jax.datasets import nih_prepare, nih_protocols
 
 GREY = data.Preprocessing(1, 16)
 
@@ -110,7 +110,7 @@ def test_tfds(cache, tmp_path):
     nih_factory.write_tables(tmp_path)
     nih_factory.write_images(tmp_path)
     nih_prepare.prepare(tmp_path, tmp_path / "tfds", "ap")
-    where, preprocessing = "tfds:nih_chest_xray14/ap_64:test", nih_configs.PUBLISHED
+    where, preprocessing = "tfds:nih_chest_xray14/ap_64:test", nih_protocols.PUBLISHED
     options = {"data_dir": str(tmp_path / "tfds")}
     calls = []
     for memory in (None, 0, 0):

@@ -7,7 +7,6 @@ import nih_factory
 import pytest
 
 from dpa_jax.datasets import (
-    nih_configs,
     nih_metadata,
     nih_protocols,
     nih_source,
@@ -133,8 +132,8 @@ class AnyName:
 
 
 def test_the_package_holds_the_published_lists_of_the_subset():
-    config = nih_configs.find("subset_64")
-    splits = nih_configs.requested_splits(config, None, AnyName(), None)
+    config = nih_protocols.find("subset_64")
+    splits = nih_protocols.requested_splits(config, None, AnyName(), None)
     labels = {part: [label for _, label in split] for part, split in splits.items()}
     assert labels["train"] == [0] * 4_261
     assert labels["test"] == [0] * 677 + [1] * 667
@@ -147,7 +146,7 @@ def test_the_package_holds_the_published_lists_of_the_subset():
 def test_the_documentation_has_the_counts_of_every_description():
     text = (pathlib.Path(__file__).parents[1] / "docs" / "data.md").read_text()
     rows = [line for line in text.splitlines() if line.startswith("| `")]
-    for config in nih_configs.CONFIGS:
+    for config in nih_protocols.CONFIGS:
         counts = re.findall(r"[\d,]+ \+ [\d,]*\d", config.description)
         lines = [row for row in rows if f"`{config.name}`" in row]
         assert lines and all(count in lines[0] for count in counts)
@@ -155,11 +154,11 @@ def test_the_documentation_has_the_counts_of_every_description():
 
 def test_descriptions_hold_the_counts_to_expect(shared):
     source = nih_source.find(shared / "data" / "nih_chest_xray14")
-    entries = nih_configs.read_entries(source)
-    for config in nih_configs.CONFIGS:
+    entries = nih_metadata.read_entries(source.table("entries"))
+    for config in nih_protocols.CONFIGS:
         if config.protocol == "custom":
             continue
-        splits = nih_configs.requested_splits(config, source, entries, None)
+        splits = nih_protocols.requested_splits(config, source, entries, None)
         parts = []
         for part in ("train", "validation", "test"):
             abnormal = sum(label for _, label in splits[part])

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from dpa_jax.datasets import camelyon16_parts, camelyon16_patches, writing
-from dpa_jax.slides import stain, tissue
+from dpa_jax.slides import stain, storage, tissue
 
 SHARD_BYTES = 128 * 2**20
 RECORD = "preparation.json"
@@ -103,18 +103,19 @@ class Camelyon16(tfds.core.ShardBasedBuilder):
         )
 
     def _download_and_prepare(self, dl_manager, download_config=None) -> None:
-        planned = []
+        cut_in = None
         if self.parts is None:
             from dpa_jax.datasets import camelyon16_prepare
 
-            planned = camelyon16_prepare.fill(self, dl_manager.manual_dir)
+            cut_in = camelyon16_prepare.fill(self, dl_manager.manual_dir)
         # TFDS renames this folder when all is written: nothing is there half-done.
         folder = pathlib.Path(self.data_dir)
         if self.target is not None:
             stain.save(self.target, folder / STAIN_TARGET)
         (folder / RECORD).write_text(json.dumps(self.record, indent=2) + "\n")
         super()._download_and_prepare(dl_manager, download_config)
-        camelyon16_parts.remove(planned)
+        if cut_in:
+            storage.remove(cut_in)
 
     def _shard_iterators_per_split(
         self, dl_manager
@@ -141,6 +142,7 @@ def _examples(
     for part in parts:
         slide, label = part.task.slide, part.task.label
         patches = camelyon16_parts.read_part(part)
+        assert not isinstance(patches, str)  # only parts that could be cut are written
         for image, (x, y), fraction in zip(
             patches.images, patches.corners.tolist(), patches.fractions, strict=True
         ):

@@ -8,7 +8,6 @@ import io
 import pathlib
 import re
 import zlib
-from collections.abc import Iterator, Sequence
 from importlib.resources.abc import Traversable
 
 from dpa_jax.errors import DpaError
@@ -103,9 +102,11 @@ def read_entries(
       DpaError: naming the file, the line and the value that cannot be used.
     """
     located = _read_boxes(boxes) if boxes else {}
-    rows = _rows(table)
-    _, header = next(rows, (0, []))
-    columns = [_COLUMNS.get(re.sub("[^a-z]", "", name.lower())) for name in header]
+    rows = csv.DictReader(io.StringIO(_text(table), newline=""), restval="")
+    header = rows.fieldnames or ()
+    columns = [
+        _COLUMNS.get(re.sub("[^a-z]", "", name.lower()), name) for name in header
+    ]
     absent = sorted(set(_COLUMNS.values()) - set(columns))
     if absent:
         raise DpaError(
@@ -113,16 +114,13 @@ def read_entries(
             f"{', '.join(header) or 'no line'}: is it Data_Entry_2017.csv as "
             "distributed by NIH?"
         )
+    rows.fieldnames = columns
     entries: dict[str, Entry] = {}
-    for line, row in rows:
-        fields = {
-            name: value
-            for name, value in zip(columns, row, strict=False)
-            if name is not None
-        }
+    for fields in rows:
+        line = rows.line_num
         try:
             entry = _entry(fields, tuple(located.get(fields["image_id"], ())))
-        except (KeyError, ValueError) as error:
+        except ValueError as error:
             raise DpaError(f"{table}, line {line}: {error}") from None
         if entry.image_id in entries:
             raise DpaError(f"{table}, line {line}: {entry.image_id} is there twice")
@@ -188,9 +186,9 @@ def _finding(label: str) -> str:
 
 def _read_boxes(path: pathlib.Path) -> dict[str, list[Box]]:
     boxes: dict[str, list[Box]] = {}
-    rows = _rows(path)
+    rows = csv.reader(io.StringIO(_text(path), newline=""))
     next(rows, None)
-    for line, row in rows:
+    for row in filter(None, rows):
         try:
             x, y, width, height = (float(value) for value in row[2:6])
             corners = (y, x, y + height, x + width)
@@ -198,15 +196,8 @@ def _read_boxes(path: pathlib.Path) -> dict[str, list[Box]]:
             limits = (min(max(c / SIDE, 0.0), 1.0) for c in corners)
             boxes.setdefault(row[0], []).append(Box(_finding(row[1]), *limits))
         except (IndexError, ValueError) as error:
-            raise DpaError(f"{path}, line {line}: {error}") from None
+            raise DpaError(f"{path}, line {rows.line_num}: {error}") from None
     return boxes
-
-
-def _rows(path: pathlib.Path) -> Iterator[tuple[int, Sequence[str]]]:
-    reader = csv.reader(io.StringIO(_text(path), newline=""))
-    for row in reader:
-        if row:
-            yield reader.line_num, row
 
 
 def _text(path: Traversable) -> str:

@@ -112,19 +112,19 @@ def stamps(source: Source) -> Callable[[str], Collection[int]]:
     A stamp is a number that changes when its file does. An image that is not unpacked
     may come from any archive.
     """
-    packed = {_stamp([archive]) for archive in source.archives}
-    return lambda name: [_stamp(source.files[name])] if name in source.files else packed
+    packed = {_stamp(archive) for archive in source.archives}
+    return lambda name: (
+        [_stamp(source.files[name][0])] if name in source.files else packed
+    )
 
 
-def _stamp(paths: Sequence[str | pathlib.Path]) -> int:
-    states = []
-    for path in paths:
-        try:
-            state = os.stat(path)
-        except FileNotFoundError:  # a broken link, which decoding will name
-            continue
-        states.append((str(path), state.st_size, state.st_mtime_ns))
-    return int.from_bytes(_digest(repr(states).encode())[:8], "little")
+def _stamp(path: str | pathlib.Path) -> int:
+    try:
+        state = os.stat(path)
+    except FileNotFoundError:  # a broken link, which decoding will name
+        return 0
+    text = f"{path}, {state.st_size}, {state.st_mtime_ns}"
+    return int.from_bytes(_digest(text.encode())[:8], "little")
 
 
 def read(
@@ -153,30 +153,35 @@ def read(
     """
     left = set(missing)
     for name in sorted(left.intersection(source.files)):
-        yield name, source.files[name][0], _stamp(source.files[name])
+        yield name, source.files[name][0], _stamp(source.files[name][0])
     left.difference_update(source.files)
     seen: dict[str, tuple[bytes, object]] = {}
     for archive in source.archives if left else ():
-        stamp = _stamp([archive])
+        stamp = _stamp(archive)
         try:
-            for name, content in archives.members(
+            for name, packed in archives.members(
                 archive, lambda name: name in wanted, _LARGEST
             ):
                 for path in source.files.get(name, ())[:1]:
-                    seen.setdefault(name, (_digest(_content(path)), path))
-                digest, first = seen.setdefault(name, (_digest(content), archive))
-                if digest != _digest(content):
+                    seen.setdefault(name, (_digest(content(path)), path))
+                digest, first = seen.setdefault(name, (_digest(packed), archive))
+                if digest != _digest(packed):
                     raise DpaError(_differ(f"{name} in {archive}", first))
                 if name in left:
                     left.remove(name)
-                    yield name, content, stamp
+                    yield name, packed, stamp
         except archives.DAMAGE as error:
             problem(Problem(archive.name, "unreadable", f"damaged archive: {error}"))
     for name in sorted(left):
         problem(Problem(name, "missing", ""))
 
 
-def _content(path: str) -> bytes:
+def content(path: str) -> bytes:
+    """Reads a file.
+
+    Raises:
+      DpaError: it cannot be read.
+    """
     try:
         return pathlib.Path(path).read_bytes()
     except OSError as error:

@@ -3,21 +3,45 @@
 import contextlib
 import io
 import os
+import pathlib
 import tempfile
+from collections.abc import Iterator
 
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import writer
 from tensorflow_datasets.proto import tf_example_pb2
 
+from dpa_jax import errors, lock
 
-def write(
-    builder: tfds.core.DatasetBuilder, source: str | os.PathLike | None = None
-) -> None:
+
+@contextlib.contextmanager
+def locked(data_dir: str | os.PathLike, name: str, config: str = "") -> Iterator[None]:
+    """Keeps other processes from preparing a data set while the body runs.
+
+    Args:
+      data_dir: the folder of TFDS data sets.
+      name: of the data set.
+      config: of its configuration.
+
+    Raises:
+      UsageError: another process prepares it.
+      DpaError: the folder cannot be written.
+    """
+    folder = pathlib.Path(data_dir) / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise errors.DpaError(f"{folder} cannot be made: {error.strerror}") from error
+    conflict = f"{folder / config} is being prepared"
+    with lock.hold(folder / f".{config}.lock", conflict, "give another --data_dir"):
+        yield
+
+
+def write(builder: tfds.core.DatasetBuilder) -> None:
     """Writes a data set, and removes what a run that was killed left of it.
 
     Args:
-      builder: of the data set, which is not there yet.
-      source: the folder of files as distributed, if the builder reads it itself.
+      builder: of the data set, which is not there yet and is locked.
     """
     for rest in builder.data_path.parent.glob("incomplete.*"):
         rest.rmtree()
@@ -26,9 +50,7 @@ def write(
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare(
                 download_dir=downloads,
-                download_config=tfds.download.DownloadConfig(
-                    manual_dir=source, try_download_gcs=False
-                ),
+                download_config=tfds.download.DownloadConfig(try_download_gcs=False),
             )
 
 

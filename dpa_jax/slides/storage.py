@@ -36,10 +36,8 @@ def list_files(source: str | os.PathLike) -> list[tuple[str, int]]:
         paths = filter(os.path.isfile, folders.list_files(name))
         return [(path, os.path.getsize(path)) for path in paths]
     system, root = _connect(name)
-    try:
+    with _reaching(name, "listed"):
         found = system.find(root, detail=True)
-    except _FAILURES as error:
-        raise DpaError(f"{name} cannot be listed: {error}") from None
     if not found:
         raise DpaError(f"there is nothing under {name}")
     return sorted(
@@ -62,11 +60,9 @@ def list_packed(archive: str, largest: int) -> list[tuple[str, int]]:
       DpaError: the archive cannot be read, or holds a file with an unsafe path or one
         that is too large.
     """
-    try:
+    with _reaching(archive, "listed"):
         with _open(archive) as file, zipfile.ZipFile(file) as packed:
             entries = packed.infolist()
-    except _FAILURES as error:
-        raise DpaError(f"{archive} cannot be listed: {error}") from None
     for entry in entries:
         archives.check(archive, entry.filename, entry.file_size, largest)
     return [(f"{archive}::{e.filename}", e.file_size) for e in entries]
@@ -89,7 +85,7 @@ def local_copy(path: str) -> Iterator[str]:
         return
     with tempfile.TemporaryDirectory(prefix="dpa_jax_") as folder:
         target = os.path.join(folder, path.rsplit("/", 1)[-1])
-        try:
+        with _reaching(path, "fetched"):
             if packed_in:
                 with _open(packed_in[1]) as file, zipfile.ZipFile(file) as packed:
                     content = packed.read(packed_in[2])
@@ -98,16 +94,58 @@ def local_copy(path: str) -> Iterator[str]:
             else:
                 system, name = _connect(path)
                 system.get_file(name, target)
-        except _FAILURES as error:
-            raise DpaError(f"{path} cannot be fetched: {error}") from None
         yield target
 
 
+def exists(path: str) -> bool:
+    """Returns whether there is a file of a path or URL."""
+    system, name = _connect(path)
+    with _reaching(path, "reached"):
+        return system.exists(name)
+
+
+def read(path: str) -> bytes:
+    """Returns the content of a file of a path or URL."""
+    with _reaching(path, "read"), _open(path) as file:
+        return file.read()
+
+
+def write(path: str, content: bytes) -> None:
+    """Writes a file, whose folder is made if need be, whole or not at all."""
+    system, name = _connect(path)
+    folder, _, base = name.rpartition("/")
+    partial = f"{folder}/.{base}.{os.getpid()}"
+    with _reaching(path, "written"):
+        system.makedirs(folder, exist_ok=True)
+        system.pipe_file(partial, content)
+        system.mv(partial, name)
+
+
+def remove(folder: str) -> None:
+    """Removes a folder with all that it holds, and the one around it if left empty."""
+    system, name = _connect(folder)
+    with _reaching(folder, "removed"):
+        system.rm(name, recursive=True)
+        if not system.ls(system._parent(name)):
+            system.rmdir(system._parent(name))
+
+
 def _open(path: str) -> BinaryIO:
-    if "://" not in path:
-        return open(path, "rb")
     system, name = _connect(path)
     return system.open(name, "rb")
+
+
+@contextlib.contextmanager
+def _reaching(path: str, done: str) -> Iterator[None]:
+    """Names what cannot be done to which file, where the body fails.
+
+    Raises:
+      DpaError: it does.
+    """
+    try:
+        yield
+    except _FAILURES as error:
+        raise DpaError(f"{path} cannot be {done}: {error}") from None
 
 
 def _connect(url: str) -> tuple[Any, str]:

@@ -14,6 +14,7 @@ from dpa_jax import (
     data,
     errors,
     frozen,
+    lock,
     parallel,
     processes,
     stages,
@@ -28,7 +29,6 @@ from dpa_jax.training import (
     early_stopping,
     feeding,
     loading,
-    lock,
     loop,
     population,
 )
@@ -180,7 +180,9 @@ def _train(
             all_pairs = [*([parent] if parent else []), *pairs]
             for place, _ in all_pairs if todo else ():
                 workdir.make(place)
-                stack.enter_context(lock.hold(place))
+                conflict = f"{place} is being trained in"
+                held = lock.hold(place / "lock", conflict, "give another --workdir")
+                stack.enter_context(held)
             for pair in all_pairs:
                 workdir.claim(*pair)
             reasons = [run_lib.past_failure(place) for place in folders]
