@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import slide_factory
 
+from dpa_jax.data import storage
 from dpa_jax.datasets import camelyon16_layout as layouts
 from dpa_jax.datasets import camelyon16_lists as lists
 from dpa_jax.datasets import camelyon16_patches as patches
 from dpa_jax.datasets import published_splits
 from dpa_jax.errors import DpaError, UsageError
-from dpa_jax.slides import annotations, stain, storage
+from dpa_jax.slides import annotations, stain
 
 slide_factory.need_reader()
 pytest.importorskip("shapely", reason="annotations need shapely")

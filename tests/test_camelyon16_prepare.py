@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import importlib.util
-import json
 import os
 import pathlib
 import shutil
@@ -242,7 +241,7 @@ def test_tfds_alone_prepares_from_manual_dir(source, prepared, tmp_path, monkeyp
     )
     same_records(prepared[0], tmp_path)
     assert camelyon16.stain_target_of(builder).source == TARGET
-    assert camelyon16.record_of(builder)["counts"] == prepared[1].counts
+    assert builder.info.metadata["counts"] == prepared[1].counts
 
 
 def test_tfds_knows_input_label_and_licence(tmp_path):
@@ -472,17 +471,24 @@ def test_saved_target_is_used(prepared):
     assert (target.maxima == stain.load(path).maxima).all()
 
 
-def test_record_tells_how_the_data_set_was_made(prepared):
-    record = json.loads(
-        (pathlib.Path(prepared[1].location) / camelyon16.RECORD).read_text()
-    )
-    assert record["settings"] == {
+def test_metadata_tell_how_the_data_set_was_made(prepared):
+    builder = camelyon16.Camelyon16(config="x10", data_dir=prepared[0])
+    assert builder.info.metadata["settings"] == {
         "magnification": 10,
         "stain_target": TARGET,
         "lists": None,
         "mpp": None,
         "seed": 0,
     }
+
+
+def test_a_second_preparation_at_once_is_refused(source, tmp_path):
+    def second(done, total, slide):
+        prepare(source, tmp_path, stain_target="none", jobs=1)
+
+    message = f"camelyon16/x10 is being prepared already, by process {os.getpid()} on"
+    with pytest.raises(UsageError, match=message):
+        prepare(source, tmp_path, stain_target="none", jobs=1, progress=second)
 
 
 def test_what_only_cutting_shows_stops_it_too(source, tmp_path):

@@ -24,8 +24,8 @@ def test_reads_every_release_of_the_table(tmp_path, table, sex, age, suffix):
         age=58,
         sex="M",
         view="PA",
-        width=2500,
-        height=2049,
+        original_width=2500,
+        original_height=2049,
     )
     assert entries["00000001_000.png"].findings == ()
 
@@ -61,7 +61,7 @@ def test_ages_are_in_years(tmp_path, age, years):
         ("Hernia", "Hernias", "line 9: there is no finding 'Hernias'"),
         ("00000002_000.png", "00000001_000.png", "00000001_000.png is there twice"),
         (",57,", ",?,", "line 2: the age '\\?' is not a number"),
-        (",2048,", ",,", "line 2: the height '' is not a number"),
+        (",2048,", ",,", "line 2: the original_height '' is not a number"),
     ],
 )
 def test_names_what_is_wrong_with_the_table(tmp_path, old, new, message):

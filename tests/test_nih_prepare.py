@@ -287,6 +287,18 @@ def test_protocols_prepared_at_once_keep_apart(tmp_path, source):
     assert data_sets(tmp_path / "data") == expected
 
 
+def test_a_second_preparation_at_once_is_refused(tmp_path, source):
+    """Of `all`, which the data set of `pa` is one of."""
+
+    def other(done, total):
+        if done == 1:
+            prepare_all(source, tmp_path / "data")
+
+    message = f"pa_64 is being prepared already, by process {os.getpid()} on "
+    with pytest.raises(UsageError, match=message):
+        nih_prepare.prepare(source, tmp_path / "data", "pa", progress=other)
+
+
 @pytest.mark.parametrize("kind", ["unreadable", "size"])
 def test_what_only_decoding_shows_stops_it_too_and_can_be_mended(
     tmp_path, source, kind, monkeypatch
@@ -303,7 +315,7 @@ def test_what_only_decoding_shows_stops_it_too_and_can_be_mended(
     bad.write_bytes(nih_factory.png(NAMES[0]))
     decoded = count_decoding(monkeypatch)
     nih_prepare.prepare(source, tmp_path / "data", "pa")
-    assert decoded == [str(bad)]
+    assert decoded == NAMES[:1]
     row = examples(tmp_path / "data", "pa_64", "train")[0]
     np.testing.assert_array_equal(row["image"], nih_factory.published(NAMES[0]))
 
@@ -328,9 +340,9 @@ def count_decoding(monkeypatch):
     """Returns a list to which everything that is decoded from now on is added."""
     decoded, original = [], nih_collect._decode
 
-    def counted(content, forms):
-        decoded.append(content)
-        return original(content, forms)
+    def counted(packs, item):
+        decoded.append(item.name)
+        return original(packs, item)
 
     monkeypatch.setattr(nih_collect, "_decode", counted)
     return decoded

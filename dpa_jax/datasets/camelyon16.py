@@ -1,7 +1,6 @@
 """The TFDS data set `camelyon16`; importing this module registers it."""
 
 import functools
-import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -9,11 +8,11 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from dpa_jax.data import storage
 from dpa_jax.datasets import camelyon16_parts, camelyon16_patches, writing
-from dpa_jax.slides import stain, storage, tissue
+from dpa_jax.slides import stain, tissue
 
 SHARD_BYTES = 128 * 2**20
-RECORD = "preparation.json"
 STAIN_TARGET = "stain_target.npz"
 LABELS = ["normal", "tumor"]  # by the number of the label
 
@@ -36,7 +35,6 @@ class Camelyon16(tfds.core.ShardBasedBuilder):
 
     Attributes:
       parts: by split, the patches of each slide; set before `download_and_prepare`.
-      record: how they were made, kept beside the data.
       target: the stains that they were normalised to, kept beside the data.
     """
 
@@ -54,7 +52,6 @@ class Camelyon16(tfds.core.ShardBasedBuilder):
         "folder as manual_dir for the same with its default settings."
     )
     parts: Mapping[str, Sequence[camelyon16_parts.PartTask]] | None = None
-    record: Mapping[str, Any] | None = None
     target: stain.StainProfile | None = None
 
     def __init__(self, *, lists: str = "published", **kwargs: Any):
@@ -98,6 +95,8 @@ class Camelyon16(tfds.core.ShardBasedBuilder):
             citation=_CITATION,
             license="CC0 1.0",
             supervised_keys=("image", "label"),
+            # how it was made: options, counts, what is missing
+            metadata=tfds.core.MetadataDict(),
             # The shards are written slide by slide; readers shuffle.
             disable_shuffling=True,
         )
@@ -109,10 +108,8 @@ class Camelyon16(tfds.core.ShardBasedBuilder):
 
             cut_in = camelyon16_prepare.fill(self, dl_manager.manual_dir)
         # TFDS renames this folder when all is written: nothing is there half-done.
-        folder = pathlib.Path(self.data_dir)
         if self.target is not None:
-            stain.save(self.target, folder / STAIN_TARGET)
-        (folder / RECORD).write_text(json.dumps(self.record, indent=2) + "\n")
+            stain.save(self.target, pathlib.Path(self.data_dir) / STAIN_TARGET)
         super()._download_and_prepare(dl_manager, download_config)
         if cut_in:
             storage.remove(cut_in)
@@ -160,11 +157,6 @@ def _examples(
                     "tumor_fraction": fraction,
                 },
             )
-
-
-def record_of(builder: Camelyon16) -> dict[str, Any]:
-    """Reads how a prepared data set was made: settings, counts, what is missing."""
-    return json.loads((pathlib.Path(builder.data_dir) / RECORD).read_text())
 
 
 def stain_target_of(builder: tfds.core.DatasetBuilder) -> stain.StainProfile | None:

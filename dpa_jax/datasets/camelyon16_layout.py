@@ -7,8 +7,8 @@ import pathlib
 import re
 from collections.abc import Mapping, Sequence
 
+from dpa_jax.data import storage
 from dpa_jax.errors import DpaError
-from dpa_jax.slides import storage
 
 _SLIDE = re.compile(r"(normal|tumou?r|test)_?(\d{1,3})\.tiff?")
 _PACKED = re.compile(r".*annotation.*\.zip")

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from dpa_jax.data import storage
 from dpa_jax.datasets import camelyon16_patches as patches_lib
 from dpa_jax.errors import DpaError, UsageError
-from dpa_jax.slides import storage
 
 BEAM_RUNNERS = {
     "direct": "DirectRunner",
@@ -58,13 +58,6 @@ def plan(
       sizes: bytes of each file, so that a slide that was replaced is cut anew.
       folder: where the files go; a path or URL that every worker reaches.
     """
-    target = settings.target
-    how = {
-        "magnification": settings.magnification,
-        "stain": target and [target.matrix.tolist(), target.maxima.tolist()],
-        "mpp": settings.mpp,
-        "seed": settings.seed,
-    }
     result = []
     for task in tasks:
         files = [
@@ -72,7 +65,11 @@ def plan(
             for path in (task.path, task.annotation, task.mask)
             if path
         ]
-        what = json.dumps([how, dataclasses.asdict(task), files], sort_keys=True)
+        what = json.dumps(
+            [dataclasses.asdict(settings), dataclasses.asdict(task), files],
+            sort_keys=True,
+            default=np.ndarray.tolist,
+        )
         digest = hashlib.sha256(what.encode()).hexdigest()[:16]
         name = f"{task.split}-{task.slide}-{digest}.npz"
         result.append(PartTask(task, settings, f"{os.fspath(folder)}/{name}"))
@@ -91,8 +88,13 @@ def make_part(part: PartTask) -> None:
         storage.write(part.failure, str(error).encode())
         return
     buffer = io.BytesIO()
-    notes = np.array(json.dumps(list(cut.notes)))
-    np.savez(buffer, **{**vars(cut), "notes": notes})
+    np.savez(
+        buffer,
+        images=cut.images,
+        corners=cut.corners,
+        fractions=cut.fractions,
+        notes=np.array(json.dumps(list(cut.notes))),
+    )
     storage.write(part.path, buffer.getvalue())
 
 

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dpa_jax.data import storage
 from dpa_jax.datasets import camelyon16_layout, camelyon16_lists
 from dpa_jax.datasets.camelyon16_lists import NORMAL, TUMOUR
 from dpa_jax.errors import DpaError, UsageError
-from dpa_jax.slides import annotations, regions, stain, storage, tissue
+from dpa_jax.slides import annotations, regions, stain, tissue
 
 MAGNIFICATIONS = (10, 20, 40)
 PER_SLIDE = 50
@@ -217,7 +218,10 @@ def _coverage(task, slide, stack):
         return annotations.from_mask(mask, slide), []
     if reason := _unusable(task):
         raise DpaError(reason)
-    return None, []
+    return None, [
+        f"no annotation or mask of {task.slide}: the tumour fraction of its patches is "
+        "NaN"
+    ]
 
 
 def _choose(task, slide, coverage, seed: int) -> np.ndarray:

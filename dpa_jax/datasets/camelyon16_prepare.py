@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from dpa_jax.data import storage
 from dpa_jax.datasets import (
     camelyon16,
     camelyon16_layout,
@@ -17,7 +18,7 @@ from dpa_jax.datasets import (
     writing,
 )
 from dpa_jax.errors import DpaError, UsageError
-from dpa_jax.slides import regions, stain, storage
+from dpa_jax.slides import regions, stain
 
 STAIN_TARGET = "normal_056:120832,23808,2816,2816"  # of the published data
 _LARGEST_TARGET = 8192  # pixels a side
@@ -137,7 +138,7 @@ def prepare(
         if found := _existing(data_dir, options):
             return found
         builder = camelyon16.Camelyon16(config=config, data_dir=data_dir)
-        folder = _fill(builder, plan, options, parts, run, allow_missing)
+        folder = _cut(builder, plan, options, parts, run, allow_missing)
         writing.write(builder)
         storage.remove(folder)
     return _report(builder)
@@ -147,7 +148,7 @@ def fill(builder: camelyon16.Camelyon16, source: str | os.PathLike) -> str:
     """Gives a builder that TFDS runs by itself its parts.
 
     Args:
-      builder: of `camelyon16`; its parts, record and target are set. All options but
+      builder: of `camelyon16`; its parts, target and metadata are set. All options but
         its magnification and lists are the default ones.
       source: as for `prepare`; a slide that is missing or unusable is an error.
 
@@ -155,7 +156,7 @@ def fill(builder: camelyon16.Camelyon16, source: str | os.PathLike) -> str:
       The folder of the parts, to be removed when the data set is written.
     """
     options = Options(builder.lists, builder.magnification, STAIN_TARGET)
-    return _fill(builder, _plan(source, options, False), options)
+    return _cut(builder, _plan(source, options, False), options)
 
 
 def _existing(data_dir: str | os.PathLike, options: Options) -> Report | None:
@@ -164,7 +165,7 @@ def _existing(data_dir: str | os.PathLike, options: Options) -> Report | None:
     builder = camelyon16.Camelyon16(config=config, data_dir=data_dir)
     if not builder.data_path.exists():
         return None
-    before, now = camelyon16.record_of(builder)["settings"], options.record()
+    before, now = builder.info.metadata["settings"], options.record()
     if before != now:
         changed = [
             f"{key} {before.get(key)!r} instead of {value!r}"
@@ -179,41 +180,39 @@ def _existing(data_dir: str | os.PathLike, options: Options) -> Report | None:
 
 
 def _report(builder: camelyon16.Camelyon16, existed: bool = False) -> Report:
-    record = camelyon16.record_of(builder)
-    return Report(
-        str(builder.data_dir),
-        record["counts"],
-        record["problems"],
-        record["notes"],
-        existed,
-    )
+    made = dict(builder.info.metadata)
+    del made["settings"]
+    return Report(str(builder.data_dir), existed=existed, **made)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """The slides at hand, what is to be cut from them, and what is missing."""
+    """The files at hand, what is cut from them, what is missing and left out."""
 
     layout: camelyon16_layout.Layout
     tasks: Sequence[camelyon16_patches.SlideTask]
     missing: Sequence[str]
+    left_out: Sequence[str]
 
 
 def _plan(source: str | os.PathLike, options: Options, allow_missing: bool) -> _Plan:
-    layout = camelyon16_layout.find(source)
+    layout, left_out = camelyon16_layout.find(source), []
     if listed := camelyon16_lists.find(options.lists):
         corners = camelyon16_lists.read(listed)
         tasks, missing = camelyon16_patches.tasks_by_lists(layout, corners)
     else:
         tasks, missing = camelyon16_patches.tasks_by_rule(layout)
+        excluded = camelyon16_patches.EXCLUDED.items()
+        left_out = [f"{name}: {why}" for name, why in excluded if name in layout.slides]
     if missing and not allow_missing:
         raise DpaError(
             f"{_problem_text(missing)}\nget them, or go on without these with "
             "--allow-missing; nothing was cut yet"
         )
-    return _Plan(layout, tasks, missing)
+    return _Plan(layout, tasks, missing, left_out)
 
 
-def _fill(
+def _cut(
     builder: camelyon16.Camelyon16,
     plan: _Plan,
     options: Options,
@@ -230,41 +229,11 @@ def _fill(
     )
     planned = camelyon16_parts.plan(plan.tasks, how, plan.layout.sizes, folder)
     run(planned)
-    usable, record = _take_stock(plan, planned)
-    if options.lists == camelyon16_lists.NO_LISTS:
-        record["notes"][:0] = [
-            f"{name}: {reason}"
-            for name, reason in camelyon16_patches.EXCLUDED.items()
-            if name in plan.layout.slides
-        ]
-    if record["problems"] and not allow_missing:
-        raise DpaError(
-            _problem_text(record["problems"])
-            + "\nmend them, or go on without these with --allow-missing; "
-            f"what was cut is kept in {folder}"
-        )
-    if not usable:
-        raise DpaError("\n".join(["no patch could be cut", *record["notes"]]))
-    builder.parts, builder.target = usable, target
-    builder.record = {"settings": options.record(), **record}
-    return folder
-
-
-def _take_stock(
-    plan: _Plan, planned: Parts
-) -> tuple[dict[str, list[camelyon16_parts.PartTask]], dict[str, Any]]:
-    """Sorts the parts by split; and words what is in them and what is not."""
     usable: dict[str, list[camelyon16_parts.PartTask]] = {}
     counts: dict[str, dict[str, int]] = {}
-    problems, notes = list(plan.missing), []
+    problems, notes = [*plan.missing], [*plan.left_out]
     for part in planned:
         task = part.task
-        outlined = task.annotation or task.mask
-        if task.label == camelyon16_lists.TUMOUR and not outlined:
-            notes.append(
-                f"no annotation or mask of {task.slide}: the tumour fraction of its "
-                "patches is NaN"
-            )
         patches = camelyon16_parts.read_part(part)
         if isinstance(patches, str):
             lost = f" ({len(task.corners)} patches lost)" if task.corners else ""
@@ -273,12 +242,22 @@ def _take_stock(
         notes += patches.notes
         if len(patches.images):
             usable.setdefault(task.split, []).append(part)
-            count = counts.setdefault(
-                task.split, {"normal": 0, "tumor": 0, "slides": 0}
-            )
+            empty = {"normal": 0, "tumor": 0, "slides": 0}
+            count = counts.setdefault(task.split, empty)
             count[camelyon16.LABELS[task.label]] += len(patches.images)
             count["slides"] += 1
-    return usable, {"counts": counts, "problems": problems, "notes": notes}
+    if problems and not allow_missing:
+        raise DpaError(
+            f"{_problem_text(problems)}\nmend them, or go on without these with "
+            f"--allow-missing; what was cut is kept in {folder}"
+        )
+    if not usable:
+        raise DpaError("\n".join(["no patch could be cut", *notes]))
+    builder.parts, builder.target = usable, target
+    builder.info.metadata.update(
+        settings=options.record(), counts=counts, problems=problems, notes=notes
+    )
+    return folder
 
 
 def resolve_target(

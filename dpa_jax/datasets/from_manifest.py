@@ -1,11 +1,9 @@
 """A manifest as a TFDS data set, prepared without TensorFlow."""
 
-import contextlib
 import dataclasses
 import os
 import pathlib
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -71,21 +69,21 @@ def prepare(
                 "and _, and not all"
             )
     preprocessing = decode.Preprocessing(channels, size) if size else None
-    builder = _FromManifest(
-        name, location, found, splits, channels, preprocessing, data_dir
-    )
-    if builder.data_path.exists():
-        raise DpaError(
-            f"{builder.data_path} is there already; delete it or use another --name"
+    data_dir = os.path.expanduser(data_dir)
+    with writing.locked(data_dir, name):
+        builder = _FromManifest(
+            name, location, found, splits, channels, preprocessing, data_dir
         )
-    # TFDS shows its progress on stdout, which is for results
-    with contextlib.redirect_stdout(sys.stderr):
-        builder.download_and_prepare()
+        if builder.data_path.exists():
+            raise DpaError(
+                f"{builder.data_path} is there already; delete it or use another --name"
+            )
+        writing.write(builder)
     labels = None if found.labels is None else [LABELS[label] for label in found.labels]
     return [
         *manifest.describe(splits, labels, found.groups),
         f"in {builder.data_path}: load it as tfds:{name}:SPLIT with "
-        f"data.data_dir={os.fspath(data_dir)}",
+        f"data.data_dir={data_dir}",
     ]
 
 
@@ -105,8 +103,7 @@ class _FromManifest(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         self.name = name
         self._location, self._found, self._splits = location, found, splits
         self._channels, self._preprocessing = channels, preprocessing
-        folder = os.path.expanduser(data_dir)
-        super().__init__(data_dir=folder, file_format="array_record")
+        super().__init__(data_dir=data_dir, file_format="array_record")
 
     def _info(self) -> tfds.core.DatasetInfo:
         found, side = self._found, None

@@ -162,15 +162,7 @@ def _examples(
             {
                 "image": image(name),
                 "label": label,
-                "findings": entry.findings,
-                "image_id": name,
-                "patient_id": entry.patient_id,
-                "age": entry.age,
-                "sex": entry.sex,
-                "view": entry.view,
-                "follow_up": entry.follow_up,
-                "original_width": entry.width,
-                "original_height": entry.height,
+                **vars(entry),
                 "boxes": _stored_boxes(entry.boxes, preprocessing),
             },
         )

@@ -1,12 +1,11 @@
 """Gathers what the data sets are made of: labels, metadata and decoded images."""
 
-import collections
-import concurrent.futures
 import dataclasses
+import functools
 import hashlib
 import os
 import pathlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.resources.abc import Traversable
 
 import numpy as np
@@ -16,6 +15,7 @@ from dpa_jax.data.decode import ImageError, Preprocessing, prepare, read_image
 from dpa_jax.datasets import nih_metadata, nih_pack, nih_protocols, nih_source
 from dpa_jax.datasets.nih_source import Problem
 from dpa_jax.errors import DpaError
+from dpa_jax.prefetch import prefetch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,16 +113,21 @@ def collect(
     total, count = len(wanted) - len(absent), len(wanted) - len(lacking)
     progress(count, total)
     items = nih_source.read(plan.source, set(wanted), lacking, problems.append)
-    for problem in _decode_all(items, lacking, jobs or os.cpu_count() or 1):
-        problems += problem
+    threads = jobs or os.cpu_count() or 1
+    decode = functools.partial(_decode, lacking)
+    for result in prefetch(decode, items, threads, 4 * threads):
+        if isinstance(result, Problem):
+            problems.append(result)
+        else:
+            for pack, image in zip(lacking[result.name], result.images, strict=True):
+                pack.add(result.name, image, result.size, result.stamp)
         count += 1
         progress(count, total)
-    side = nih_metadata.SIDE
     sizes = {name: size for pack in packs.values() for name, size in pack.sizes.items()}
     problems += [
-        Problem(name, "size", f"{width} x {height}")
-        for name, (width, height) in sizes.items()
-        if (width, height) != (side, side)
+        Problem(name, "size", f"{size[0]} x {size[1]}")
+        for name, size in sizes.items()
+        if size != (nih_metadata.SIDE, nih_metadata.SIDE)
     ]
     problems.sort(key=lambda problem: problem.name)
     _refuse(problems, allowed, report)
@@ -198,51 +203,32 @@ def _check_files(source: nih_source.Source, wanted: Collection[str]) -> list[Pro
     return [Problem(name, "missing", "") for name in absent]
 
 
-def _decode_all(
-    items: Iterable[tuple[str, str | bytes, int]],
-    lacking: Mapping[str, Sequence[nih_pack.Pack]],
-    jobs: int,
-) -> Iterator[list[Problem]]:
-    """Decodes images on several threads, stores each, and yields what is wrong with it.
+@dataclasses.dataclass(frozen=True)
+class _Decoded:
+    """An image, as each of some packs needs it, and the size and stamp of its file."""
 
-    Threads, for Pillow decodes without holding the interpreter. As many files are
-    in memory at once as four for each thread.
-    """
-
-    def store(name: str, stamp: int, decoded: concurrent.futures.Future):
-        try:
-            size, images = decoded.result()
-        except DpaError as error:
-            reason = error.reason if isinstance(error, ImageError) else str(error)
-            return [Problem(name, "unreadable", reason)]
-        for pack, image in zip(lacking[name], images, strict=True):
-            pack.add(name, image, size, stamp)
-        return []
-
-    pending: collections.deque = collections.deque()
-    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        try:
-            for name, content, stamp in items:
-                ways = [pack.preprocessing for pack in lacking[name]]
-                pending.append((name, stamp, pool.submit(_decode, content, ways)))
-                if len(pending) >= 4 * jobs:
-                    yield store(*pending.popleft())
-            while pending:
-                yield store(*pending.popleft())
-        finally:
-            pool.shutdown(cancel_futures=True)
+    name: str
+    images: Sequence[np.ndarray]
+    size: tuple[int, int]
+    stamp: int
 
 
 def _decode(
-    content: str | bytes, ways: Sequence[Preprocessing]
-) -> tuple[tuple[int, int], list[np.ndarray]]:
-    """Returns the size of an image's file, and the image preprocessed in some ways."""
-    raw = nih_source.content(content) if isinstance(content, str) else content
-    if raw[128:132] == b"DICM":  # which `read_image` would read
-        raise ImageError("", "DICOM in a file named .png, and NIH's are PNG")
-    image = read_image(raw, "the image")
-    whole = Image.fromarray(prepare(image, nih_protocols.WHOLE, "")[:, :, 0])
-    return image.size, [prepare(whole, way, "") for way in ways]
+    packs: Mapping[str, Sequence[nih_pack.Pack]], item: nih_source.Item
+) -> _Decoded | Problem:
+    """Decodes an image for the packs that lack it, once."""
+    try:
+        content = item.read()
+        if content[128:132] == b"DICM":  # which `read_image` would read
+            raise DpaError("DICOM in a file named .png, and NIH's are PNG")
+        image = read_image(content, "the image")
+        whole = Image.fromarray(prepare(image, nih_protocols.WHOLE, "")[:, :, 0])
+        ways = [pack.preprocessing for pack in packs[item.name]]
+        images = [prepare(whole, way, "") for way in ways]
+        return _Decoded(item.name, images, image.size, item.stamp)
+    except DpaError as error:
+        reason = error.reason if isinstance(error, ImageError) else str(error)
+        return Problem(item.name, "unreadable", reason)
 
 
 def _refuse(

@@ -40,9 +40,9 @@ _COLUMNS = {
     "patientgender": "sex",
     "patientsex": "sex",
     "viewposition": "view",
-    "originalimagewidth": "width",
-    "originalimageheight": "height",
-    "height": "height",
+    "originalimagewidth": "original_width",
+    "originalimageheight": "original_height",
+    "height": "original_height",
 }
 _YEARS = {"": 1.0, "Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
 
@@ -62,6 +62,8 @@ class Box:
 class Entry:
     """One row of the table: an image and its patient.
 
+    Attributes have the names of the data set's features.
+
     Attributes:
       image_id: the file name, such as `00000001_000.png`.
       findings: those of `FINDINGS` that the report names; none if it is normal.
@@ -70,7 +72,8 @@ class Entry:
       age: in years.
       sex: `F` or `M`.
       view: `PA` or `AP`.
-      width, height: of the radiograph before NIH resized it, in pixels.
+      original_width: of the radiograph before NIH resized it, in pixels.
+      original_height: the same.
       boxes: where findings are, known for 880 images.
     """
 
@@ -81,8 +84,8 @@ class Entry:
     age: float
     sex: str
     view: str
-    width: int
-    height: int
+    original_width: int
+    original_height: int
     boxes: tuple[Box, ...] = ()
 
 
@@ -156,17 +159,15 @@ def _entry(fields: dict[str, str], boxes: tuple[Box, ...]) -> Entry:
             raise ValueError(
                 f"the {name} is {fields[name]!r}, not {' or '.join(options)}"
             )
+    numbers = ("follow_up", "patient_id", "original_width", "original_height")
     return Entry(
         image_id=fields["image_id"],
         findings=findings,
-        follow_up=_integer(fields, "follow_up"),
-        patient_id=_integer(fields, "patient_id"),
         age=int(age[1]) * _YEARS[age[2]],
         sex=fields["sex"],
         view=fields["view"],
-        width=_integer(fields, "width"),
-        height=_integer(fields, "height"),
         boxes=boxes,
+        **{name: _integer(fields, name) for name in numbers},
     )
 
 

@@ -1,4 +1,4 @@
-"""NIH ChestX-ray14's protocols: which images train, validate and test, and how large."""
+"""NIH ChestX-ray14's protocols: which images train, validate and test, at what size."""
 
 import dataclasses
 import hashlib

@@ -1,7 +1,6 @@
 """Scores of a slide's tiles as an overlay, a pyramidal TIFF, GeoJSON and CSV."""
 
 import json
-import math
 import pathlib
 import warnings
 
@@ -106,13 +105,11 @@ def write_scores(path: pathlib.Path, scores: np.ndarray, pixel: float) -> None:
 
 def _halved(scores: np.ndarray) -> np.ndarray:
     """Returns the means of 2x2 scores, of those that there are."""
-    rows, columns = (math.ceil(n / 2) for n in scores.shape)
-    padded = np.full((2 * rows, 2 * columns), np.nan, np.float32)
-    padded[: scores.shape[0], : scores.shape[1]] = scores
+    from skimage import measure
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # no score in any of the four
-        blocks = padded.reshape(rows, 2, columns, 2)
-        return np.asarray(np.nanmean(blocks, axis=(1, 3), dtype=np.float32))
+        return measure.block_reduce(scores, 2, np.nanmean, cval=np.nan)
 
 
 def write_regions(

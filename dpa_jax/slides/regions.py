@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
-from dpa_jax.slides import stain, storage
+from dpa_jax.data import storage
+from dpa_jax.slides import stain
 from dpa_jax.slides.reader import Slide, open_slide
 
 

@@ -4,7 +4,6 @@ import dataclasses
 import math
 import os
 import pathlib
-import zipfile
 
 import numpy as np
 
@@ -187,16 +186,11 @@ def load(path: str | os.PathLike) -> StainProfile:
     Raises:
       DpaError: the file is missing or holds something else.
     """
-    try:
-        # NumPy itself would leave a file open that is no archive.
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            profile = StainProfile(
-                arrays["matrix"], arrays["maxima"], str(arrays["source"])
-            )
-    except (OSError, ValueError, TypeError, LookupError, EOFError) as error:
-        raise DpaError(f"{path} holds no stain target: {error}") from None
-    except zipfile.BadZipFile as error:
-        raise DpaError(f"{path} holds no stain target: {error}") from None
+    found = formats.read_npz(pathlib.Path(path), lambda name: True)
+    absent = sorted({"matrix", "maxima", "source"} - set(found))
+    if absent:
+        raise DpaError(f"{path} holds no stain target: it has no {', '.join(absent)}")
+    profile = StainProfile(found["matrix"], found["maxima"], str(found["source"]))
     matrix, maxima = profile.matrix, profile.maxima
     if matrix.shape != (2, 3) or maxima.shape != (2,):
         raise DpaError(

@@ -40,8 +40,7 @@ def tissue_mask(slide: Slide) -> np.ndarray:
     light = grey[~mask]
     if not light.size or light.mean() - grey[mask].mean() < MIN_CONTRAST:
         mask[:] = False
-    square = morphology.footprint_rectangle((3, 3))
-    mask = morphology.opening(segmentation.clear_border(mask), square)
+    mask = morphology.opening(segmentation.clear_border(mask), np.ones((3, 3)))
     if not mask.any():
         raise DpaError(f"{slide.path}: no tissue found; the slide looks empty")
     return mask

@@ -7,8 +7,8 @@ import zipfile
 
 import pytest
 
+from dpa_jax.data import storage
 from dpa_jax.errors import DpaError
-from dpa_jax.slides import storage
 
 fsspec = pytest.importorskip("fsspec")
 

@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from dpa_jax.data import archives, folders
+from dpa_jax.data import archives
 from dpa_jax.errors import DpaError
 
 _PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
@@ -33,7 +33,7 @@ def list_files(source: str | os.PathLike) -> list[tuple[str, int]]:
     if "://" not in name:
         if not os.path.isdir(name):
             raise DpaError(f"there is no folder {name}")
-        paths = filter(os.path.isfile, folders.list_files(name))
+        paths = filter(os.path.isfile, list_folder(name))
         return [(path, os.path.getsize(path)) for path in paths]
     system, root = _connect(name)
     with _reaching(name, "listed"):
@@ -44,6 +44,37 @@ def list_files(source: str | os.PathLike) -> list[tuple[str, int]]:
         (system.unstrip_protocol(key), int(entry["size"]))
         for key, entry in found.items()
     )
+
+
+def list_folder(folder: str | os.PathLike) -> list[str]:
+    """Lists the files in a folder and its subfolders, sorted by path.
+
+    Names that begin with a dot are ignored; links are followed, and a folder reached
+    twice is listed once.
+
+    Raises:
+      DpaError: there is no such folder, or a part of it may not be read.
+    """
+    found: list[str] = []
+    seen: set[str] = set()
+    pending = [os.fspath(folder)]
+    while pending:
+        current = pending.pop()
+        real = os.path.realpath(current)
+        if real in seen:
+            continue
+        seen.add(real)
+        try:
+            with os.scandir(current) as entries:
+                for entry in sorted(entries, key=lambda entry: entry.name):
+                    if entry.name.startswith("."):
+                        continue
+                    (pending if entry.is_dir() else found).append(entry.path)
+        except OSError as error:
+            raise DpaError(
+                f"{current}: the folder cannot be read: {error.strerror}"
+            ) from error
+    return sorted(found)
 
 
 def list_packed(archive: str, largest: int) -> list[tuple[str, int]]:
