@@ -56,9 +56,10 @@ def prepare(
         try_download_gcs=False,  # it holds what TensorFlow alone can read
         force_checksums_validation=True,
     )
+    held = contextlib.nullcontext() if there else writing.locked(data_dir, name)
     try:
         # TFDS tells of its progress on stdout, which is for results
-        with writing.locked(data_dir, name), contextlib.redirect_stdout(sys.stderr):
+        with held, contextlib.redirect_stdout(sys.stderr):
             builder.download_and_prepare(download_config=options)
     except tfds_downloads.NonMatchingChecksumError as error:
         raise DpaError(

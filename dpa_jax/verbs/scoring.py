@@ -142,14 +142,9 @@ def _pixels(
 
 
 def _load(location: str, options, config) -> data.ImageSet:
-    with console.counting("reading images", "images") as show:
-        images = data.load(
-            location,
-            data.Preprocessing.from_config(config, scoring=True),
-            skip_corrupt=options.skip_corrupt,
-            progress=show,
-            data_dir=config.data.data_dir or None,
-        )
+    from dpa_jax.data import test_set
+
+    images = test_set.read(location, config, skip_corrupt=options.skip_corrupt)
     _tell_skipped(images)
     return images
 
