@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import tracemalloc
 
 import nih_factory
 import numpy as np
@@ -104,6 +105,28 @@ def test_arrays(cache, tmp_path, rng):
     expected = data.load(path, GREY)
     for _ in range(2):
         assert_equal(data.load(path, GREY, memory=0), expected)
+
+
+def test_arrays_are_not_read_into_memory_whole(cache, tmp_path):
+    images = np.linspace(0, 1, 2**22, dtype=np.float32).reshape(64, 256, 256)
+    np.savez(tmp_path / "set.npz", images=images, labels=[0] * 64)
+    tracemalloc.start()
+    found = data.load(tmp_path / "set.npz", GREY, memory=0, workers=1)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < images.nbytes / 2
+    np.savez_compressed(tmp_path / "packed.npz", images=images)  # which is
+    expected = data.load(tmp_path / "packed.npz", GREY)
+    np.testing.assert_array_equal(found.images, expected.images)
+
+
+def test_a_flipped_bit_in_arrays_is_found(tmp_path):
+    np.savez(tmp_path / "set.npz", images=np.zeros((2, 64, 64), np.uint8))
+    content = bytearray((tmp_path / "set.npz").read_bytes())
+    content[5000] ^= 1
+    (tmp_path / "set.npz").write_bytes(content)
+    with pytest.raises(errors.DpaError, match=r"set\.npz: not an \.npz .*CRC"):
+        data.load(tmp_path / "set.npz", GREY)
 
 
 def test_tfds(cache, tmp_path):

@@ -150,7 +150,7 @@ def test_patient_of_the_test_set_is_refused():
 
 
 def test_anomaly_of_the_same_pixels_is_refused_where_training_takes_crops(tmp_path):
-    """Anomalies are read as they are scored: cut to the centre that normal ones have."""
+    """Anomalies are read as they are scored: cut to the centre of a training image."""
     paths = run_factory.write_folder(tmp_path / "normal", 3, size=16)
     (tmp_path / "pool").mkdir()
     (tmp_path / "pool" / "other.png").write_bytes(

@@ -82,8 +82,7 @@ def load(
         `memory`.
       memory: bytes that the decoded images may take in memory; None for no limit.
         Larger ones are decoded once into a file in the cache and mapped, read-only;
-        the file is used again until an image or the preprocessing changes. An .npz
-        itself is read into memory even then.
+        the file is used again until an image or the preprocessing changes.
       log: called with a line that says where that file is.
 
     Returns:

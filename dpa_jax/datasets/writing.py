@@ -33,7 +33,9 @@ def locked(data_dir: str | os.PathLike, name: str, config: str = "") -> Iterator
     except OSError as error:
         raise errors.DpaError(f"{folder} cannot be made: {error.strerror}") from error
     conflict = f"{folder / config} is being prepared"
-    with lock.hold(folder / f".{config or name}.lock", conflict, "give another --data_dir"):
+    with lock.hold(
+        folder / f".{config or name}.lock", conflict, "give another --data_dir"
+    ):
         yield
 
 
