@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 
 import nih_factory
 import numpy as np
@@ -418,6 +419,14 @@ def test_after_kill_9_it_goes_on_and_writes_the_same_bytes(
     assert contents(data_dir) == contents(tmp_path / "whole")
     assert not any(home.iterdir())
     assert os.listdir(data_dir) == ["nih_chest_xray14"]
+
+
+def test_nothing_is_written_but_below_data_dir(tmp_path, source, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    before = contents(source)
+    nih_prepare.prepare(source, tmp_path / "data", "pa")
+    assert sorted(os.listdir(tmp_path)) == ["data", "source"]
+    assert contents(source) == before
 
 
 def test_archives_are_resumed_too(tmp_path, monkeypatch):

@@ -73,7 +73,7 @@ class Camelyon16(tfds.core.ShardBasedBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         size = tissue.CELL * self.magnification // 40
         text, integer = tfds.features.Text(), tfds.features.Scalar(dtype=np.int64)
-        return tfds.core.DatasetInfo(
+        return writing.DatasetInfo(
             builder=self,
             description=_DESCRIPTION,
             features=tfds.features.FeaturesDict(

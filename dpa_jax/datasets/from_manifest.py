@@ -126,7 +126,7 @@ class _FromManifest(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 features["has_mask"] = tfds.features.Scalar(dtype=np.bool_)
             elif column != "split":
                 features[column] = _feature(values)
-        return tfds.core.DatasetInfo(
+        return writing.DatasetInfo(
             builder=self,
             description=f"Made of the manifest {pathlib.Path(self._location).name}.",
             features=tfds.features.FeaturesDict(features),

@@ -56,7 +56,7 @@ class NihChestXray14(tfds.core.ShardBasedBuilder):
         config = self.builder_config
         size = config.preprocessing.size
         finding = tfds.features.ClassLabel(names=nih_metadata.FINDINGS)
-        return tfds.core.DatasetInfo(
+        return writing.DatasetInfo(
             builder=self,
             description=self.__doc__,
             homepage="https://nihcc.app.box.com/v/ChestXray-NIHCC",

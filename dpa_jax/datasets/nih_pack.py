@@ -47,17 +47,23 @@ class Pack:
         key = repr((list(names), preprocessing)).encode()
         self._path = folder / f"{hashlib.sha256(key).hexdigest()[:16]}.images"
         folder.mkdir(parents=True, exist_ok=True)
+        is_new = not self._path.exists()
         with open(self._path, "ab") as file:  # longer, but filled with nothing yet
             file.truncate(len(names) * self._record.itemsize)
         self._records = np.memmap(self._path, self._record, "r")
+        # at once, for one look-up each is slow, and even these are where there are none
+        self._stamps = [0] * len(names) if is_new else self._records["stamp"].tolist()
 
     def find(self, name: str, stamps: Collection[int]) -> bool:
         """Returns whether an image is there, made of a file of one of these stamps."""
-        record = self._records[self._index[name]]
-        is_there = int(record["stamp"]) in stamps and record["checksum"] == _sum(record)
-        if is_there:
+        index = self._index[name]
+        if self._stamps[index] not in stamps:
+            return False
+        record = self._records[index]
+        is_whole = bool(record["checksum"] == _sum(record))
+        if is_whole:
             self.sizes[name] = tuple(record["size"].tolist())
-        return is_there
+        return is_whole
 
     def add(
         self, name: str, image: np.ndarray, size: tuple[int, int], stamp: int

@@ -45,15 +45,25 @@ def write(builder: tfds.core.DatasetBuilder) -> None:
     Args:
       builder: of the data set, which is not there yet and is locked.
     """
-    for rest in builder.data_path.parent.glob("incomplete.*"):
+    folder = builder.data_path.parent
+    for rest in folder.glob("incomplete.*"):
         rest.rmtree()
-    with tempfile.TemporaryDirectory() as downloads:
+    folder.mkdir(parents=True, exist_ok=True)
+    # Here, and called like what TFDS leaves, so that a later run removes it.
+    with tempfile.TemporaryDirectory(prefix="incomplete.", dir=folder) as downloads:
         # TFDS prints that it downloads, and it does not.
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare(
                 download_dir=downloads,
                 download_config=tfds.download.DownloadConfig(try_download_gcs=False),
             )
+
+
+class DatasetInfo(tfds.core.DatasetInfo):
+    """What is known of a data set that TFDS does not keep in its own bucket."""
+
+    def initialize_from_bucket(self) -> None:
+        """Does nothing, where TFDS leaves an empty folder among temporary ones."""
 
 
 class OrderedWriter(writer.ExampleWriter):
