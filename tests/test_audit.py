@@ -176,7 +176,7 @@ def test_the_published_subset_is_confounded_by_view(shared):
 
     folder = shared / "data" / "nih_chest_xray14"
     entries = nih_metadata.read_entries(folder / "Data_Entry_2017_v2020.csv.gz")
-    test = nih_protocols.subset(entries, folder / "reference_splits")["test"]
+    test = nih_protocols.by_lists(entries, folder / "reference_splits")["test"]
     table = np.loadtxt(
         folder / "published_rerun_scores_subset.csv", delimiter=",", skiprows=1
     )

@@ -125,7 +125,7 @@ def test_image_set_is_grouped_by_slide(prepared):
 
 def test_images_are_normalised_to_the_saved_target(prepared):
     folder = pathlib.Path(prepared[1].location)
-    target = stain.load(folder / camelyon16.STAIN_TARGET)
+    target = stain.load(folder / stain.FILE)
     expected = stain.estimate(picture(0)[768:1280, 768:1280])
     np.testing.assert_allclose(target.matrix, expected.matrix, atol=1e-12)
     assert target.source == TARGET
@@ -240,7 +240,7 @@ def test_tfds_alone_prepares_from_manual_dir(source, prepared, tmp_path, monkeyp
         file_format="array_record",
     )
     same_records(prepared[0], tmp_path)
-    assert camelyon16.stain_target_of(builder).source == TARGET
+    assert stain.find(pathlib.Path(builder.data_dir)).source == TARGET
     assert builder.info.metadata["counts"] == prepared[1].counts
 
 
@@ -308,7 +308,7 @@ def test_lists_give_exactly_their_patches(source, lists, tmp_path):
     assert (test.images[0] == picture(3)[512:1280:4, 768:1536:4]).all()
     train = load(tmp_path / "d", "train")
     assert (train.images[0] == picture(0)[600:1368:4, 700:1468:4]).all()
-    assert not (tmp_path / "d/camelyon16/x10/1.0.0" / camelyon16.STAIN_TARGET).exists()
+    assert not (tmp_path / "d/camelyon16/x10/1.0.0" / stain.FILE).exists()
 
 
 def test_listed_tumours_without_an_outline_are_named(source, lists, tmp_path):
@@ -466,7 +466,7 @@ def test_target_that_cannot_be_read_is_refused(source, tmp_path, text):
 
 
 def test_saved_target_is_used(prepared):
-    path = pathlib.Path(prepared[1].location) / camelyon16.STAIN_TARGET
+    path = pathlib.Path(prepared[1].location) / stain.FILE
     target = resolve_target(str(path), None)
     assert (target.maxima == stain.load(path).maxima).all()
 

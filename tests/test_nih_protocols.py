@@ -55,7 +55,7 @@ def test_both_views_are_every_image_once(entries):
 
 def test_lists_go_before_the_labels_of_the_table(entries, tmp_path):
     folder = nih_factory.write_subset(tmp_path / "lists")
-    assert nih_protocols.subset(entries, folder) == {
+    assert nih_protocols.by_lists(entries, folder) == {
         "train": [("00000001_000.png", 0), ("00000002_000.png", 0)],
         "validation": [("00000003_000.png", 0), ("00000004_000.png", 1)],
         "test": [
@@ -69,7 +69,7 @@ def test_lists_go_before_the_labels_of_the_table(entries, tmp_path):
 
 def test_the_folder_of_the_subset_itself_will_do(entries, tmp_path):
     folder = nih_factory.write_subset(tmp_path / "lists")
-    splits = nih_protocols.subset(entries, folder / "subset")
+    splits = nih_protocols.by_lists(entries, folder / "subset")
     assert list(splits) == ["train", "test"]
 
 
@@ -116,7 +116,7 @@ def test_a_folder_of_much_else_is_refused_in_a_line(entries, tmp_path):
 
 def test_a_folder_that_is_not_there_is_refused(entries, tmp_path):
     with pytest.raises(DpaError, match="lists is not a folder of lists"):
-        nih_protocols.subset(entries, tmp_path / "lists")
+        nih_protocols.by_lists(entries, tmp_path / "lists")
 
 
 def test_official_lists_that_overlap_are_refused(entries):
@@ -186,8 +186,8 @@ def test_the_real_rules_give_the_published_lists(shared):
 def test_the_real_subset_has_its_published_counts(shared):
     folder = shared / "data" / "nih_chest_xray14"
     entries = nih_metadata.read_entries(folder / "Data_Entry_2017_v2020.csv.gz")
-    splits = nih_protocols.subset(entries, folder / "reference_splits")
-    assert splits == nih_protocols.subset(
+    splits = nih_protocols.by_lists(entries, folder / "reference_splits")
+    assert splits == nih_protocols.by_lists(
         entries, published_splits.lists("nih_chest_xray14")
     )
     labels = {part: [label for _, label in split] for part, split in splits.items()}

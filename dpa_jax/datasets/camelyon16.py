@@ -13,7 +13,6 @@ from dpa_jax.datasets import camelyon16_parts, camelyon16_patches, writing
 from dpa_jax.slides import stain, tissue
 
 SHARD_BYTES = 128 * 2**20
-STAIN_TARGET = "stain_target.npz"
 LABELS = ["normal", "tumor"]  # by the number of the label
 
 _DESCRIPTION = """
@@ -109,7 +108,7 @@ class Camelyon16(tfds.core.ShardBasedBuilder):
             cut_in = camelyon16_prepare.fill(self, dl_manager.manual_dir)
         # TFDS renames this folder when all is written: nothing is there half-done.
         if self.target is not None:
-            stain.save(self.target, pathlib.Path(self.data_dir) / STAIN_TARGET)
+            stain.save(self.target, pathlib.Path(self.data_dir) / stain.FILE)
         super()._download_and_prepare(dl_manager, download_config)
         if cut_in:
             storage.remove(cut_in)
@@ -157,9 +156,3 @@ def _examples(
                     "tumor_fraction": fraction,
                 },
             )
-
-
-def stain_target_of(builder: tfds.core.DatasetBuilder) -> stain.StainProfile | None:
-    """Reads the stains that a prepared data set was normalised to, or None."""
-    path = pathlib.Path(builder.data_dir) / STAIN_TARGET
-    return stain.load(path) if path.exists() else None

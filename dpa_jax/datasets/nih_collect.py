@@ -119,8 +119,9 @@ def collect(
         if isinstance(result, Problem):
             problems.append(result)
         else:
-            for pack, image in zip(lacking[result.name], result.images, strict=True):
-                pack.add(result.name, image, result.size, result.stamp)
+            item, size, images = result
+            for pack, image in zip(lacking[item.name], images, strict=True):
+                pack.add(item.name, image, size, item.stamp)
         count += 1
         progress(count, total)
     sizes = {name: size for pack in packs.values() for name, size in pack.sizes.items()}
@@ -203,20 +204,10 @@ def _check_files(source: nih_source.Source, wanted: Collection[str]) -> list[Pro
     return [Problem(name, "missing", "") for name in absent]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Decoded:
-    """An image, as each of some packs needs it, and the size and stamp of its file."""
-
-    name: str
-    images: Sequence[np.ndarray]
-    size: tuple[int, int]
-    stamp: int
-
-
 def _decode(
     packs: Mapping[str, Sequence[nih_pack.Pack]], item: nih_source.Item
-) -> _Decoded | Problem:
-    """Decodes an image for the packs that lack it, once."""
+) -> tuple[nih_source.Item, tuple[int, int], list[np.ndarray]] | Problem:
+    """Returns an image with its size, decoded once for all packs that lack it."""
     try:
         content = item.read()
         if content[128:132] == b"DICM":  # which `read_image` would read
@@ -225,7 +216,7 @@ def _decode(
         whole = Image.fromarray(prepare(image, nih_protocols.WHOLE, "")[:, :, 0])
         ways = [pack.preprocessing for pack in packs[item.name]]
         images = [prepare(whole, way, "") for way in ways]
-        return _Decoded(item.name, images, image.size, item.stamp)
+        return item, image.size, images
     except DpaError as error:
         reason = error.reason if isinstance(error, ImageError) else str(error)
         return Problem(item.name, "unreadable", reason)

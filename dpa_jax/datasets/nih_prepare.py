@@ -141,21 +141,21 @@ def _check_same(
     Returns:
       How many images it lacks.
     """
-    made, folder = builder.info.metadata, builder.data_path
+    made, fault = builder.info.metadata, ""
     if made["fingerprint"] != nih_protocols.fingerprint(splits):
-        raise DpaError(
-            f"{folder} was prepared from other lists or labels; delete it, or name "
-            "another --data_dir"
+        fault = "from other lists or labels; name another --data_dir"
+    elif made["left_out"] and "missing" not in allowed:
+        fault = (
+            f"without {made['left_out']:,} images that were missing or unreadable; "
+            "accept it by --allow-missing"
         )
-    if made["left_out"] and "missing" not in allowed:
-        raise DpaError(
-            f"{folder} was prepared without {made['left_out']:,} images that were "
-            "missing or unreadable; delete it to prepare it anew, or accept it by "
-            "--allow-missing"
+    elif made["resized"] and "size" not in allowed:
+        fault = (
+            f"from {made['resized']:,} images that were not 1024 x 1024; accept it by "
+            "--allow-resized"
         )
-    if made["resized"] and "size" not in allowed:
+    if fault:
         raise DpaError(
-            f"{folder} was prepared from {made['resized']:,} images that were not "
-            "1024 x 1024; delete it to prepare it anew, or accept it by --allow-resized"
+            f"{builder.data_path} was prepared {fault}, or delete it to prepare it anew"
         )
     return made["left_out"]

@@ -124,8 +124,8 @@ def requested_splits(
             for name in ("train_val", "test")
         )
         return by_rule(entries, train_val, test, _VIEWS[config.protocol])
-    if config.protocol == "subset":
-        return subset(entries, lists or published_splits.lists("nih_chest_xray14"))
+    if lists is None and config.protocol == "subset":
+        lists = published_splits.lists("nih_chest_xray14")
     if lists is None:
         raise DpaError(f"{config.name} is split by lists; give the folder they are in")
     return by_lists(entries, lists)
@@ -177,29 +177,16 @@ def by_lists(entries: Entries, folder: Traversable) -> dict[str, Split]:
     Args:
       entries: the table by image id.
       folder: holds `normal/train`, `normal/test`, `anomaly/test` and, if there is a
-        validation split, `normal/val` and `anomaly/val`.
+        validation split, `normal/val` and `anomaly/val`. Or, as the published lists of
+        the subset, a folder `subset` with these and, if there is a validation split,
+        `subset_validation`, whose normal/val and anomaly/test are that split.
 
     Raises:
       DpaError: a list is missing, unknown, or names an unknown image or one that
         another list has too.
     """
-    return _read(entries, _find_lists(folder))
-
-
-def subset(entries: Entries, folder: Traversable) -> dict[str, Split]:
-    """Splits as the curated lists of the subset say.
-
-    Args:
-      entries: the table by image id.
-      folder: holds the folder `subset` with the lists and, if there is a validation
-        split, `subset_validation`, whose normal/val and anomaly/test are that split;
-        or is itself the folder with the lists.
-
-    Raises:
-      DpaError: as `by_lists`.
-    """
     if not (folder / "subset").is_dir():
-        return by_lists(entries, folder)
+        return _read(entries, _find_lists(folder))
     lists = _find_lists(folder / "subset")
     more = folder / "subset_validation"
     if more.is_dir():

@@ -10,6 +10,7 @@ import numpy as np
 from dpa_jax.errors import DpaError
 from dpa_jax.weights import formats
 
+FILE = "stain_target.npz"
 LUMINOSITY = 0.8  # pixels of a lightness (L* / 100) below this are tissue
 SPARSITY = 0.1  # lambda of the factorisation
 _FIT_PIXELS = 20_000
@@ -178,6 +179,16 @@ def save(profile: StainProfile, path: str | os.PathLike) -> None:
     with formats.replacing(pathlib.Path(path)) as temporary:
         with open(temporary, "wb") as file:
             np.savez(file, **dataclasses.asdict(profile))
+
+
+def find(folder: pathlib.Path) -> StainProfile | None:
+    """Reads what the images of a data set or run were normalised to, or None.
+
+    Raises:
+      DpaError: the file of it is damaged.
+    """
+    path = folder / FILE
+    return load(path) if path.exists() else None
 
 
 def load(path: str | os.PathLike) -> StainProfile:

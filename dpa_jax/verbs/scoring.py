@@ -218,7 +218,7 @@ def score_slide(options: argparse.Namespace) -> None:
     magnification = options.magnification or provenance.magnification(scorer.config)
     target = None
     if options.stain_target is None:
-        target = provenance.stains(folder)
+        target = stain.find(folder)
     elif options.stain_target != "none":
         target = stain.load(options.stain_target)
     stains = f"normalised to {target.source}" if target else "left as they are"
