@@ -69,6 +69,28 @@ def test_a_file_packed_in_an_object_is_read(bucket):
             assert file.read() == "<a/>"
 
 
+@pytest.mark.parametrize("remote", [False, True])
+def test_files_are_written_read_and_removed_anywhere(bucket, tmp_path, remote):
+    root = bucket if remote else str(tmp_path)
+    path = f"{root}/new/one.npz"
+    assert not storage.exists(path)
+    for content in (b"first", b"second"):
+        storage.write(path, content)
+        assert storage.read(path) == content
+    names = [place.rpartition("/")[2] for place, _ in storage.list_files(f"{root}/new")]
+    assert names == ["one.npz"]
+    storage.remove(f"{root}/new")
+    assert not storage.exists(path)
+    with pytest.raises(DpaError, match="one.npz cannot be read"):
+        storage.read(path)
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(DpaError, match="file/one.npz cannot be written"):
+        storage.write(f"{tmp_path}/file/one.npz", b"")
+
+
 def test_missing_folder_and_object_are_named(bucket, tmp_path):
     with pytest.raises(DpaError, match="there is no folder .*nowhere"):
         storage.list_files(tmp_path / "nowhere")

@@ -153,12 +153,10 @@ def write(path: str, content: bytes) -> None:
 
 
 def remove(folder: str) -> None:
-    """Removes a folder with all that it holds, and the one around it if left empty."""
+    """Removes a folder, a path or URL, with all that it holds."""
     system, name = _connect(folder)
     with _reaching(folder, "removed"):
         system.rm(name, recursive=True)
-        if not system.ls(system._parent(name)):
-            system.rmdir(system._parent(name))
 
 
 def _open(path: str) -> BinaryIO:

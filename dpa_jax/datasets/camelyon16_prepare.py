@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import pathlib
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -118,8 +117,8 @@ def prepare(
       data_dir: of TFDS.
       options: which patches, and how.
       run: cuts slides; `camelyon16_parts.run` with its options, such as the runner.
-      parts: where the patches of each slide are kept, a path or URL that all workers
-        reach; None for a hidden folder in `data_dir`.
+      parts: the patches of each slide are kept in a hidden folder here, a path or URL
+        that all workers reach; None for `data_dir`.
       allow_missing: go on without the slides that are missing or unusable.
 
     Raises:
@@ -221,8 +220,8 @@ def _cut(
     allow_missing: bool = False,
 ) -> str:
     """Cuts all slides, gives the builder what to write, and returns their folder."""
-    parts = parts or pathlib.Path(builder.data_dir_root) / ".camelyon16_parts"
-    folder = f"{os.fspath(parts)}/x{options.magnification}"
+    root = os.fspath(parts or builder.data_dir_root)
+    folder = f"{root}/.camelyon16-x{options.magnification}"
     target = resolve_target(options.stain_target, plan.layout, options.mpp)
     how = camelyon16_patches.Settings(
         options.magnification, target, options.mpp, options.seed
