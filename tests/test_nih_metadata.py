@@ -89,11 +89,8 @@ def test_a_list_without_use_is_refused(tmp_path, content, message):
         nih_metadata.read_names(tmp_path / "list")
 
 
-def test_reads_the_real_tables(shared):
-    folder = shared / "data" / "nih_chest_xray14"
-    entries = nih_metadata.read_entries(
-        folder / "Data_Entry_2017_v2020.csv.gz", folder / "BBox_List_2017.csv.gz"
-    )
+def test_reads_the_real_tables(nih_entries):
+    entries = nih_entries
     assert len(entries) == 112_120
     assert len({entry.patient_id for entry in entries.values()}) == 30_805
     assert sum(len(entry.boxes) for entry in entries.values()) == 984

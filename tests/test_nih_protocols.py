@@ -152,13 +152,12 @@ def test_the_documentation_has_the_counts_of_every_description():
         assert lines and all(count in lines[0] for count in counts)
 
 
-def test_descriptions_hold_the_counts_to_expect(shared):
+def test_descriptions_hold_the_counts_to_expect(shared, nih_entries):
     source = nih_source.find(shared / "data" / "nih_chest_xray14")
-    entries = nih_metadata.read_entries(source.table("entries"))
     for config in nih_protocols.CONFIGS:
         if config.protocol == "custom":
             continue
-        splits = nih_protocols.requested_splits(config, source, entries, None)
+        splits = nih_protocols.requested_splits(config, source, nih_entries, None)
         parts = []
         for part in ("train", "validation", "test"):
             abnormal = sum(label for _, label in splits[part])
@@ -166,9 +165,8 @@ def test_descriptions_hold_the_counts_to_expect(shared):
         assert f"({', '.join(parts)})" in config.description
 
 
-def test_the_real_rules_give_the_published_lists(shared):
-    folder = shared / "data" / "nih_chest_xray14"
-    entries = nih_metadata.read_entries(folder / "Data_Entry_2017_v2020.csv.gz")
+def test_the_real_rules_give_the_published_lists(shared, nih_entries):
+    folder, entries = shared / "data" / "nih_chest_xray14", nih_entries
     train_val, test = (
         nih_metadata.read_names(folder / f"{name}_list.txt")
         for name in ("train_val", "test")
@@ -183,9 +181,8 @@ def test_the_real_rules_give_the_published_lists(shared):
         assert (len(rule["train"]), len(rule["test"]) - abnormal, abnormal) == expected
 
 
-def test_the_real_subset_has_its_published_counts(shared):
-    folder = shared / "data" / "nih_chest_xray14"
-    entries = nih_metadata.read_entries(folder / "Data_Entry_2017_v2020.csv.gz")
+def test_the_real_subset_has_its_published_counts(shared, nih_entries):
+    folder, entries = shared / "data" / "nih_chest_xray14", nih_entries
     splits = nih_protocols.by_lists(entries, folder / "reference_splits")
     assert splits == nih_protocols.by_lists(
         entries, published_splits.lists("nih_chest_xray14")
