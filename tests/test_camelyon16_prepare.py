@@ -308,7 +308,7 @@ def test_lists_give_exactly_their_patches(source, lists, tmp_path):
     assert (test.images[0] == picture(3)[512:1280:4, 768:1536:4]).all()
     train = load(tmp_path / "d", "train")
     assert (train.images[0] == picture(0)[600:1368:4, 700:1468:4]).all()
-    assert not (tmp_path / "d/camelyon16/x10/1.0.0" / stain.FILE).exists()
+    assert not (tmp_path / "d/camelyon16/x10/2.0.0" / stain.FILE).exists()
 
 
 def test_listed_tumours_without_an_outline_are_named(source, lists, tmp_path):
@@ -350,7 +350,7 @@ def test_bad_slides_are_reported_and_the_others_go_on(source, tmp_path):
 
     with pytest.raises(DpaError) as error:
         run()
-    assert not (tmp_path / "d/camelyon16/x10/1.0.0").exists()
+    assert not (tmp_path / "d/camelyon16/x10/2.0.0").exists()
     message = str(error.value)
     assert message.startswith("2 problems:") and "--allow-missing" in message
     report = run(allow_missing=True)
@@ -397,11 +397,11 @@ def test_interrupted_run_takes_up_where_it_stopped(source, tmp_path, monkeypatch
 
 
 def test_what_a_killed_run_left_is_removed(source, tmp_path):
-    left = tmp_path / "camelyon16/x10/incomplete.ABCDEF_1.0.0"
+    left = tmp_path / "camelyon16/x10/incomplete.ABCDEF_2.0.0"
     left.mkdir(parents=True)
     (left / "half.array_record").touch()
     prepare(source, tmp_path, stain_target=TARGET, jobs=1)
-    assert [path.name for path in left.parent.iterdir()] == ["1.0.0"]
+    assert [path.name for path in left.parent.iterdir()] == ["2.0.0"]
 
 
 def test_part_that_is_done_is_not_made_again(source, tmp_path, monkeypatch):
@@ -498,4 +498,4 @@ def test_what_only_cutting_shows_stops_it_too(source, tmp_path):
     with pytest.raises(DpaError, match="1 problem:\n.*normal_002.tif cannot be ") as e:
         prepare(root, tmp_path / "d", stain_target=TARGET, jobs=1)
     assert "what was cut is kept in" in str(e.value)
-    assert not (tmp_path / "d/camelyon16/x10/1.0.0").exists()
+    assert not (tmp_path / "d/camelyon16/x10/2.0.0").exists()

@@ -37,8 +37,8 @@ class Camelyon16(tfds.core.ShardBasedBuilder):
       target: the stains that they were normalised to, kept beside the data.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First version."}
+    VERSION = tfds.core.Version("2.0.0")
+    RELEASE_NOTES = {"2.0.0": "The metadata say how it was made."}
     BUILDER_CONFIGS = [
         tfds.core.BuilderConfig(
             name=f"x{m}", description=f"{tissue.CELL * m // 40} px patches at x{m}."
