@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import slide_factory
 
-from dpa_jax.data import storage
+from dpa_jax.data import filesystems
 from dpa_jax.datasets import camelyon16_layout as layouts
 from dpa_jax.datasets import camelyon16_lists as lists
 from dpa_jax.datasets import camelyon16_patches as patches
@@ -169,7 +169,7 @@ def test_packed_annotations_are_read_as_they_are(tmp_path):
     found = layouts.find(tmp_path)
     assert sorted(found.annotations) == ["test_002", "tumor_001", "tumor_009"]
     assert found.sizes[found.annotations["tumor_001"]] == len(outline)
-    with storage.local_copy(found.annotations["test_002"]) as path:
+    with filesystems.local_copy(found.annotations["test_002"]) as path:
         coverage, _ = annotations.from_xml(path)
     assert coverage(0, 0, 9) == 1
 

@@ -10,8 +10,9 @@ import pytest
 import run_factory
 
 import dpa_jax
-from dpa_jax import errors, lock
+from dpa_jax import errors
 from dpa_jax.processes import ProcessGroup
+from dpa_jax.storage import lock
 from dpa_jax.training import checkpoints, interruption
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from dpa_jax import errors, parallel
-from dpa_jax.data import arrays, disk_cache, manifest, storage, volumes
+from dpa_jax.data import arrays, disk_cache, filesystems, manifest, volumes
 from dpa_jax.data.decode import ImageError, Preprocessing, decode, prepare
 from dpa_jax.data.image_set import ImageSet, Skipped, taken
 from dpa_jax.processes import ProcessGroup
@@ -149,13 +149,13 @@ def load_files(
 def list_images(folder: str | os.PathLike) -> list[str]:
     """Lists the image files in a folder and its subfolders, sorted by path.
 
-    Images are known by their extension, in whatever case; see `storage.list_folder`.
+    Images are known by their extension, in whatever case; links are followed.
 
     Raises:
       DpaError: there is no such folder, it holds no images, or a part of it may not be
         read.
     """
-    files = storage.list_folder(folder)
+    files = filesystems.list_folder(folder)
     found = [path for path in files if path.lower().endswith(EXTENSIONS)]
     if not found:
         raise errors.DpaError(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from dpa_jax.data import storage
+from dpa_jax.data import filesystems
 from dpa_jax.datasets import camelyon16_parts, camelyon16_patches, writing
 from dpa_jax.slides import stain, tissue
 
@@ -29,7 +29,7 @@ _CITATION = """@article{bejnordi2017diagnostic,
   journal={JAMA}, volume={318}, number={22}, pages={2199--2210}, year={2017}}"""
 
 
-class Camelyon16(tfds.core.ShardBasedBuilder):
+class Camelyon16(writing.Builder, tfds.core.ShardBasedBuilder):
     """Normal and tumour patches of lymph nodes; made by `dpa-jax prepare camelyon16`.
 
     Attributes:
@@ -60,8 +60,7 @@ class Camelyon16(tfds.core.ShardBasedBuilder):
           lists: which patches are cut from manual_dir: see `dpa-jax prepare`.
           **kwargs: of every TFDS builder: `data_dir`, `config`, `version`.
         """
-        # The default of TFDS needs TensorFlow.
-        super().__init__(**{"file_format": "array_record", **kwargs})
+        super().__init__(**kwargs)
         self.lists = lists
 
     @property
@@ -111,7 +110,7 @@ class Camelyon16(tfds.core.ShardBasedBuilder):
             stain.save(self.target, pathlib.Path(self.data_dir) / stain.FILE)
         super()._download_and_prepare(dl_manager, download_config)
         if cut_in:
-            storage.remove(cut_in)
+            filesystems.remove(cut_in)
 
     def _shard_iterators_per_split(
         self, dl_manager
@@ -127,9 +126,6 @@ class Camelyon16(tfds.core.ShardBasedBuilder):
             ]
             for split, parts in self.parts.items()
         }
-
-    def _example_writer(self) -> writing.OrderedWriter:
-        return writing.OrderedWriter(self.info.file_format)
 
 
 def _examples(

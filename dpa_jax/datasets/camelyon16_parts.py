@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from dpa_jax.data import storage
+from dpa_jax.data import filesystems
 from dpa_jax.datasets import camelyon16_patches as patches_lib
 from dpa_jax.errors import DpaError, UsageError
 
@@ -78,14 +78,14 @@ def plan(
 
 def make_part(part: PartTask) -> None:
     """Cuts one slide and writes its patches, or why that failed, unless it is done."""
-    if storage.exists(part.path):
+    if filesystems.exists(part.path):
         return
     try:
         cut = patches_lib.cut(part.task, part.settings)
     except UsageError:
         raise
     except DpaError as error:
-        storage.write(part.failure, str(error).encode())
+        filesystems.write(part.failure, str(error).encode())
         return
     buffer = io.BytesIO()
     np.savez(
@@ -95,14 +95,14 @@ def make_part(part: PartTask) -> None:
         fractions=cut.fractions,
         notes=np.array(json.dumps(list(cut.notes))),
     )
-    storage.write(part.path, buffer.getvalue())
+    filesystems.write(part.path, buffer.getvalue())
 
 
 def read_part(part: PartTask) -> patches_lib.Patches | str:
     """Reads the patches of one slide, or why there are none."""
-    if not storage.exists(part.path):
-        return storage.read(part.failure).decode()
-    content = io.BytesIO(storage.read(part.path))
+    if not filesystems.exists(part.path):
+        return filesystems.read(part.failure).decode()
+    content = io.BytesIO(filesystems.read(part.path))
     with np.load(content, allow_pickle=False) as arrays:
         notes = json.loads(str(arrays["notes"]))
         return patches_lib.Patches(**{**arrays, "notes": notes})
@@ -135,7 +135,7 @@ def run(
     if runner != "multiprocess":
         _run_beam(parts, BEAM_RUNNERS[runner], beam_options)
         return
-    left = [part for part in parts if not storage.exists(part.path)]
+    left = [part for part in parts if not filesystems.exists(part.path)]
     before = len(parts) - len(left)
     workers = min(jobs or os.cpu_count() or 1, len(left))
     if workers <= 1:

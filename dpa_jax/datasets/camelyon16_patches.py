@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dpa_jax.data import storage
+from dpa_jax.data import filesystems
 from dpa_jax.datasets import camelyon16_layout, camelyon16_lists
 from dpa_jax.datasets.camelyon16_lists import NORMAL, TUMOUR
 from dpa_jax.errors import DpaError, UsageError
@@ -211,7 +211,7 @@ def _coverage(task, slide, stack):
     if task.label == NORMAL:
         return (lambda x, y, side: 0.0), []
     if task.annotation:
-        local = stack.enter_context(storage.local_copy(task.annotation))
+        local = stack.enter_context(filesystems.local_copy(task.annotation))
         return annotations.from_xml(local, task.annotation)
     if task.mask:
         mask = stack.enter_context(regions.opened(task.mask, None))

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dpa_jax.data import storage
+from dpa_jax.data import filesystems
 from dpa_jax.datasets import (
     camelyon16,
     camelyon16_layout,
@@ -139,7 +139,7 @@ def prepare(
         builder = camelyon16.Camelyon16(config=config, data_dir=data_dir)
         folder = _cut(builder, plan, options, parts, run, allow_missing)
         writing.write(builder)
-        storage.remove(folder)
+        filesystems.remove(folder)
     return _report(builder)
 
 

@@ -87,7 +87,9 @@ def prepare(
     ]
 
 
-class _FromManifest(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class _FromManifest(
+    writing.Builder, tfds.core.GeneratorBasedBuilder, skip_registration=True
+):
     """Builds the data set; its name is an argument, so that TFDS does not know it.
 
     `tfds.builder(name, data_dir=...)` reads what it writes, as it reads all data sets
@@ -103,7 +105,7 @@ class _FromManifest(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         self.name = name
         self._location, self._found, self._splits = location, found, splits
         self._channels, self._preprocessing = channels, preprocessing
-        super().__init__(data_dir=data_dir, file_format="array_record")
+        super().__init__(data_dir=data_dir)
 
     def _info(self) -> tfds.core.DatasetInfo:
         found, side = self._found, None
@@ -177,9 +179,6 @@ class _FromManifest(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         if self._preprocessing:
             mask = masks.prepare(mask, self._preprocessing, file)
         return mask
-
-    def _example_writer(self) -> writing.OrderedWriter:
-        return writing.OrderedWriter(self.info.file_format)
 
 
 def _feature(values: Any) -> Any:

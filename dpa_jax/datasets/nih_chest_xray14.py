@@ -16,7 +16,7 @@ from dpa_jax.datasets import nih_collect, nih_metadata, nih_protocols, writing
 _SHARD_BYTES = 2**26  # of pixels; TFDS holds the examples of one shard in memory
 
 
-class NihChestXray14(tfds.core.ShardBasedBuilder):
+class NihChestXray14(writing.Builder, tfds.core.ShardBasedBuilder):
     """Chest radiographs with labels mined from their reports (Wang et al. 2017).
 
     The splits of each configuration: `train` holds normal images only; `test` holds
@@ -47,8 +47,7 @@ class NihChestXray14(tfds.core.ShardBasedBuilder):
             subset, None for the published ones, or a custom protocol.
           **kwargs: of every TFDS builder: `data_dir`, `config`, `version`.
         """
-        # The default of TFDS needs TensorFlow.
-        super().__init__(**{"file_format": "array_record", **kwargs})
+        super().__init__(**kwargs)
         self._lists = pathlib.Path(lists) if lists else None
         self._work_dir: pathlib.Path | None = None
 
@@ -144,9 +143,6 @@ class NihChestXray14(tfds.core.ShardBasedBuilder):
     def _post_download_and_prepare_hook(self) -> None:
         if self._work_dir:
             shutil.rmtree(self._work_dir)
-
-    def _example_writer(self) -> writing.OrderedWriter:
-        return writing.OrderedWriter(self.info.file_format)
 
 
 def _examples(

@@ -9,7 +9,7 @@ import pathlib
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
-from dpa_jax.data import archives, storage
+from dpa_jax.data import archives, filesystems
 from dpa_jax.errors import DpaError
 
 _IMAGE = re.compile(r"\d{8}_\d{3}\.png")
@@ -95,7 +95,7 @@ def find(root: pathlib.Path) -> Source:
     files: dict[str, list[str]] = {}
     packed: list[pathlib.Path] = []
     others: dict[str, list[pathlib.Path]] = {}
-    for path in storage.list_folder(root):
+    for path in filesystems.list_folder(root):
         name = os.path.basename(path)
         if _IMAGE.fullmatch(name):
             files.setdefault(name, []).append(path)

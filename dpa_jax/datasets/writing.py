@@ -6,12 +6,14 @@ import os
 import pathlib
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import writer
 from tensorflow_datasets.proto import tf_example_pb2
 
-from dpa_jax import errors, lock
+from dpa_jax import errors
+from dpa_jax.storage import lock
 
 
 @contextlib.contextmanager
@@ -59,13 +61,6 @@ def write(builder: tfds.core.DatasetBuilder) -> None:
             )
 
 
-class DatasetInfo(tfds.core.DatasetInfo):
-    """What is known of a data set that TFDS does not keep in its own bucket."""
-
-    def initialize_from_bucket(self) -> None:
-        """Does nothing, where TFDS leaves an empty folder among temporary ones."""
-
-
 class OrderedWriter(writer.ExampleWriter):
     """Writes the features of an example in a fixed order.
 
@@ -85,3 +80,21 @@ class OrderedWriter(writer.ExampleWriter):
             for key, example in examples
         )
         return super().write(path, ordered)
+
+
+class DatasetInfo(tfds.core.DatasetInfo):
+    """What is known of a data set that TFDS does not keep in its own bucket."""
+
+    def initialize_from_bucket(self) -> None:
+        """Does nothing, where TFDS leaves an empty folder among temporary ones."""
+
+
+class Builder:
+    """What a builder needs besides TFDS's own class, which comes after it."""
+
+    def __init__(self, **kwargs: Any):
+        # The default of TFDS needs TensorFlow.
+        super().__init__(**{"file_format": "array_record", **kwargs})
+
+    def _example_writer(self: Any) -> OrderedWriter:
+        return OrderedWriter(self.info.file_format)

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dpa_jax import workdir
-from dpa_jax.errors import DpaError
+from dpa_jax.errors import needing
 from dpa_jax.slides.reader import Slide
 from dpa_jax.slides.tiles import TileGrid
 from dpa_jax.weights import formats
@@ -129,12 +129,8 @@ def write_regions(
     Raises:
       DpaError: shapely is not installed.
     """
-    try:
+    with needing("wsi", "writing regions"):
         import shapely
-    except ImportError:
-        raise DpaError(
-            "writing regions needs a library: pip install 'dpa_jax[wsi]'"
-        ) from None
     above = np.argwhere(scores > threshold)
     boxes = [
         shapely.box(*grid.corner(row, column), *grid.corner(row + 1, column + 1))

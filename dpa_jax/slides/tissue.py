@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dpa_jax.errors import DpaError
+from dpa_jax.errors import DpaError, needing
 from dpa_jax.slides.reader import Slide
 
 MASK_PIXEL = 256  # x40 pixels a side per mask pixel: level 8 of a Camelyon16 slide
@@ -26,12 +26,8 @@ def tissue_mask(slide: Slide) -> np.ndarray:
     Raises:
       DpaError: there is no tissue.
     """
-    try:
+    with needing("wsi", "finding tissue"):
         from skimage import filters, morphology, segmentation
-    except ImportError:
-        raise DpaError(
-            "finding tissue needs a library: pip install 'dpa_jax[wsi]'"
-        ) from None
     red, green, blue = np.moveaxis(
         slide.overview(MASK_PIXEL * slide.scale).astype(np.uint32), -1, 0
     )

@@ -14,7 +14,6 @@ from dpa_jax import (
     data,
     errors,
     frozen,
-    lock,
     parallel,
     processes,
     stages,
@@ -24,6 +23,7 @@ from dpa_jax import (
 from dpa_jax.ops import compute
 from dpa_jax.platform import Platform
 from dpa_jax.slides import provenance
+from dpa_jax.storage import lock
 from dpa_jax.training import (
     checkpoints,
     early_stopping,
