@@ -119,7 +119,7 @@ def local_copy(path: str) -> Iterator[str]:
         with _reaching(path, "fetched"):
             if packed_in:
                 with _open(packed_in[1]) as file, zipfile.ZipFile(file) as packed:
-                    content = packed.read(packed_in[2])
+                    content = archives.read_member(packed, packed.getinfo(packed_in[2]))
                 with open(target, "wb") as copy:
                     copy.write(content)
             else:
