@@ -1,6 +1,7 @@
 """The tables of NIH ChestX-ray14."""
 
 import gzip
+import zlib
 
 import nih_factory
 import pytest
@@ -77,6 +78,15 @@ def test_a_truncated_table_is_refused(tmp_path):
     path = tmp_path / "Data_Entry_2017.csv.gz"
     path.write_bytes(gzip.compress(b"Image Index" * 100)[:-9])
     with pytest.raises(DpaError, match="Data_Entry_2017.csv.gz cannot be read"):
+        nih_metadata.read_entries(path)
+
+
+def test_a_table_that_unpacks_to_gigabytes_is_refused(tmp_path):
+    packer = zlib.compressobj(1, wbits=31)
+    blocks = [packer.compress(bytes(2**20)) for _ in range(65)]
+    path = tmp_path / "Data_Entry_2017.csv.gz"
+    path.write_bytes(b"".join([*blocks, packer.flush()]))
+    with pytest.raises(DpaError, match="cannot be read: .* more than 67,108,864"):
         nih_metadata.read_entries(path)
 
 

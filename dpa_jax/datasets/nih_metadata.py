@@ -3,7 +3,6 @@
 import collections
 import csv
 import dataclasses
-import gzip
 import io
 import pathlib
 import re
@@ -29,6 +28,7 @@ FINDINGS = (
     "Pneumothorax",
 )
 SIDE = 1024  # pixels, of every image as distributed
+_LARGEST = 2**26  # bytes of a table; NIH's have less than 2**23
 
 # Column names differ between releases in case, brackets and the last word.
 _COLUMNS = {
@@ -205,7 +205,10 @@ def _text(path: Traversable) -> str:
     try:
         raw = path.read_bytes()
         if path.name.endswith(".gz"):
-            raw = gzip.decompress(raw)
+            unpacking = zlib.decompressobj(wbits=31)  # of gzip
+            raw = unpacking.decompress(raw, _LARGEST)
+            if not unpacking.eof:
+                raise EOFError(f"it is cut off, or of more than {_LARGEST:,} bytes")
         return raw.decode("utf-8-sig")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise DpaError(f"{path} cannot be read: {error}") from None
