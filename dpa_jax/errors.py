@@ -1,5 +1,8 @@
 """The one error that stands for a fault of the input, told without a traceback."""
 
+import contextlib
+from collections.abc import Iterator
+
 
 class DpaError(Exception):
     """What was given cannot be used; the message names it and says what to do.
@@ -11,6 +14,25 @@ class DpaError(Exception):
 
 class UsageError(DpaError):
     """The call itself is wrong: a flag, a config key or a config value."""
+
+
+@contextlib.contextmanager
+def needing(extra: str, purpose: str) -> Iterator[None]:
+    """Says which extra to install where the body cannot import a library.
+
+    Args:
+      extra: of this package.
+      purpose: what the library is needed for, such as `reading slides`.
+
+    Raises:
+      DpaError: the body raised an ImportError.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise DpaError(
+            f"{purpose} needs a library: pip install 'dpa_jax[{extra}]'"
+        ) from error
 
 
 class Interrupted(KeyboardInterrupt):

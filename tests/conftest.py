@@ -23,6 +23,17 @@ def shared() -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
+def nih_entries(shared):
+    """The real tables of NIH ChestX-ray14, which take seconds to read."""
+    from dpa_jax.datasets import nih_metadata
+
+    folder = shared / "data" / "nih_chest_xray14"
+    return nih_metadata.read_entries(
+        folder / "Data_Entry_2017_v2020.csv.gz", folder / "BBox_List_2017.csv.gz"
+    )
+
+
+@pytest.fixture(scope="session")
 def fixture_vgg(shared):
     """The VGG19 weights that the parity fixtures were computed with."""
     import runpy

@@ -54,6 +54,26 @@ def large_zip_member(folder):
     return folder / "a.zip"
 
 
+def lying_zip(folder):
+    """A zip that says of its only member, of 320 MB, that it has 1 MB."""
+    how = {"compression": zipfile.ZIP_DEFLATED, "compresslevel": 1}
+    with zipfile.ZipFile(folder / "a.zip", "w", **how) as archive:
+        with archive.open("images/a.png", "w") as file:
+            for _ in range(320):
+                file.write(bytes(10**6))
+    content = (folder / "a.zip").read_bytes()
+    place = content.index(b"PK\1\2") + 24
+    size = struct.pack("<I", 10**6)
+    (folder / "a.zip").write_bytes(content[:place] + size + content[place + 4 :])
+    return folder / "a.zip"
+
+
+def bzip2(folder):
+    with zipfile.ZipFile(folder / "a.zip", "w", zipfile.ZIP_BZIP2) as archive:
+        archive.writestr("images/a.png", bytes(10**6))
+    return folder / "a.zip"
+
+
 def climbing(folder):
     tar(folder / "a.tar.gz", header("images/../../a.png", 0), 2**20)
     return folder / "a.tar.gz"
@@ -65,6 +85,8 @@ def climbing(folder):
         (large_member, DpaError, "holds 'images/a.png' of 5,000,000,000 bytes"),
         (large_attributes, tarfile.ReadError, "a header of 5,000,000,000 bytes"),
         (large_zip_member, DpaError, "holds 'images/a.png' of 4,294,967,294 bytes"),
+        (lying_zip, zipfile.BadZipFile, "Bad CRC-32 for file 'images/a.png'"),
+        (bzip2, zipfile.BadZipFile, "images/a.png is packed in an unusual way"),
         (climbing, DpaError, "holds 'images/../../a.png', which leads out"),
     ],
 )

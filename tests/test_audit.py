@@ -172,12 +172,11 @@ def test_names_the_best_and_the_worst_of_the_common_findings():
     ]
 
 
-def test_the_published_subset_is_confounded_by_view(shared):
-    from dpa_jax.datasets import nih_metadata, nih_protocols
+def test_the_published_subset_is_confounded_by_view(shared, nih_entries):
+    from dpa_jax.datasets import nih_protocols
 
-    folder = shared / "data" / "nih_chest_xray14"
-    entries = nih_metadata.read_entries(folder / "Data_Entry_2017_v2020.csv.gz")
-    test = nih_protocols.subset(entries, folder / "reference_splits")["test"]
+    folder, entries = shared / "data" / "nih_chest_xray14", nih_entries
+    test = nih_protocols.by_lists(entries, folder / "reference_splits")["test"]
     table = np.loadtxt(
         folder / "published_rerun_scores_subset.csv", delimiter=",", skiprows=1
     )

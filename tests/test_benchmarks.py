@@ -11,6 +11,7 @@ from benchmarks import (
     host_memory,
     measure,
     population,
+    prepare,
     problem,
     report,
     score,
@@ -18,6 +19,7 @@ from benchmarks import (
 )
 from dpa_jax import config as config_lib
 from dpa_jax import errors, losses, stages, step
+from dpa_jax.datasets import nih_prepare
 from dpa_jax.storage import config_files
 from dpa_jax.training import programs
 from dpa_jax.training.chunks import Chunk
@@ -309,6 +311,26 @@ def test_memory_of_a_streamed_run_is_measured(config_file, tmp_path):
         "config.json",
         "result.json",
     ]
+
+
+def test_every_image_that_the_preparation_is_timed_with_is_prepared(tmp_path):
+    size = prepare.write_source(tmp_path / "source", 7, 2, 64)
+    archives = sorted(path.name for path in (tmp_path / "source").glob("images*"))
+    assert archives == ["images_001.tar.gz", "images_002.zip"]
+    drawn = [path.stat().st_size for path in (tmp_path / "pictures").iterdir()]
+    assert size == sum(drawn)
+    made = nih_prepare.prepare(
+        tmp_path / "source", tmp_path / "data", "pa", allow_resized=True
+    )
+    assert made.counts["pa_64"] == {
+        "train": (2, 0),
+        "validation": (0, 1),
+        "test": (2, 2),
+    }
+    before = prepare.contents(tmp_path / "data")
+    (next((tmp_path / "data").rglob("*.array_record*"))).write_bytes(b"other")
+    assert prepare.contents(tmp_path / "data") != before
+    assert prepare.main(["--archives=1"]) == 2
 
 
 def test_a_peak_above_the_limit_is_an_error():

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import slide_factory
 
+from dpa_jax.data import filesystems
 from dpa_jax.datasets import camelyon16_layout as layouts
+from dpa_jax.datasets import camelyon16_lists as lists
 from dpa_jax.datasets import camelyon16_patches as patches
 from dpa_jax.datasets import published_splits
 from dpa_jax.errors import DpaError, UsageError
-from dpa_jax.slides import annotations, stain, storage
+from dpa_jax.slides import annotations, stain
 
 slide_factory.need_reader()
 pytest.importorskip("shapely", reason="annotations need shapely")
@@ -167,7 +169,7 @@ def test_packed_annotations_are_read_as_they_are(tmp_path):
     found = layouts.find(tmp_path)
     assert sorted(found.annotations) == ["test_002", "tumor_001", "tumor_009"]
     assert found.sizes[found.annotations["tumor_001"]] == len(outline)
-    with storage.local_copy(found.annotations["test_002"]) as path:
+    with filesystems.local_copy(found.annotations["test_002"]) as path:
         coverage, _ = annotations.from_xml(path)
     assert coverage(0, 0, 9) == 1
 
@@ -227,7 +229,7 @@ def test_unannotated_test_slides_are_not_taken_for_normal(tmp_path):
 
 
 def test_published_lists_have_the_published_counts():
-    wanted = patches.read_lists(published_splits.lists("camelyon16"))
+    wanted = lists.read(published_splits.lists("camelyon16"))
     counts, slides = collections.Counter(), collections.Counter()
     for (split, _, label), corners in wanted.items():
         counts[split, label] += len(corners)
@@ -244,8 +246,8 @@ def test_published_lists_have_the_published_counts():
 
 
 def test_published_lists_are_those_of_the_authors(shared):
-    theirs = patches.read_lists(shared / "data/camelyon16/reference_splits")
-    assert patches.read_lists(published_splits.lists("camelyon16")) == theirs
+    theirs = lists.read(shared / "data/camelyon16/reference_splits")
+    assert lists.read(published_splits.lists("camelyon16")) == theirs
 
 
 def write_list(root, name, *lines):
@@ -266,12 +268,12 @@ def test_bad_entry_of_a_list_is_named(tmp_path, line):
     good = "normal_001_normal_x_768_y_0_w_768_h_768.jpg"
     write_list(tmp_path, "normal/train", good, line)
     with pytest.raises(DpaError, match=r"train, entry 2: '.*'"):
-        patches.read_lists(tmp_path)
+        lists.read(tmp_path)
 
 
 def test_folder_without_lists_is_named(tmp_path):
     with pytest.raises(DpaError, match="there should be normal/train"):
-        patches.read_lists(tmp_path)
+        lists.read(tmp_path)
 
 
 def test_slides_missing_from_the_lists_are_counted(tmp_path):
@@ -284,7 +286,7 @@ def test_slides_missing_from_the_lists_are_counted(tmp_path):
         "normal_002_normal_x_0_y_0_w_768_h_768.jpg",
     )
     tasks, missing = patches.tasks_by_lists(
-        layouts.find(tmp_path), patches.read_lists(tmp_path)
+        layouts.find(tmp_path), lists.read(tmp_path)
     )
     assert [task.corners for task in tasks] == [((768, 0),)]
     assert missing == ["normal_002: no such slide (2 patches lost)"]

@@ -1,8 +1,8 @@
 """From made-up slides to the prepared TFDS data set, by every path."""
 
+import dataclasses
 import functools
 import importlib.util
-import json
 import os
 import pathlib
 import shutil
@@ -28,8 +28,22 @@ from dpa_jax.slides import stain
 slide_factory.need_reader()
 pytest.importorskip("shapely", reason="annotations need shapely")
 
-# by the rule: the published lists are of slides that no test has
-prepare = functools.partial(camelyon16_prepare.prepare, lists="none")
+
+def prepare(source, data_dir, allow_missing=False, **given):
+    """Prepares by the rule: the published lists are of slides that no test has."""
+    own = {field.name for field in dataclasses.fields(camelyon16_prepare.Options)}
+    options = {"lists": "none"} | {k: v for k, v in given.items() if k in own}
+    return camelyon16_prepare.prepare(
+        source,
+        data_dir,
+        camelyon16_prepare.Options(**options),
+        run=functools.partial(
+            camelyon16_parts.run, **{k: v for k, v in given.items() if k not in own}
+        ),
+        allow_missing=allow_missing,
+    )
+
+
 TARGET = "normal_001:768,768,512,512"
 TISSUE = (512, 512, 1792, 1024)  # wholly inside: cells 1 and 2 of row 1
 
@@ -111,7 +125,7 @@ def test_image_set_is_grouped_by_slide(prepared):
 
 def test_images_are_normalised_to_the_saved_target(prepared):
     folder = pathlib.Path(prepared[1].location)
-    target = stain.load(folder / camelyon16.STAIN_TARGET)
+    target = stain.load(folder / stain.FILE)
     expected = stain.estimate(picture(0)[768:1280, 768:1280])
     np.testing.assert_allclose(target.matrix, expected.matrix, atol=1e-12)
     assert target.source == TARGET
@@ -226,8 +240,8 @@ def test_tfds_alone_prepares_from_manual_dir(source, prepared, tmp_path, monkeyp
         file_format="array_record",
     )
     same_records(prepared[0], tmp_path)
-    assert camelyon16.stain_target_of(builder).source == TARGET
-    assert camelyon16.record_of(builder)["counts"] == prepared[1].counts
+    assert stain.find(pathlib.Path(builder.data_dir)).source == TARGET
+    assert builder.info.metadata["counts"] == prepared[1].counts
 
 
 def test_tfds_knows_input_label_and_licence(tmp_path):
@@ -258,7 +272,7 @@ def lists(tmp_path):
 
 def test_the_published_lists_come_with_the_package(source, tmp_path):
     with pytest.raises(DpaError) as error:
-        camelyon16_prepare.prepare(source, tmp_path / "d", stain_target="none")
+        prepare(source, tmp_path / "d", lists="published", stain_target="none")
     # 153 normal, 64 tumour and 104 test slides, of which five are there
     assert str(error.value).startswith("316 problems:")
     assert not (tmp_path / "d").exists()
@@ -294,7 +308,7 @@ def test_lists_give_exactly_their_patches(source, lists, tmp_path):
     assert (test.images[0] == picture(3)[512:1280:4, 768:1536:4]).all()
     train = load(tmp_path / "d", "train")
     assert (train.images[0] == picture(0)[600:1368:4, 700:1468:4]).all()
-    assert not (tmp_path / "d/camelyon16/x10/1.0.0" / camelyon16.STAIN_TARGET).exists()
+    assert not (tmp_path / "d/camelyon16/x10/2.0.0" / stain.FILE).exists()
 
 
 def test_listed_tumours_without_an_outline_are_named(source, lists, tmp_path):
@@ -336,7 +350,7 @@ def test_bad_slides_are_reported_and_the_others_go_on(source, tmp_path):
 
     with pytest.raises(DpaError) as error:
         run()
-    assert not (tmp_path / "d/camelyon16/x10/1.0.0").exists()
+    assert not (tmp_path / "d/camelyon16/x10/2.0.0").exists()
     message = str(error.value)
     assert message.startswith("2 problems:") and "--allow-missing" in message
     report = run(allow_missing=True)
@@ -370,7 +384,7 @@ def test_interrupted_run_takes_up_where_it_stopped(source, tmp_path, monkeypatch
     monkeypatch.setattr(camelyon16_patches, "cut", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prepare(source, tmp_path, stain_target=TARGET, jobs=1)
-    assert not (tmp_path / "camelyon16").exists()
+    assert not (tmp_path / "camelyon16" / "x10").exists()
     rest = []
 
     def counted(task, settings):
@@ -383,11 +397,11 @@ def test_interrupted_run_takes_up_where_it_stopped(source, tmp_path, monkeypatch
 
 
 def test_what_a_killed_run_left_is_removed(source, tmp_path):
-    left = tmp_path / "camelyon16/x10/incomplete.ABCDEF_1.0.0"
+    left = tmp_path / "camelyon16/x10/incomplete.ABCDEF_2.0.0"
     left.mkdir(parents=True)
     (left / "half.array_record").touch()
     prepare(source, tmp_path, stain_target=TARGET, jobs=1)
-    assert [path.name for path in left.parent.iterdir()] == ["1.0.0"]
+    assert [path.name for path in left.parent.iterdir()] == ["2.0.0"]
 
 
 def test_part_that_is_done_is_not_made_again(source, tmp_path, monkeypatch):
@@ -405,8 +419,8 @@ def test_part_that_is_done_is_not_made_again(source, tmp_path, monkeypatch):
 def test_replaced_slide_is_cut_anew(source, tmp_path):
     how = camelyon16_patches.Settings()
     task = camelyon16_patches.SlideTask("train", "normal_001", 0, "normal_001.tif")
-    stems = {
-        camelyon16_parts.plan([task], settings, sizes, tmp_path)[0].stem
+    paths = {
+        camelyon16_parts.plan([task], settings, sizes, tmp_path)[0].path
         for settings, sizes in (
             (how, {"normal_001.tif": 1}),
             (how, {"normal_001.tif": 2}),
@@ -414,7 +428,7 @@ def test_replaced_slide_is_cut_anew(source, tmp_path):
             (camelyon16_patches.Settings(seed=1), {"normal_001.tif": 1}),
         )
     }
-    assert len(stems) == 4
+    assert len(paths) == 4
 
 
 def test_slides_are_read_from_object_storage(source, prepared, tmp_path):
@@ -452,22 +466,29 @@ def test_target_that_cannot_be_read_is_refused(source, tmp_path, text):
 
 
 def test_saved_target_is_used(prepared):
-    path = pathlib.Path(prepared[1].location) / camelyon16.STAIN_TARGET
+    path = pathlib.Path(prepared[1].location) / stain.FILE
     target = resolve_target(str(path), None)
     assert (target.maxima == stain.load(path).maxima).all()
 
 
-def test_record_tells_how_the_data_set_was_made(prepared):
-    record = json.loads(
-        (pathlib.Path(prepared[1].location) / camelyon16.RECORD).read_text()
-    )
-    assert record["settings"] == {
+def test_metadata_tell_how_the_data_set_was_made(prepared):
+    builder = camelyon16.Camelyon16(config="x10", data_dir=prepared[0])
+    assert builder.info.metadata["settings"] == {
         "magnification": 10,
         "stain_target": TARGET,
         "lists": None,
         "mpp": None,
         "seed": 0,
     }
+
+
+def test_a_second_preparation_at_once_is_refused(source, tmp_path):
+    def second(done, total, slide):
+        prepare(source, tmp_path, stain_target="none", jobs=1)
+
+    message = f"camelyon16/x10 is being prepared already, by process {os.getpid()} on"
+    with pytest.raises(UsageError, match=message):
+        prepare(source, tmp_path, stain_target="none", jobs=1, progress=second)
 
 
 def test_what_only_cutting_shows_stops_it_too(source, tmp_path):
@@ -477,4 +498,4 @@ def test_what_only_cutting_shows_stops_it_too(source, tmp_path):
     with pytest.raises(DpaError, match="1 problem:\n.*normal_002.tif cannot be ") as e:
         prepare(root, tmp_path / "d", stain_target=TARGET, jobs=1)
     assert "what was cut is kept in" in str(e.value)
-    assert not (tmp_path / "d/camelyon16/x10/1.0.0").exists()
+    assert not (tmp_path / "d/camelyon16/x10/2.0.0").exists()

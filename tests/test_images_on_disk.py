@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import tracemalloc
 
 import nih_factory
 import numpy as np
@@ -19,7 +20,7 @@ from PIL import Image
 from dpa_jax import data, errors
 from dpa_jax.data import folds, sources
 from dpa_jax.data.decode import decode
-from dpa_jax.datasets import nih_configs, nih_prepare
+from dpa_jax.datasets import nih_prepare, nih_protocols
 
 GREY = data.Preprocessing(1, 16)
 
@@ -106,11 +107,33 @@ def test_arrays(cache, tmp_path, rng):
         assert_equal(data.load(path, GREY, memory=0), expected)
 
 
+def test_arrays_are_not_read_into_memory_whole(cache, tmp_path):
+    images = np.linspace(0, 1, 2**22, dtype=np.float32).reshape(64, 256, 256)
+    np.savez(tmp_path / "set.npz", images=images, labels=[0] * 64)
+    tracemalloc.start()
+    found = data.load(tmp_path / "set.npz", GREY, memory=0, workers=1)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < images.nbytes / 2
+    np.savez_compressed(tmp_path / "packed.npz", images=images)  # which is
+    expected = data.load(tmp_path / "packed.npz", GREY)
+    np.testing.assert_array_equal(found.images, expected.images)
+
+
+def test_a_flipped_bit_in_arrays_is_found(tmp_path):
+    np.savez(tmp_path / "set.npz", images=np.zeros((2, 64, 64), np.uint8))
+    content = bytearray((tmp_path / "set.npz").read_bytes())
+    content[5000] ^= 1
+    (tmp_path / "set.npz").write_bytes(content)
+    with pytest.raises(errors.DpaError, match=r"set\.npz: not an \.npz .*CRC"):
+        data.load(tmp_path / "set.npz", GREY)
+
+
 def test_tfds(cache, tmp_path):
     nih_factory.write_tables(tmp_path)
     nih_factory.write_images(tmp_path)
     nih_prepare.prepare(tmp_path, tmp_path / "tfds", "ap")
-    where, preprocessing = "tfds:nih_chest_xray14/ap_64:test", nih_configs.PUBLISHED
+    where, preprocessing = "tfds:nih_chest_xray14/ap_64:test", nih_protocols.PUBLISHED
     options = {"data_dir": str(tmp_path / "tfds")}
     calls = []
     for memory in (None, 0, 0):

@@ -118,12 +118,12 @@ def test_a_second_training_is_refused_and_the_lock_ends_with_its_owner(
     finally:
         process.kill()
         process.communicate()
-    with lock.hold(workdir):
+    with lock.hold(workdir / "lock", "", ""):
         pass
 
 
 def test_a_workdir_that_cannot_be_locked_is_named(tmp_path):
     (tmp_path / "lock").mkdir()
-    with pytest.raises(errors.DpaError, match="lock: the workdir cannot be written"):
-        with lock.hold(tmp_path):
+    with pytest.raises(errors.DpaError, match="lock: the lock cannot be written"):
+        with lock.hold(tmp_path / "lock", "", ""):
             pass

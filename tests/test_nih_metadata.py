@@ -1,6 +1,7 @@
 """The tables of NIH ChestX-ray14."""
 
 import gzip
+import zlib
 
 import nih_factory
 import pytest
@@ -24,8 +25,8 @@ def test_reads_every_release_of_the_table(tmp_path, table, sex, age, suffix):
         age=58,
         sex="M",
         view="PA",
-        width=2500,
-        height=2049,
+        original_width=2500,
+        original_height=2049,
     )
     assert entries["00000001_000.png"].findings == ()
 
@@ -61,7 +62,7 @@ def test_ages_are_in_years(tmp_path, age, years):
         ("Hernia", "Hernias", "line 9: there is no finding 'Hernias'"),
         ("00000002_000.png", "00000001_000.png", "00000001_000.png is there twice"),
         (",57,", ",?,", "line 2: the age '\\?' is not a number"),
-        (",2048,", ",,", "line 2: the height '' is not a number"),
+        (",2048,", ",,", "line 2: the original_height '' is not a number"),
     ],
 )
 def test_names_what_is_wrong_with_the_table(tmp_path, old, new, message):
@@ -80,6 +81,15 @@ def test_a_truncated_table_is_refused(tmp_path):
         nih_metadata.read_entries(path)
 
 
+def test_a_table_that_unpacks_to_gigabytes_is_refused(tmp_path):
+    packer = zlib.compressobj(1, wbits=31)
+    blocks = [packer.compress(bytes(2**20)) for _ in range(65)]
+    path = tmp_path / "Data_Entry_2017.csv.gz"
+    path.write_bytes(b"".join([*blocks, packer.flush()]))
+    with pytest.raises(DpaError, match="cannot be read: .* more than 67,108,864"):
+        nih_metadata.read_entries(path)
+
+
 @pytest.mark.parametrize(
     ("content", "message"), [("\n", "lists no image"), ("a\nb\na\n", "lists a 2 times")]
 )
@@ -89,11 +99,8 @@ def test_a_list_without_use_is_refused(tmp_path, content, message):
         nih_metadata.read_names(tmp_path / "list")
 
 
-def test_reads_the_real_tables(shared):
-    folder = shared / "data" / "nih_chest_xray14"
-    entries = nih_metadata.read_entries(
-        folder / "Data_Entry_2017_v2020.csv.gz", folder / "BBox_List_2017.csv.gz"
-    )
+def test_reads_the_real_tables(nih_entries):
+    entries = nih_entries
     assert len(entries) == 112_120
     assert len({entry.patient_id for entry in entries.values()}) == 30_805
     assert sum(len(entry.boxes) for entry in entries.values()) == 984

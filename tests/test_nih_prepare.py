@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 
 import nih_factory
 import numpy as np
@@ -16,11 +17,18 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from dpa_jax.data import labels, tfds_source
-from dpa_jax.datasets import nih_configs, nih_pack, nih_prepare
+from dpa_jax.datasets import nih_collect, nih_pack, nih_prepare, nih_protocols
 from dpa_jax.errors import DpaError, UsageError
 
 NAMES = nih_factory.NAMES
 TABLES = {"flat": "Data_Entry_2017.csv", "mixed": "Data_Entry_2017.csv"}
+COUNTS = {  # normal and abnormal, counted by hand in the factory's table and lists
+    "subset_64": {"train": (2, 0), "test": (2, 2), "validation": (1, 1)},
+    "pa_64": {"train": (5, 0), "validation": (0, 2), "test": (4, 2)},
+    "ap_64": {"train": (3, 0), "validation": (0, 2), "test": (2, 4)},
+    "ap_64_equalized": {"train": (3, 0), "validation": (0, 2), "test": (2, 4)},
+    "all_64": {"train": (8, 0), "validation": (0, 4), "test": (6, 6)},
+}
 
 
 @pytest.fixture
@@ -51,8 +59,14 @@ def contents(data_dir):
     return {
         str(path.relative_to(data_dir)): path.read_bytes()
         for path in sorted(data_dir.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.suffix != ".lock"  # which names its process
     }
+
+
+def data_sets(data_dir):
+    """Returns the names of the data sets, and of anything else but locks."""
+    names = os.listdir(data_dir / "nih_chest_xray14")
+    return sorted(name for name in names if not name.endswith(".lock"))
 
 
 def rewrite(path, names):
@@ -73,15 +87,9 @@ def test_every_layout_is_prepared_alike(tmp_path, layout):
         "" if old else ".gz",
     )
     nih_factory.write_images(root, layout)
-    made = prepare_all(root, data_dir)
+    made = nih_prepare.prepare(root, data_dir, "ap")
     assert made.problems == []
-    assert made.counts == {
-        "subset_64": {"train": (2, 0), "test": (2, 2), "validation": (1, 1)},
-        "pa_64": {"train": (5, 0), "validation": (0, 2), "test": (4, 2)},
-        "ap_64": {"train": (3, 0), "validation": (0, 2), "test": (2, 4)},
-        "ap_64_equalized": {"train": (3, 0), "validation": (0, 2), "test": (2, 4)},
-        "all_64": {"train": (8, 0), "validation": (0, 4), "test": (6, 6)},
-    }
+    assert made.counts == {name: COUNTS[name] for name in ("ap_64", "ap_64_equalized")}
     for name, splits in made.counts.items():
         for split, (normal, abnormal) in splits.items():
             rows = examples(data_dir, name, split)
@@ -102,7 +110,7 @@ def test_an_example_holds_what_the_tables_say(tmp_path, source):
     np.testing.assert_allclose(
         boxes["box"], [[112 / 224, 37 / 224, 130.75 / 224, 74.5 / 224]], rtol=1e-6
     )
-    assert boxes["finding"] == [nih_configs.nih_metadata.FINDINGS.index("Mass")]
+    assert boxes["finding"] == [nih_protocols.nih_metadata.FINDINGS.index("Mass")]
     del first["image"]
     assert first == {
         "label": 1,
@@ -153,9 +161,7 @@ def test_custom_lists_decide_over_the_table(tmp_path, source):
     rows = examples(tmp_path / "data", "custom_64", "train")
     assert [row["image_id"].decode() for row in rows] == [NAMES[3], NAMES[1]]
     assert [row["label"] for row in rows] == [0, 0]
-    assert sorted(os.listdir(tmp_path / "data" / "nih_chest_xray14" / "custom_64")) == [
-        "2.0.0"
-    ]
+    assert os.listdir(tmp_path / "data" / "nih_chest_xray14" / "custom_64") == ["2.0.0"]
 
 
 def test_native_images_are_whole(tmp_path, source):
@@ -235,9 +241,9 @@ def test_what_is_wrong_is_reported_and_left_out_if_allowed(tmp_path, source):
     text = nih_prepare.describe(made)
     assert f"1 not 1024 x 1024 pixels: {NAMES[10]} (512 x 512)" in text
     assert f"1 unreadable: {NAMES[2]} (" in text
-    folder = tmp_path / "data" / "nih_chest_xray14"
-    assert sorted(os.listdir(folder)) == [".config", "pa_64"]
-    assert (folder / "pa_64" / "2.0.0" / "problems.csv").is_file()
+    assert data_sets(tmp_path / "data") == [".config", "pa_64"]
+    folder = tmp_path / "data" / "nih_chest_xray14" / "pa_64" / "2.0.0"
+    assert (folder / "problems.csv").is_file()
 
 
 def test_a_dicom_named_png_says_what_it_is(tmp_path, source):
@@ -279,13 +285,20 @@ def test_protocols_prepared_at_once_keep_apart(tmp_path, source):
     for row in rows:
         image = nih_factory.published(row["image_id"].decode())
         np.testing.assert_array_equal(row["image"], image)
-    folder = tmp_path / "data" / "nih_chest_xray14"
-    assert sorted(os.listdir(folder)) == [
-        ".config",
-        "ap_64",
-        "ap_64_equalized",
-        "pa_64",
-    ]
+    expected = [".config", "ap_64", "ap_64_equalized", "pa_64"]
+    assert data_sets(tmp_path / "data") == expected
+
+
+def test_a_second_preparation_at_once_is_refused(tmp_path, source):
+    """Of `all`, which the data set of `pa` is one of."""
+
+    def other(done, total):
+        if done == 1:
+            prepare_all(source, tmp_path / "data")
+
+    message = f"pa_64 is being prepared already, by process {os.getpid()} on "
+    with pytest.raises(UsageError, match=message):
+        nih_prepare.prepare(source, tmp_path / "data", "pa", progress=other)
 
 
 @pytest.mark.parametrize("kind", ["unreadable", "size"])
@@ -304,7 +317,7 @@ def test_what_only_decoding_shows_stops_it_too_and_can_be_mended(
     bad.write_bytes(nih_factory.png(NAMES[0]))
     decoded = count_decoding(monkeypatch)
     nih_prepare.prepare(source, tmp_path / "data", "pa")
-    assert decoded == [str(bad)]
+    assert decoded == NAMES[:1]
     row = examples(tmp_path / "data", "pa_64", "train")[0]
     np.testing.assert_array_equal(row["image"], nih_factory.published(NAMES[0]))
 
@@ -327,13 +340,13 @@ def test_a_file_that_changed_is_decoded_again(tmp_path, source, allow_missing):
 
 def count_decoding(monkeypatch):
     """Returns a list to which everything that is decoded from now on is added."""
-    decoded, original = [], nih_pack._decode
+    decoded, original = [], nih_collect._decode
 
-    def counted(content, forms):
-        decoded.append(content)
-        return original(content, forms)
+    def counted(packs, item):
+        decoded.append(item.name)
+        return original(packs, item)
 
-    monkeypatch.setattr(nih_pack, "_decode", counted)
+    monkeypatch.setattr(nih_collect, "_decode", counted)
     return decoded
 
 
@@ -363,15 +376,17 @@ def test_an_empty_data_set_is_not_written(tmp_path):
 
 def test_each_file_is_decoded_once_for_all_forms(tmp_path, source, monkeypatch):
     decoded, seen = count_decoding(monkeypatch), []
-    prepare_all(source, tmp_path / "data", progress=lambda *state: seen.append(state))
+    made = prepare_all(
+        source, tmp_path / "data", progress=lambda *state: seen.append(state)
+    )
+    assert made.counts == COUNTS
     assert len(decoded) == len(set(decoded)) == 24
     assert seen == [(done, 24) for done in range(25)]
 
 
 KILLED = """
 import os, pathlib, signal, sys
-from dpa_jax.datasets import nih_pack, nih_prepare
-nih_pack._FLUSH = 2
+from dpa_jax.datasets import nih_prepare
 def progress(done, total):
     if done == int(sys.argv[3]):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -408,6 +423,14 @@ def test_after_kill_9_it_goes_on_and_writes_the_same_bytes(
     assert contents(data_dir) == contents(tmp_path / "whole")
     assert not any(home.iterdir())
     assert os.listdir(data_dir) == ["nih_chest_xray14"]
+
+
+def test_nothing_is_written_but_below_data_dir(tmp_path, source, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    before = contents(source)
+    nih_prepare.prepare(source, tmp_path / "data", "pa")
+    assert sorted(os.listdir(tmp_path)) == ["data", "source"]
+    assert contents(source) == before
 
 
 def test_archives_are_resumed_too(tmp_path, monkeypatch):
@@ -491,8 +514,7 @@ def test_tfds_alone_prepares_and_reads(tmp_path, source):
     names = [row["image_id"].decode() for row in rows]
     assert names == ["00000003_000.png", "00000004_000.png"]
     np.testing.assert_array_equal(rows[0]["image"], nih_factory.published(names[0]))
-    folder = tmp_path / "data" / "nih_chest_xray14"
-    assert sorted(os.listdir(folder)) == [".config", "subset_64"]
+    assert data_sets(tmp_path / "data") == [".config", "subset_64"]
 
 
 def test_tfds_knows_input_label_and_licence(tmp_path):
@@ -507,7 +529,7 @@ def test_the_anomalies_of_the_subset_are_chosen_by_finding_and_list(tmp_path, so
     normal = [NAMES[1], "00000003_000.png"]  # the first has Mass and Nodule
     nih_factory.write_lists(lists / "subset_validation", {"normal/val": normal})
     nih_prepare.prepare(source, tmp_path / "data", "subset", lists)
-    where = "nih_chest_xray14/subset_64", "validation", nih_configs.PUBLISHED
+    where = "nih_chest_xray14/subset_64", "validation", nih_protocols.PUBLISHED
     images = tfds_source.load_tfds(*where, tmp_path / "data")
     assert images.labels.tolist() == [0, 0, 1]
     assert images.groups == ["1", "3", "4"]  # patients, which folds keep together

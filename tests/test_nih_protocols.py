@@ -6,13 +6,7 @@ import re
 import nih_factory
 import pytest
 
-from dpa_jax.datasets import (
-    nih_configs,
-    nih_metadata,
-    nih_protocols,
-    nih_source,
-    published_splits,
-)
+from dpa_jax.datasets import nih_metadata, nih_protocols, nih_source, published_splits
 from dpa_jax.errors import DpaError
 
 
@@ -56,7 +50,7 @@ def test_both_views_are_every_image_once(entries):
 
 def test_lists_go_before_the_labels_of_the_table(entries, tmp_path):
     folder = nih_factory.write_subset(tmp_path / "lists")
-    assert nih_protocols.subset(entries, folder) == {
+    assert nih_protocols.by_lists(entries, folder) == {
         "train": [("00000001_000.png", 0), ("00000002_000.png", 0)],
         "validation": [("00000003_000.png", 0), ("00000004_000.png", 1)],
         "test": [
@@ -70,7 +64,7 @@ def test_lists_go_before_the_labels_of_the_table(entries, tmp_path):
 
 def test_the_folder_of_the_subset_itself_will_do(entries, tmp_path):
     folder = nih_factory.write_subset(tmp_path / "lists")
-    splits = nih_protocols.subset(entries, folder / "subset")
+    splits = nih_protocols.by_lists(entries, folder / "subset")
     assert list(splits) == ["train", "test"]
 
 
@@ -117,7 +111,7 @@ def test_a_folder_of_much_else_is_refused_in_a_line(entries, tmp_path):
 
 def test_a_folder_that_is_not_there_is_refused(entries, tmp_path):
     with pytest.raises(DpaError, match="lists is not a folder of lists"):
-        nih_protocols.subset(entries, tmp_path / "lists")
+        nih_protocols.by_lists(entries, tmp_path / "lists")
 
 
 def test_official_lists_that_overlap_are_refused(entries):
@@ -133,8 +127,8 @@ class AnyName:
 
 
 def test_the_package_holds_the_published_lists_of_the_subset():
-    config = nih_configs.find("subset_64")
-    splits = nih_configs.requested_splits(config, None, AnyName(), None)
+    config = nih_protocols.find("subset_64")
+    splits = nih_protocols.requested_splits(config, None, AnyName(), None)
     labels = {part: [label for _, label in split] for part, split in splits.items()}
     assert labels["train"] == [0] * 4_261
     assert labels["test"] == [0] * 677 + [1] * 667
@@ -147,19 +141,18 @@ def test_the_package_holds_the_published_lists_of_the_subset():
 def test_the_documentation_has_the_counts_of_every_description():
     text = (pathlib.Path(__file__).parents[1] / "docs" / "data.md").read_text()
     rows = [line for line in text.splitlines() if line.startswith("| `")]
-    for config in nih_configs.CONFIGS:
+    for config in nih_protocols.CONFIGS:
         counts = re.findall(r"[\d,]+ \+ [\d,]*\d", config.description)
         lines = [row for row in rows if f"`{config.name}`" in row]
         assert lines and all(count in lines[0] for count in counts)
 
 
-def test_descriptions_hold_the_counts_to_expect(shared):
+def test_descriptions_hold_the_counts_to_expect(shared, nih_entries):
     source = nih_source.find(shared / "data" / "nih_chest_xray14")
-    entries = nih_configs.read_entries(source)
-    for config in nih_configs.CONFIGS:
+    for config in nih_protocols.CONFIGS:
         if config.protocol == "custom":
             continue
-        splits = nih_configs.requested_splits(config, source, entries, None)
+        splits = nih_protocols.requested_splits(config, source, nih_entries, None)
         parts = []
         for part in ("train", "validation", "test"):
             abnormal = sum(label for _, label in splits[part])
@@ -167,9 +160,8 @@ def test_descriptions_hold_the_counts_to_expect(shared):
         assert f"({', '.join(parts)})" in config.description
 
 
-def test_the_real_rules_give_the_published_lists(shared):
-    folder = shared / "data" / "nih_chest_xray14"
-    entries = nih_metadata.read_entries(folder / "Data_Entry_2017_v2020.csv.gz")
+def test_the_real_rules_give_the_published_lists(shared, nih_entries):
+    folder, entries = shared / "data" / "nih_chest_xray14", nih_entries
     train_val, test = (
         nih_metadata.read_names(folder / f"{name}_list.txt")
         for name in ("train_val", "test")
@@ -184,11 +176,10 @@ def test_the_real_rules_give_the_published_lists(shared):
         assert (len(rule["train"]), len(rule["test"]) - abnormal, abnormal) == expected
 
 
-def test_the_real_subset_has_its_published_counts(shared):
-    folder = shared / "data" / "nih_chest_xray14"
-    entries = nih_metadata.read_entries(folder / "Data_Entry_2017_v2020.csv.gz")
-    splits = nih_protocols.subset(entries, folder / "reference_splits")
-    assert splits == nih_protocols.subset(
+def test_the_real_subset_has_its_published_counts(shared, nih_entries):
+    folder, entries = shared / "data" / "nih_chest_xray14", nih_entries
+    splits = nih_protocols.by_lists(entries, folder / "reference_splits")
+    assert splits == nih_protocols.by_lists(
         entries, published_splits.lists("nih_chest_xray14")
     )
     labels = {part: [label for _, label in split] for part, split in splits.items()}

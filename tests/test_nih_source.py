@@ -2,7 +2,6 @@
 
 import gzip
 import os
-import pathlib
 import stat
 import tarfile
 import tracemalloc
@@ -22,13 +21,8 @@ def read(root, names=NAMES):
     problems = []
     source = nih_source.find(root)
     nih_source.check_copies(source, names)
-    images = {
-        name: content
-        if isinstance(content, bytes)
-        else pathlib.Path(content).read_bytes()
-        for name, content, _ in nih_source.read(source, names, names, problems.append)
-    }
-    return images, problems
+    found = nih_source.read(source, names, names, problems.append)
+    return {item.name: item.read() for item in found}, problems
 
 
 @pytest.mark.parametrize("layout", nih_factory.LAYOUTS)
@@ -195,8 +189,8 @@ def test_equal_copies_in_archives_are_read_once(tmp_path):
     nih_factory.write_archive(tmp_path / "images_01.tar.gz", content)
     nih_factory.write_archive(tmp_path / "images_01 (1).tar.gz", content)
     source = nih_source.find(tmp_path)
-    names = [n for n, *_ in nih_source.read(source, NAMES, NAMES, pytest.fail)]
-    assert sorted(names) == NAMES
+    found = nih_source.read(source, NAMES, NAMES, pytest.fail)
+    assert sorted(item.name for item in found) == NAMES
 
 
 def test_gzip_of_something_else_is_a_problem(tmp_path):

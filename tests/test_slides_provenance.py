@@ -50,12 +50,12 @@ def test_runs_on_other_images_keep_no_stains(tiny_config, tmp_path):
     tiny_config.data.train = str(tmp_path)
     provenance.keep_stains(tmp_path, tiny_config)
     assert not any(tmp_path.iterdir())
-    assert provenance.stains(tmp_path) is None
+    assert stain.find(tmp_path) is None
 
 
 def test_stains_put_there_by_hand_are_used(tmp_path):
     stain.save(PROFILE, tmp_path / "stain_target.npz")
-    assert provenance.stains(tmp_path).source == PROFILE.source
+    assert stain.find(tmp_path).source == PROFILE.source
 
 
 def test_model_is_its_weights_and_loss_alone(run, tiny_config, tmp_path):

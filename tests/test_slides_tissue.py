@@ -15,37 +15,6 @@ def open_picture(tmp_path, image, **options):
     return reader.open_slide(path)
 
 
-def test_otsu_has_the_least_variance_within_classes(rng):
-    grey = np.concatenate([rng.normal(90, 20, 500), rng.normal(200, 15, 900)])
-    grey = np.clip(np.rint(grey), 0, 255).astype(int)
-    within = {
-        t: (grey <= t).sum() * grey[grey <= t].var()
-        + (grey > t).sum() * grey[grey > t].var()
-        for t in range(grey.min(), grey.max())
-    }
-    assert tissue.otsu_threshold(grey) == min(within, key=within.get)
-
-
-def test_one_grey_value_has_no_threshold():
-    assert tissue.otsu_threshold(np.full((4, 4), 7)) is None
-
-
-def test_regions_that_touch_the_border_are_cleared():
-    mask = np.array(
-        [
-            [0, 0, 0, 0, 0, 0],
-            [0, 1, 0, 0, 1, 0],
-            [0, 0, 0, 0, 0, 1],  # by its corner with the one above
-            [0, 0, 1, 1, 0, 0],
-            [0, 0, 0, 0, 0, 0],
-        ],
-        bool,
-    )
-    expected = mask.copy()
-    expected[1, 4] = expected[2, 5] = False
-    assert (tissue.clear_border(mask) == expected).all()
-
-
 def test_mask_is_tissue_without_specks_and_border(tmp_path):
     boxes = [
         (512, 512, 1024, 768),  # mask pixels 2..5 by 2..4

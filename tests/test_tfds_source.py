@@ -11,10 +11,10 @@ from PIL import Image
 
 from dpa_jax.data import ImageSet, Preprocessing, labels, load
 from dpa_jax.data.tfds_source import load_tfds
-from dpa_jax.datasets import nih_configs, nih_prepare
+from dpa_jax.datasets import nih_prepare, nih_protocols
 from dpa_jax.errors import DpaError, UsageError
 
-PUBLISHED = nih_configs.PUBLISHED
+PUBLISHED = nih_protocols.PUBLISHED
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_reads_a_split_with_all_that_is_known(data_dir):
 
 def test_a_location_in_a_config_leads_here(data_dir):
     location = "tfds:nih_chest_xray14/ap_64_equalized:train"
-    equalized = nih_configs.EQUALIZED
+    equalized = nih_protocols.EQUALIZED
     images = load(location, equalized, data_dir=str(data_dir))
     expected = [nih_factory.published(name, equalize=True) for name in images.paths]
     np.testing.assert_array_equal(images.images, expected)

@@ -1,11 +1,12 @@
 import dataclasses
+import pathlib
 
 import numpy as np
 import pytest
 import run_factory
 import study_factory
 
-from dpa_jax import errors
+from dpa_jax import errors, training
 from dpa_jax.data import ImageSet, test_set
 from dpa_jax.tuning import anomalies
 from dpa_jax.tuning import search as search_lib
@@ -146,6 +147,29 @@ def test_patient_of_the_test_set_is_refused():
     test = image_set(3, 2, groups=["p0", "p2", "p2"])
     with pytest.raises(errors.DpaError, match="1 of 3 .*such as anomaly 1; leave"):
         check(image_set(groups=list("abcd")), test)
+
+
+def test_anomaly_of_the_same_pixels_is_refused_where_training_takes_crops(tmp_path):
+    """Anomalies are read as they are scored: cut to the centre of a training image."""
+    paths = run_factory.write_folder(tmp_path / "normal", 3, size=16)
+    (tmp_path / "pool").mkdir()
+    (tmp_path / "pool" / "other.png").write_bytes(
+        (pathlib.Path(paths) / "01.png").read_bytes()
+    )
+    crops = {"size": 16, "crop": 16, "random_crop": True}
+    pool = load(tmp_path / "pool", count=1, data=crops)
+    config = run_factory.quick_config()
+    config.data.update({**crops, "train": paths})
+    normal = training.training_images(config, visible=False)
+    with pytest.raises(errors.DpaError, match=r"1 of 1 .*other\.png, which is .*01"):
+        check(normal, None, pool)
+
+
+def test_anomalies_may_be_as_small_as_what_is_scored(tmp_path):
+    """As `evaluate` reads them; training cuts random squares out of larger images."""
+    run_factory.write_folder(tmp_path / "pool", 2, size=8)
+    pool = load(tmp_path / "pool", data={"size": 16, "crop": 16, "random_crop": True})
+    assert pool.images.images.shape == (2, 8, 8, 1)
 
 
 # --- the test set ---

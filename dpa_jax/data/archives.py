@@ -41,7 +41,7 @@ def members(
             for entry in packed.infolist():
                 name = check(archive, entry.filename, entry.file_size, largest)
                 if wanted(name) and not stat.S_ISLNK(entry.external_attr >> 16):
-                    yield name, packed.read(entry)
+                    yield name, read_member(packed, entry)
         return
     with tarfile.open(archive, "r|*", tarinfo=_Member) as packed:
         for member in packed:
@@ -50,6 +50,21 @@ def members(
                 content = packed.extractfile(member)
                 assert content is not None  # of a regular file it never is
                 yield name, content.read()
+
+
+def read_member(packed: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
+    """Reads a file of a .zip, and no more of it than the archive says there is.
+
+    `ZipFile.read` takes into memory whatever comes out, and so does `zipfile` always
+    where anything but deflate packed it.
+
+    Raises:
+      DAMAGE: any of these, if it cannot be read, or is longer.
+    """
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise zipfile.BadZipFile(f"{entry.filename} is packed in an unusual way")
+    with packed.open(entry) as file:
+        return file.read(entry.file_size)
 
 
 def check(archive: str | os.PathLike, name: str, size: int, largest: int) -> str:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import os
+import struct
+import zipfile
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -9,11 +11,21 @@ from PIL import Image
 
 from dpa_jax import errors
 from dpa_jax.data import labels as label_names
+from dpa_jax.data.image_set import release
+
+_BLOCK = 2**20  # bytes read at once
+_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Arrays:
-    """The images of an .npz and what is known about each; see `read`."""
+    """The images of an .npz, mapped if they can be, and what is known about each.
+
+    See `read`.
+    """
 
     images: np.ndarray
     paths: list[str]
@@ -23,7 +35,8 @@ class Arrays:
 
     def image(self, index: int) -> Image.Image:
         """Returns an image as 8-bit grey or RGB."""
-        values = self.images[index]
+        values = np.array(self.images[index])
+        release(self.images)
         if values.dtype != np.uint8:
             values = np.rint(255 * values.astype(np.float64)).astype(np.uint8)
         return Image.fromarray(values[..., 0] if values.shape[2:] == (1,) else values)
@@ -37,6 +50,7 @@ def read(location: str) -> Arrays:
         `[N, H, W, 1]` or `[N, H, W, 3]`, uint8 or float in [0, 1]; `labels` `[N]` holds
         0 and 1, booleans, or normal and abnormal; `groups` and `paths` `[N]` strings or
         numbers. Others that are `[N]` become columns, and the rest is ignored.
+        Images that are compressed in it are read into memory, all of them.
 
     Raises:
       DpaError: naming the file and the array at fault.
@@ -47,7 +61,9 @@ def read(location: str) -> Arrays:
         with open(location, "rb") as file, np.load(file, allow_pickle=False) as archive:
             label_names.check_fields(location, archive.files, "images", fields)
             known = [name for name in fields if name in archive.files]
-            images = archive["images"]
+            images = _map_images(location)
+            if images is None:
+                images = archive["images"]
             columns = {name: archive[name] for name in known}
             rest = set(archive.files) - {"images", *fields}
             others = {name: archive[name] for name in sorted(rest)}
@@ -93,6 +109,24 @@ def read(location: str) -> Arrays:
     )
 
 
+def _map_images(location: str) -> np.ndarray | None:
+    """Maps the images from the file; None if they are compressed in it."""
+    with zipfile.ZipFile(location) as packed, packed.open("images.npy") as member:
+        entry = packed.getinfo("images.npy")
+        version = np.lib.format.read_magic(member)
+        shape, by_columns, dtype = _HEADERS[version](member)
+        if entry.compress_type != zipfile.ZIP_STORED or by_columns or dtype.hasobject:
+            return None
+        start = member.tell()
+        while member.read(_BLOCK):
+            pass  # zipfile compares the checksum at the end
+    with open(location, "rb") as file:
+        file.seek(entry.header_offset)
+        name, extra = struct.unpack("<26x2H", file.read(30))
+    offset = entry.header_offset + 30 + name + extra + start
+    return np.memmap(location, dtype, "r", offset, shape)
+
+
 def _strings(values: np.ndarray) -> list[str]:
     return [os.fsdecode(v) if isinstance(v, bytes) else str(v) for v in values.tolist()]
 
@@ -115,6 +149,7 @@ def check_images(location: str, images: np.ndarray) -> None:
             f"{location}: images must be uint8, or float in [0, 1], not {images.dtype}"
         )
     for i, image in enumerate(images):
+        release(images)
         if not np.isfinite(image).all():
             raise errors.DpaError(f"{location}: images[{i}] has NaN or infinite values")
         if image.min() < 0 or image.max() > 1:

@@ -94,12 +94,19 @@ def groups_of(images: ImageSet) -> list[str]:
     return fingerprints(images)
 
 
-def fingerprints(images: ImageSet) -> list[str]:
-    """Returns the SHA-256 of each image's pixels, in hexadecimal."""
+def fingerprints(images: ImageSet, size: int = 0) -> list[str]:
+    """Returns the SHA-256 of each image's pixels, in hexadecimal.
+
+    Args:
+      images: of `S` pixels a side.
+      size: of their centres, which are taken; 0 for whole images.
+    """
+    size = size or images.base.shape[1]
+    edge = (images.base.shape[1] - size) // 2
     return [
         hashlib.sha256(image.tobytes()).hexdigest()
         for block in images.blocks()
-        for image in block
+        for image in block[:, edge : edge + size, edge : edge + size]
     ]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from dpa_jax import errors
-from dpa_jax.data import arrays, disk_cache, folders, manifest, volumes
+from dpa_jax.data import arrays, disk_cache, filesystems, manifest, volumes
 from dpa_jax.data.decode import ImageError, Preprocessing, decode, prepare
 from dpa_jax.data.image_set import ImageSet, Skipped, taken
 from dpa_jax.devices import parallel
@@ -83,8 +83,7 @@ def load(
         `memory`.
       memory: bytes that the decoded images may take in memory; None for no limit.
         Larger ones are decoded once into a file in the cache and mapped, read-only;
-        the file is used again until an image or the preprocessing changes. An .npz
-        itself is read into memory even then.
+        the file is used again until an image or the preprocessing changes.
       log: called with a line that says where that file is.
 
     Returns:
@@ -185,13 +184,13 @@ def load_files(
 def list_images(folder: str | os.PathLike) -> list[str]:
     """Lists the image files in a folder and its subfolders, sorted by path.
 
-    Images are known by their extension, in whatever case; see `folders.list_files`.
+    Images are known by their extension, in whatever case; links are followed.
 
     Raises:
       DpaError: there is no such folder, it holds no images, or a part of it may not be
         read.
     """
-    files = folders.list_files(folder)
+    files = filesystems.list_folder(folder)
     found = [path for path in files if path.lower().endswith(EXTENSIONS)]
     if not found:
         raise errors.DpaError(

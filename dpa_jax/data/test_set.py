@@ -37,14 +37,28 @@ def load(config: ml_collections.ConfigDict, *, visible: bool = True) -> ImageSet
 
 
 def read(
-    location: str, config: ml_collections.ConfigDict, description: str, visible: bool
+    location: str,
+    config: ml_collections.ConfigDict,
+    description: str = "reading images",
+    visible: bool = True,
+    skip_corrupt: bool | None = None,
 ) -> ImageSet:
-    """Loads images as a configuration says; `description` is shown meanwhile."""
+    """Loads images as a run scores them.
+
+    Args:
+      location: see `data.load`.
+      config: of the run.
+      description: shown meanwhile.
+      visible: whether it is shown.
+      skip_corrupt: instead of what the configuration says.
+    """
     with console.counting(description, "images", visible) as show:
         return data.load(
             location,
-            data.Preprocessing.from_config(config),
-            skip_corrupt=config.data.skip_corrupt,
+            data.Preprocessing.from_config(config, scoring=True),
+            skip_corrupt=config.data.skip_corrupt
+            if skip_corrupt is None
+            else skip_corrupt,
             workers=config.data.workers,
             progress=show,
             data_dir=config.data.data_dir or None,

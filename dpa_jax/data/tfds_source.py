@@ -172,11 +172,11 @@ def _how(name: str) -> str:
     if name.startswith("camelyon16"):
         return "run dpa-jax prepare camelyon16 --source SLIDES --data_dir DIR"
     if name.startswith("nih_chest_xray14"):
-        from dpa_jax.datasets import nih_configs
+        from dpa_jax.datasets import nih_protocols
 
         config = next(
-            (f for f in nih_configs.CONFIGS if name.endswith(f"/{f.name}")),
-            nih_configs.CONFIGS[0],
+            (f for f in nih_protocols.CONFIGS if name.endswith(f"/{f.name}")),
+            nih_protocols.CONFIGS[0],
         )
         lists = " --lists LISTS" * (config.protocol == "custom")
         return (

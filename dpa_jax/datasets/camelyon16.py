@@ -1,7 +1,6 @@
 """The TFDS data set `camelyon16`; importing this module registers it."""
 
 import functools
-import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -9,12 +8,11 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from dpa_jax.data import filesystems
 from dpa_jax.datasets import camelyon16_parts, camelyon16_patches, writing
 from dpa_jax.slides import stain, tissue
 
 SHARD_BYTES = 128 * 2**20
-RECORD = "preparation.json"
-STAIN_TARGET = "stain_target.npz"
 LABELS = ["normal", "tumor"]  # by the number of the label
 
 _DESCRIPTION = """
@@ -31,17 +29,16 @@ _CITATION = """@article{bejnordi2017diagnostic,
   journal={JAMA}, volume={318}, number={22}, pages={2199--2210}, year={2017}}"""
 
 
-class Camelyon16(tfds.core.ShardBasedBuilder):
+class Camelyon16(writing.Builder, tfds.core.ShardBasedBuilder):
     """Normal and tumour patches of lymph nodes; made by `dpa-jax prepare camelyon16`.
 
     Attributes:
       parts: by split, the patches of each slide; set before `download_and_prepare`.
-      record: how they were made, kept beside the data.
       target: the stains that they were normalised to, kept beside the data.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First version."}
+    VERSION = tfds.core.Version("2.0.0")
+    RELEASE_NOTES = {"2.0.0": "The metadata say how it was made."}
     BUILDER_CONFIGS = [
         tfds.core.BuilderConfig(
             name=f"x{m}", description=f"{tissue.CELL * m // 40} px patches at x{m}."
@@ -54,7 +51,6 @@ class Camelyon16(tfds.core.ShardBasedBuilder):
         "folder as manual_dir for the same with its default settings."
     )
     parts: Mapping[str, Sequence[camelyon16_parts.PartTask]] | None = None
-    record: Mapping[str, Any] | None = None
     target: stain.StainProfile | None = None
 
     def __init__(self, *, lists: str = "published", **kwargs: Any):
@@ -64,8 +60,7 @@ class Camelyon16(tfds.core.ShardBasedBuilder):
           lists: which patches are cut from manual_dir: see `dpa-jax prepare`.
           **kwargs: of every TFDS builder: `data_dir`, `config`, `version`.
         """
-        # The default of TFDS needs TensorFlow.
-        super().__init__(**{"file_format": "array_record", **kwargs})
+        super().__init__(**kwargs)
         self.lists = lists
 
     @property
@@ -76,7 +71,7 @@ class Camelyon16(tfds.core.ShardBasedBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         size = tissue.CELL * self.magnification // 40
         text, integer = tfds.features.Text(), tfds.features.Scalar(dtype=np.int64)
-        return tfds.core.DatasetInfo(
+        return writing.DatasetInfo(
             builder=self,
             description=_DESCRIPTION,
             features=tfds.features.FeaturesDict(
@@ -98,23 +93,24 @@ class Camelyon16(tfds.core.ShardBasedBuilder):
             citation=_CITATION,
             license="CC0 1.0",
             supervised_keys=("image", "label"),
+            # how it was made: options, counts, what is missing
+            metadata=tfds.core.MetadataDict(),
             # The shards are written slide by slide; readers shuffle.
             disable_shuffling=True,
         )
 
     def _download_and_prepare(self, dl_manager, download_config=None) -> None:
-        planned = []
+        cut_in = None
         if self.parts is None:
             from dpa_jax.datasets import camelyon16_prepare
 
-            planned = camelyon16_prepare.fill(self, dl_manager.manual_dir)
+            cut_in = camelyon16_prepare.fill(self, dl_manager.manual_dir)
         # TFDS renames this folder when all is written: nothing is there half-done.
-        folder = pathlib.Path(self.data_dir)
         if self.target is not None:
-            stain.save(self.target, folder / STAIN_TARGET)
-        (folder / RECORD).write_text(json.dumps(self.record, indent=2) + "\n")
+            stain.save(self.target, pathlib.Path(self.data_dir) / stain.FILE)
         super()._download_and_prepare(dl_manager, download_config)
-        camelyon16_parts.remove(planned)
+        if cut_in:
+            filesystems.remove(cut_in)
 
     def _shard_iterators_per_split(
         self, dl_manager
@@ -131,9 +127,6 @@ class Camelyon16(tfds.core.ShardBasedBuilder):
             for split, parts in self.parts.items()
         }
 
-    def _example_writer(self) -> writing.OrderedWriter:
-        return writing.OrderedWriter(self.info.file_format)
-
 
 def _examples(
     parts: Sequence[camelyon16_parts.PartTask],
@@ -141,6 +134,7 @@ def _examples(
     for part in parts:
         slide, label = part.task.slide, part.task.label
         patches = camelyon16_parts.read_part(part)
+        assert not isinstance(patches, str)  # only parts that could be cut are written
         for image, (x, y), fraction in zip(
             patches.images, patches.corners.tolist(), patches.fractions, strict=True
         ):
@@ -158,14 +152,3 @@ def _examples(
                     "tumor_fraction": fraction,
                 },
             )
-
-
-def record_of(builder: Camelyon16) -> dict[str, Any]:
-    """Reads how a prepared data set was made: settings, counts, what is missing."""
-    return json.loads((pathlib.Path(builder.data_dir) / RECORD).read_text())
-
-
-def stain_target_of(builder: tfds.core.DatasetBuilder) -> stain.StainProfile | None:
-    """Reads the stains that a prepared data set was normalised to, or None."""
-    path = pathlib.Path(builder.data_dir) / STAIN_TARGET
-    return stain.load(path) if path.exists() else None

@@ -7,8 +7,8 @@ import pathlib
 import re
 from collections.abc import Mapping, Sequence
 
+from dpa_jax.data import filesystems
 from dpa_jax.errors import DpaError
-from dpa_jax.slides import storage
 
 _SLIDE = re.compile(r"(normal|tumou?r|test)_?(\d{1,3})\.tiff?")
 _PACKED = re.compile(r".*annotation.*\.zip")
@@ -77,10 +77,10 @@ def find(source: str | os.PathLike) -> Layout:
     masks: dict[str, str] = {}
     sizes: dict[str, int] = {}
     references = []
-    files = storage.list_files(source)
+    files = filesystems.list_files(source)
     packed = [path for path, _ in files if _PACKED.fullmatch(_parts(path)[-1])]
     for archive in packed:
-        files += storage.list_packed(archive, _LARGEST)
+        files += filesystems.list_packed(archive, _LARGEST)
     for path, size in files:
         *folders, base = _parts(path)
         if folders[-1] in _OTHER and not base.endswith(".csv"):
@@ -128,7 +128,7 @@ def _read(references: Sequence[str]) -> dict[str, bool]:
     """
     tumours: dict[str, bool] = {}
     for path in references:
-        with storage.local_copy(path) as local:
+        with filesystems.local_copy(path) as local:
             text = pathlib.Path(local).read_text("utf-8-sig", "replace").lower()
         rows = [[c.strip() for c in row] for row in csv.reader(text.splitlines())]
         columns = (0, 1)

@@ -10,8 +10,8 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from etils import epath
 
+from dpa_jax.data import filesystems
 from dpa_jax.datasets import camelyon16_patches as patches_lib
 from dpa_jax.errors import DpaError, UsageError
 
@@ -29,21 +29,19 @@ Progress = Callable[[int, int, str], None]
 
 @dataclasses.dataclass(frozen=True)
 class PartTask:
-    """A slide to cut, how, and the stem of the file to write."""
+    """A slide to cut, how, and the path or URL of the file to write.
+
+    Where the slide cannot be cut, the reason is written beside it.
+    """
 
     task: patches_lib.SlideTask
     settings: patches_lib.Settings
-    stem: str
+    path: str
 
     @property
-    def done(self) -> epath.Path:
-        """The file of the patches."""
-        return epath.Path(f"{self.stem}.npz")
-
-    @property
-    def failed(self) -> epath.Path:
-        """The file that says why there are none."""
-        return epath.Path(f"{self.stem}.failed.json")
+    def failure(self) -> str:
+        """Path or URL of the reason."""
+        return f"{self.path}.failed"
 
 
 def plan(
@@ -60,13 +58,6 @@ def plan(
       sizes: bytes of each file, so that a slide that was replaced is cut anew.
       folder: where the files go; a path or URL that every worker reaches.
     """
-    target = settings.target
-    how = {
-        "magnification": settings.magnification,
-        "stain": target and [target.matrix.tolist(), target.maxima.tolist()],
-        "mpp": settings.mpp,
-        "seed": settings.seed,
-    }
     result = []
     for task in tasks:
         files = [
@@ -74,24 +65,27 @@ def plan(
             for path in (task.path, task.annotation, task.mask)
             if path
         ]
-        what = json.dumps([how, dataclasses.asdict(task), files], sort_keys=True)
+        what = json.dumps(
+            [dataclasses.asdict(settings), dataclasses.asdict(task), files],
+            sort_keys=True,
+            default=np.ndarray.tolist,
+        )
         digest = hashlib.sha256(what.encode()).hexdigest()[:16]
-        name = f"{task.split}-{task.slide}-{digest}"
-        result.append(PartTask(task, settings, os.fspath(epath.Path(folder) / name)))
+        name = f"{task.split}-{task.slide}-{digest}.npz"
+        result.append(PartTask(task, settings, f"{os.fspath(folder)}/{name}"))
     return result
 
 
 def make_part(part: PartTask) -> None:
     """Cuts one slide and writes its patches, or why that failed, unless it is done."""
-    if part.done.exists():
+    if filesystems.exists(part.path):
         return
-    part.failed.unlink(missing_ok=True)
     try:
         cut = patches_lib.cut(part.task, part.settings)
     except UsageError:
         raise
     except DpaError as error:
-        _write(part.failed, json.dumps({"reason": str(error)}).encode())
+        filesystems.write(part.failure, str(error).encode())
         return
     buffer = io.BytesIO()
     np.savez(
@@ -101,51 +95,25 @@ def make_part(part: PartTask) -> None:
         fractions=cut.fractions,
         notes=np.array(json.dumps(list(cut.notes))),
     )
-    _write(part.done, buffer.getvalue())
+    filesystems.write(part.path, buffer.getvalue())
 
 
-def _write(path: epath.Path, content: bytes) -> None:
-    temporary = path.parent / f".{path.name}.{os.getpid()}"
-    temporary.write_bytes(content)
-    temporary.replace(path)
-
-
-def why_failed(part: PartTask) -> str | None:
-    """Returns why a slide has no patches, or None if it has."""
-    if part.done.exists():
-        return None
-    if not part.failed.exists():
-        raise DpaError(f"nothing was written for {part.task.path} in {part.stem}*")
-    return json.loads(part.failed.read_text())["reason"]
-
-
-def remove(parts: Sequence[PartTask]) -> None:
-    """Removes the files of the parts, and their folder once it is empty."""
-    for part in parts:
-        part.done.unlink(missing_ok=True)
-        part.failed.unlink(missing_ok=True)
-    for folder in {part.done.parent for part in parts}:
-        if folder.exists() and not any(folder.iterdir()):
-            folder.rmdir()
-
-
-def read_part(part: PartTask) -> patches_lib.Patches:
-    """Reads the patches of one slide."""
-    with np.load(io.BytesIO(part.done.read_bytes()), allow_pickle=False) as arrays:
-        return patches_lib.Patches(
-            arrays["images"],
-            arrays["corners"],
-            arrays["fractions"],
-            json.loads(str(arrays["notes"])),
-        )
+def read_part(part: PartTask) -> patches_lib.Patches | str:
+    """Reads the patches of one slide, or why there are none."""
+    if not filesystems.exists(part.path):
+        return filesystems.read(part.failure).decode()
+    content = io.BytesIO(filesystems.read(part.path))
+    with np.load(content, allow_pickle=False) as arrays:
+        notes = json.loads(str(arrays["notes"]))
+        return patches_lib.Patches(**{**arrays, "notes": notes})
 
 
 def run(
     parts: Sequence[PartTask],
-    runner: str,
-    jobs: int,
+    runner: str = "multiprocess",
+    jobs: int = 0,
     beam_options: Sequence[str] = (),
-    progress: Progress | None = None,
+    progress: Progress = lambda done, total, slide: None,
 ) -> None:
     """Makes all parts that are not there yet.
 
@@ -164,31 +132,26 @@ def run(
         raise UsageError(f"--runner is {runner!r}; it may be {', '.join(RUNNERS)}")
     if beam_options and runner == "multiprocess":
         raise UsageError("flags of Apache Beam need a --runner of it, such as direct")
-    for folder in {part.done.parent for part in parts}:
-        folder.mkdir(parents=True, exist_ok=True)
     if runner != "multiprocess":
         _run_beam(parts, BEAM_RUNNERS[runner], beam_options)
         return
-    left = [part for part in parts if not part.done.exists()]
-    done = len(parts) - len(left)
+    left = [part for part in parts if not filesystems.exists(part.path)]
+    before = len(parts) - len(left)
     workers = min(jobs or os.cpu_count() or 1, len(left))
     if workers <= 1:
-        for part in left:
+        for done, part in enumerate(left, before + 1):
             make_part(part)
-            done += 1
-            if progress:
-                progress(done, len(parts), part.task.slide)
+            progress(done, len(parts), part.task.slide)
         return
     # JAX may have started threads, which a forked process would not survive.
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
         futures = {pool.submit(make_part, part): part for part in left}
+        finished = concurrent.futures.as_completed(futures)
         try:
-            for future in concurrent.futures.as_completed(futures):
+            for done, future in enumerate(finished, before + 1):
                 future.result()
-                done += 1
-                if progress:
-                    progress(done, len(parts), futures[future].task.slide)
+                progress(done, len(parts), futures[future].task.slide)
         except concurrent.futures.process.BrokenProcessPool as error:
             raise DpaError(
                 "a process that cuts slides was ended from outside, as the system does "

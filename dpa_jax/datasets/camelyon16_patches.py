@@ -2,18 +2,17 @@
 
 import contextlib
 import dataclasses
-import re
 import zlib
-from collections.abc import Mapping, Sequence
-from importlib.resources.abc import Traversable
+from collections.abc import Sequence
 
 import numpy as np
 
-from dpa_jax.datasets import camelyon16_layout
+from dpa_jax.data import filesystems
+from dpa_jax.datasets import camelyon16_layout, camelyon16_lists
+from dpa_jax.datasets.camelyon16_lists import NORMAL, TUMOUR
 from dpa_jax.errors import DpaError, UsageError
-from dpa_jax.slides import annotations, regions, stain, storage, tissue
+from dpa_jax.slides import annotations, regions, stain, tissue
 
-NORMAL, TUMOUR = 0, 1
 MAGNIFICATIONS = (10, 20, 40)
 PER_SLIDE = 50
 
@@ -22,17 +21,6 @@ EXCLUDED = {
     **{f"normal_{n:03d}": _UNNAMED for n in (27, 45, 108, 144, 150, 158)},
     "test_114": "left out by the published protocol: not all of its tumour is outlined",
 }
-# folder of the lists -> split and label; validation tunes hyper-parameters
-LISTS = {
-    "normal/train": ("train", NORMAL),
-    "anomaly/train": ("validation", TUMOUR),
-    "normal/test": ("test", NORMAL),
-    "anomaly/test": ("test", TUMOUR),
-}
-_LISTED = re.compile(
-    r"(normal|tumor|test)_(\d{3})_(normal|tumor)_x_(\d+)_y_(\d+)_w_768_h_768(\.\w+)?",
-    re.IGNORECASE,
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,48 +143,8 @@ def _task(layout, split, name, label, corners) -> SlideTask:
     )
 
 
-Corners = Mapping[tuple[str, str, int], Sequence[tuple[int, int]]]
-
-
-def read_lists(folder: Traversable) -> Corners:
-    """Reads lists of patches in the form of the published ones.
-
-    Args:
-      folder: holds `normal/train`, `normal/test`, `anomaly/test`, `anomaly/train`.
-
-    Returns:
-      The corners of the patches by (split, slide, label), in the order of the lists.
-
-    Raises:
-      DpaError: there is no list, or a name in one cannot be read.
-    """
-    wanted: dict[tuple[str, str, int], dict[tuple[int, int], None]] = {}
-    found = [name for name in LISTS if (folder / name).is_file()]
-    if not found:
-        raise DpaError(
-            f"no list of patches in {folder}; there should be {', '.join(LISTS)}"
-        )
-    for name in found:
-        split, label = LISTS[name]
-        path = folder / name
-        for number, line in enumerate(path.read_text().split(), 1):
-            match = _LISTED.fullmatch(line)
-            if not match or (match[3].lower() == "tumor") != (label == TUMOUR):
-                raise DpaError(
-                    f"{path}, entry {number}: {line!r} is not like "
-                    "normal_001_normal_x_768_y_1536_w_768_h_768.jpg"
-                )
-            slide = camelyon16_layout.canonical(match[1].lower(), match[2])
-            corners = wanted.setdefault((split, slide, label), {})
-            corner = (int(match[4]), int(match[5]))
-            if corner in corners:
-                raise DpaError(f"{path}, entry {number}: {line!r} is there twice")
-            corners[corner] = None
-    return {key: tuple(corners) for key, corners in wanted.items()}
-
-
 def tasks_by_lists(
-    layout: camelyon16_layout.Layout, wanted: Corners
+    layout: camelyon16_layout.Layout, wanted: camelyon16_lists.Corners
 ) -> tuple[list[SlideTask], list[str]]:
     """Matches the lists with the slides at hand.
 
@@ -263,14 +211,17 @@ def _coverage(task, slide, stack):
     if task.label == NORMAL:
         return (lambda x, y, side: 0.0), []
     if task.annotation:
-        local = stack.enter_context(storage.local_copy(task.annotation))
+        local = stack.enter_context(filesystems.local_copy(task.annotation))
         return annotations.from_xml(local, task.annotation)
     if task.mask:
         mask = stack.enter_context(regions.opened(task.mask, None))
         return annotations.from_mask(mask, slide), []
     if reason := _unusable(task):
         raise DpaError(reason)
-    return None, []
+    return None, [
+        f"no annotation or mask of {task.slide}: the tumour fraction of its patches is "
+        "NaN"
+    ]
 
 
 def _choose(task, slide, coverage, seed: int) -> np.ndarray:

@@ -1,31 +1,62 @@
 """Camelyon16 from slides to a TFDS data set: `dpa-jax prepare camelyon16`."""
 
 import dataclasses
-import functools
-import hashlib
 import json
 import os
-import pathlib
 import re
-from collections.abc import Mapping, Sequence
-from importlib.resources.abc import Traversable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from dpa_jax.data import filesystems
 from dpa_jax.datasets import (
     camelyon16,
     camelyon16_layout,
+    camelyon16_lists,
     camelyon16_parts,
     camelyon16_patches,
-    published_splits,
     writing,
 )
 from dpa_jax.errors import DpaError, UsageError
 from dpa_jax.slides import regions, stain
 
 STAIN_TARGET = "normal_056:120832,23808,2816,2816"  # of the published data
-PUBLISHED, NO_LISTS = "published", "none"  # values of --lists besides folders
-PARTS = ".camelyon16_parts"
 _LARGEST_TARGET = 8192  # pixels a side
+
+Parts = Sequence[camelyon16_parts.PartTask]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Which patches a data set holds, and how they are made.
+
+    Attributes:
+      lists: `published`, to cut exactly the published patches; a folder of such lists;
+        or `none`, to choose by the paper's rule.
+      magnification: 10, 20 or 40.
+      stain_target: `SLIDE:x,y,width,height` in level-0 pixels, a saved target
+        (`.npz`), or `none`.
+      mpp: micrometres per level-0 pixel, instead of what each slide says.
+      seed: of the draw of at most 50 patches per slide, without lists.
+    """
+
+    lists: str | os.PathLike = camelyon16_lists.PUBLISHED
+    magnification: int = 10
+    stain_target: str = STAIN_TARGET
+    mpp: float | None = None
+    seed: int = 0
+
+    def record(self) -> dict[str, Any]:
+        """Returns the same as JSON holds it, files by what they hold.
+
+        Raises:
+          DpaError: a file of them cannot be read.
+        """
+        folder, target = camelyon16_lists.find(self.lists), self.stain_target.lower()
+        if target.endswith(".npz"):
+            profile = stain.load(self.stain_target)
+            target = json.dumps([profile.matrix.tolist(), profile.maxima.tolist()])
+        digest = folder and camelyon16_lists.digest(folder)
+        return {**vars(self), "stain_target": target, "lists": digest}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,18 +101,11 @@ def _problem_text(problems: Sequence[str]) -> str:
 def prepare(
     source: str | os.PathLike,
     data_dir: str | os.PathLike,
+    options: Options,
     *,
-    lists: str | os.PathLike = PUBLISHED,
-    magnification: int = 10,
-    stain_target: str = STAIN_TARGET,
-    runner: str = "multiprocess",
-    beam_options: Sequence[str] = (),
-    mpp: float | None = None,
-    jobs: int = 0,
-    seed: int = 0,
+    run: Callable[[Parts], None] = camelyon16_parts.run,
     parts: str | os.PathLike | None = None,
     allow_missing: bool = False,
-    progress: camelyon16_parts.Progress | None = None,
 ) -> Report:
     """Cuts the patches of all slides and writes them as a TFDS data set.
 
@@ -91,195 +115,148 @@ def prepare(
     Args:
       source: the folder or URL with slides and annotations, in any known layout.
       data_dir: of TFDS.
-      lists: `published`, to cut exactly the published patches; a folder of such lists;
-        or `none`, to choose by the paper's rule.
-      magnification: 10, 20 or 40.
-      stain_target: `SLIDE:x,y,width,height` in level-0 pixels, a saved target
-        (`.npz`), or `none`.
-      runner: `multiprocess`, or `direct`, `spark`, `flink` or `dataflow` of Apache
-        Beam.
-      beam_options: flags of Apache Beam.
-      mpp: micrometres per level-0 pixel, instead of what each slide says.
-      jobs: processes; 0 for one per core.
-      seed: of the draw of at most 50 patches per slide, without lists.
-      parts: where the patches of each slide are kept, a path or URL that all workers
-        reach; None for a hidden folder in `data_dir`.
+      options: which patches, and how.
+      run: cuts slides; `camelyon16_parts.run` with its options, such as the runner.
+      parts: the patches of each slide are kept in a hidden folder here, a path or URL
+        that all workers reach; None for `data_dir`.
       allow_missing: go on without the slides that are missing or unusable.
-      progress: called with (slides done, slides, name) after each slide.
 
     Raises:
       DpaError: slides are missing or unusable and `allow_missing` is not set; the
         target's slide is absent; or the data set exists with other settings.
-      UsageError: a setting is impossible.
+      UsageError: a setting is impossible, or another process prepares the data set.
     """
-    _ = camelyon16_patches.Settings(magnification).size  # refuses what is impossible
-    builder = camelyon16.Camelyon16(config=f"x{magnification}", data_dir=data_dir)
-    settings = _settings(magnification, stain_target, lists, mpp, seed)
-    if builder.data_path.exists():
-        record = camelyon16.record_of(builder)
-        if record["settings"] != settings:
-            raise DpaError(
-                f"{builder.data_dir} was prepared with other settings: "
-                f"{_difference(record['settings'], settings)}; choose another "
-                "--data_dir or remove that folder"
-            )
-        return _report(builder, record, existed=True)
-    planned = _collect(
-        builder,
-        source,
-        parts or pathlib.Path(data_dir) / PARTS,
-        settings,
-        lists=lists,
-        stain_target=stain_target,
-        allow_missing=allow_missing,
-        run=functools.partial(
-            camelyon16_parts.run,
-            runner=runner,
-            jobs=jobs,
-            beam_options=beam_options,
-            progress=progress,
-        ),
-    )
-    writing.write(builder)
-    camelyon16_parts.remove(planned)
-    return _report(builder, camelyon16.record_of(builder))
+    config = f"x{options.magnification}"
+    _ = camelyon16_patches.Settings(options.magnification).size  # or it is refused
+    if options.seed and options.lists != camelyon16_lists.NO_LISTS:
+        raise UsageError("--seed draws patches, but --lists names them all")
+    if found := _existing(data_dir, options):
+        return found
+    plan = _plan(source, options, allow_missing)
+    with writing.locked(data_dir, camelyon16.Camelyon16.name, config):
+        if found := _existing(data_dir, options):
+            return found
+        builder = camelyon16.Camelyon16(config=config, data_dir=data_dir)
+        folder = _cut(builder, plan, options, parts, run, allow_missing)
+        writing.write(builder)
+        filesystems.remove(folder)
+    return _report(builder)
 
 
-def fill(
-    builder: camelyon16.Camelyon16, source: str | os.PathLike
-) -> list[camelyon16_parts.PartTask]:
+def fill(builder: camelyon16.Camelyon16, source: str | os.PathLike) -> str:
     """Gives a builder that TFDS runs by itself its parts.
 
     Args:
-      builder: of `camelyon16`; its parts, record and target are set. All settings but
+      builder: of `camelyon16`; its parts, target and metadata are set. All options but
         its magnification and lists are the default ones.
       source: as for `prepare`; a slide that is missing or unusable is an error.
 
     Returns:
-      The parts, to be removed when the data set is written.
+      The folder of the parts, to be removed when the data set is written.
     """
-    settings = _settings(builder.magnification, STAIN_TARGET, builder.lists, None, 0)
-    return _collect(
-        builder,
-        source,
-        pathlib.Path(builder.data_dir_root) / PARTS,
-        settings,
-        lists=builder.lists,
-        stain_target=STAIN_TARGET,
-        run=functools.partial(camelyon16_parts.run, runner="multiprocess", jobs=0),
-    )
+    options = Options(builder.lists, builder.magnification, STAIN_TARGET)
+    return _cut(builder, _plan(source, options, False), options)
 
 
-def _settings(magnification, stain_target, lists, mpp, seed) -> dict[str, Any]:
-    """Returns what decides which patches a data set holds and how they were made."""
-    folder = _lists_in(lists)
-    if folder and seed:
-        raise UsageError("--seed draws patches, but --lists names them all")
-    return {
-        "magnification": magnification,
-        "stain_target": _describe_target(stain_target),
-        "lists": folder and _digest(folder),
-        "mpp": mpp,
-        "seed": seed,
-    }
-
-
-def _lists_in(lists: str | os.PathLike) -> Traversable | None:
-    """Returns the folder of the lists that `--lists` names, or None for none."""
-    if lists == NO_LISTS:
+def _existing(data_dir: str | os.PathLike, options: Options) -> Report | None:
+    """Returns the report of a data set that is there, if it is the one asked for."""
+    config = f"x{options.magnification}"
+    builder = camelyon16.Camelyon16(config=config, data_dir=data_dir)
+    if not builder.data_path.exists():
         return None
-    if lists == PUBLISHED:
-        return published_splits.lists("camelyon16")
-    return pathlib.Path(lists)
+    before, now = builder.info.metadata["settings"], options.record()
+    if before != now:
+        changed = [
+            f"{key} {before.get(key)!r} instead of {value!r}"
+            for key, value in now.items()
+            if before.get(key) != value
+        ]
+        raise DpaError(
+            f"{builder.data_dir} was prepared with other settings: "
+            f"{', '.join(changed)}; choose another --data_dir or remove that folder"
+        )
+    return _report(builder, existed=True)
 
 
-def _collect(
-    builder,
-    source,
-    folder,
-    settings,
-    *,
-    lists,
-    stain_target,
-    run,
-    allow_missing=False,
-) -> list[camelyon16_parts.PartTask]:
-    """Cuts all slides, gives the builder what to write, and returns all parts."""
-    layout = camelyon16_layout.find(source)
-    if listed := _lists_in(lists):
-        wanted = camelyon16_patches.read_lists(listed)
-        tasks, missing = camelyon16_patches.tasks_by_lists(layout, wanted)
+def _report(builder: camelyon16.Camelyon16, existed: bool = False) -> Report:
+    made = dict(builder.info.metadata)
+    del made["settings"]
+    return Report(str(builder.data_dir), existed=existed, **made)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """The files at hand, what is cut from them, what is missing and left out."""
+
+    layout: camelyon16_layout.Layout
+    tasks: Sequence[camelyon16_patches.SlideTask]
+    missing: Sequence[str]
+    left_out: Sequence[str]
+
+
+def _plan(source: str | os.PathLike, options: Options, allow_missing: bool) -> _Plan:
+    layout, left_out = camelyon16_layout.find(source), []
+    if listed := camelyon16_lists.find(options.lists):
+        corners = camelyon16_lists.read(listed)
+        tasks, missing = camelyon16_patches.tasks_by_lists(layout, corners)
     else:
         tasks, missing = camelyon16_patches.tasks_by_rule(layout)
+        excluded = camelyon16_patches.EXCLUDED.items()
+        left_out = [f"{name}: {why}" for name, why in excluded if name in layout.slides]
     if missing and not allow_missing:
         raise DpaError(
             f"{_problem_text(missing)}\nget them, or go on without these with "
             "--allow-missing; nothing was cut yet"
         )
-    mpp = settings["mpp"]
-    target = resolve_target(stain_target, layout, mpp)
+    return _Plan(layout, tasks, missing, left_out)
+
+
+def _cut(
+    builder: camelyon16.Camelyon16,
+    plan: _Plan,
+    options: Options,
+    parts: str | os.PathLike | None = None,
+    run: Callable[[Parts], None] = camelyon16_parts.run,
+    allow_missing: bool = False,
+) -> str:
+    """Cuts all slides, gives the builder what to write, and returns their folder."""
+    root = os.fspath(parts or builder.data_dir_root)
+    folder = f"{root}/.camelyon16-x{options.magnification}"
+    target = resolve_target(options.stain_target, plan.layout, options.mpp)
     how = camelyon16_patches.Settings(
-        settings["magnification"], target, mpp, settings["seed"]
+        options.magnification, target, options.mpp, options.seed
     )
-    planned = camelyon16_parts.plan(tasks, how, layout.sizes, folder)
+    planned = camelyon16_parts.plan(plan.tasks, how, plan.layout.sizes, folder)
     run(planned)
-    usable, record = _take_stock(layout, planned, missing, by_rule=listed is None)
-    if record["problems"] and not allow_missing:
-        raise DpaError(
-            _problem_text(record["problems"])
-            + "\nmend them, or go on without these with --allow-missing; "
-            f"what was cut is kept in {folder}"
-        )
-    if not usable:
-        raise DpaError(
-            "\n".join([f"no patch could be cut from {source}", *record["notes"]])
-        )
-    builder.parts, builder.target = usable, target
-    builder.record = {"settings": settings, **record}
-    return planned
-
-
-def _take_stock(layout, planned, missing, by_rule):
-    """Sorts the parts by split; and words what is in them and what is not."""
     usable: dict[str, list[camelyon16_parts.PartTask]] = {}
     counts: dict[str, dict[str, int]] = {}
-    problems, notes = list(missing), []
-    if by_rule:
-        for name, reason in camelyon16_patches.EXCLUDED.items():
-            if name in layout.slides:
-                notes.append(f"{name}: {reason}")
+    problems, notes = [*plan.missing], [*plan.left_out]
     for part in planned:
         task = part.task
-        outlined = task.annotation or task.mask
-        if task.label == camelyon16_patches.TUMOUR and not outlined:
-            notes.append(
-                f"no annotation or mask of {task.slide}: the tumour fraction of its "
-                "patches is NaN"
-            )
-        reason = camelyon16_parts.why_failed(part)
-        if reason is not None:
-            lost = part.task.corners
-            problems.append(reason + (f" ({len(lost)} patches lost)" if lost else ""))
-            continue
         patches = camelyon16_parts.read_part(part)
+        if isinstance(patches, str):
+            lost = f" ({len(task.corners)} patches lost)" if task.corners else ""
+            problems.append(patches + lost)
+            continue
         notes += patches.notes
         if len(patches.images):
-            split = part.task.split
-            usable.setdefault(split, []).append(part)
-            count = counts.setdefault(split, {"normal": 0, "tumor": 0, "slides": 0})
-            count[("normal", "tumor")[part.task.label]] += len(patches.images)
+            usable.setdefault(task.split, []).append(part)
+            empty = {"normal": 0, "tumor": 0, "slides": 0}
+            count = counts.setdefault(task.split, empty)
+            count[camelyon16.LABELS[task.label]] += len(patches.images)
             count["slides"] += 1
-    return usable, {"counts": counts, "problems": problems, "notes": notes}
-
-
-def _report(builder, record: Mapping[str, Any], existed: bool = False) -> Report:
-    return Report(
-        str(builder.data_dir),
-        record["counts"],
-        record["problems"],
-        record["notes"],
-        existed,
+    if problems and not allow_missing:
+        raise DpaError(
+            f"{_problem_text(problems)}\nmend them, or go on without these with "
+            f"--allow-missing; what was cut is kept in {folder}"
+        )
+    if not usable:
+        raise DpaError("\n".join(["no patch could be cut", *notes]))
+    builder.parts, builder.target = usable, target
+    builder.info.metadata.update(
+        settings=options.record(), counts=counts, problems=problems, notes=notes
     )
+    return folder
 
 
 def resolve_target(
@@ -322,26 +299,3 @@ def resolve_target(
         coarser = max(1.0, slide.scale)
         out = max(1, round(width / coarser)), max(1, round(height / coarser))
         return stain.estimate(slide.read(x, y, width, height, out), text)
-
-
-def _describe_target(text: str) -> str:
-    if not text.endswith(".npz"):
-        return text.lower()
-    profile = stain.load(text)
-    return json.dumps([profile.matrix.tolist(), profile.maxima.tolist()])
-
-
-def _digest(lists: Traversable) -> str:
-    content = hashlib.sha256()
-    for name in camelyon16_patches.LISTS:
-        if (lists / name).is_file():
-            content.update(name.encode() + b"\0" + (lists / name).read_bytes() + b"\0")
-    return content.hexdigest()[:16]
-
-
-def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
-    return ", ".join(
-        f"{key} {before.get(key)!r} instead of {value!r}"
-        for key, value in now.items()
-        if before.get(key) != value
-    )

@@ -17,6 +17,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.core.download import download_manager as tfds_downloads
 
+from dpa_jax.datasets import writing
 from dpa_jax.errors import DpaError
 
 _FOLDER = "cifar-10-batches-bin"  # in CIFAR10's archive
@@ -47,16 +48,18 @@ def prepare(
     if source is not None and not os.path.isdir(source):
         raise DpaError(f"there is no folder {source}")
     kind = {"cifar10": Cifar10, "svhn_cropped": Svhn}[name]
-    builder = kind(data_dir=os.path.expanduser(data_dir), file_format="array_record")
+    data_dir = os.path.expanduser(data_dir)
+    builder = kind(data_dir=data_dir, file_format="array_record")
     there = builder.data_path.exists()
     options = tfds.download.DownloadConfig(
         manual_dir=source,
         try_download_gcs=False,  # it holds what TensorFlow alone can read
         force_checksums_validation=True,
     )
+    held = contextlib.nullcontext() if there else writing.locked(data_dir, name)
     try:
         # TFDS tells of its progress on stdout, which is for results
-        with contextlib.redirect_stdout(sys.stderr):
+        with held, contextlib.redirect_stdout(sys.stderr):
             builder.download_and_prepare(download_config=options)
     except tfds_downloads.NonMatchingChecksumError as error:
         raise DpaError(

@@ -1,11 +1,9 @@
 """A manifest as a TFDS data set, prepared without TensorFlow."""
 
-import contextlib
 import dataclasses
 import os
 import pathlib
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -71,25 +69,27 @@ def prepare(
                 "and _, and not all"
             )
     preprocessing = decode.Preprocessing(channels, size) if size else None
-    builder = _FromManifest(
-        name, location, found, splits, channels, preprocessing, data_dir
-    )
-    if builder.data_path.exists():
-        raise DpaError(
-            f"{builder.data_path} is there already; delete it or use another --name"
+    data_dir = os.path.expanduser(data_dir)
+    with writing.locked(data_dir, name):
+        builder = _FromManifest(
+            name, location, found, splits, channels, preprocessing, data_dir
         )
-    # TFDS shows its progress on stdout, which is for results
-    with contextlib.redirect_stdout(sys.stderr):
-        builder.download_and_prepare()
+        if builder.data_path.exists():
+            raise DpaError(
+                f"{builder.data_path} is there already; delete it or use another --name"
+            )
+        writing.write(builder)
     labels = None if found.labels is None else [LABELS[label] for label in found.labels]
     return [
         *manifest.describe(splits, labels, found.groups),
         f"in {builder.data_path}: load it as tfds:{name}:SPLIT with "
-        f"data.data_dir={os.fspath(data_dir)}",
+        f"data.data_dir={data_dir}",
     ]
 
 
-class _FromManifest(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class _FromManifest(
+    writing.Builder, tfds.core.GeneratorBasedBuilder, skip_registration=True
+):
     """Builds the data set; its name is an argument, so that TFDS does not know it.
 
     `tfds.builder(name, data_dir=...)` reads what it writes, as it reads all data sets
@@ -105,8 +105,7 @@ class _FromManifest(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         self.name = name
         self._location, self._found, self._splits = location, found, splits
         self._channels, self._preprocessing = channels, preprocessing
-        folder = os.path.expanduser(data_dir)
-        super().__init__(data_dir=folder, file_format="array_record")
+        super().__init__(data_dir=data_dir)
 
     def _info(self) -> tfds.core.DatasetInfo:
         found, side = self._found, None
@@ -129,7 +128,7 @@ class _FromManifest(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 features["has_mask"] = tfds.features.Scalar(dtype=np.bool_)
             elif column != "split":
                 features[column] = _feature(values)
-        return tfds.core.DatasetInfo(
+        return writing.DatasetInfo(
             builder=self,
             description=f"Made of the manifest {pathlib.Path(self._location).name}.",
             features=tfds.features.FeaturesDict(features),
@@ -180,9 +179,6 @@ class _FromManifest(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         if self._preprocessing:
             mask = masks.prepare(mask, self._preprocessing, file)
         return mask
-
-    def _example_writer(self) -> writing.OrderedWriter:
-        return writing.OrderedWriter(self.info.file_format)
 
 
 def _feature(values: Any) -> Any:

@@ -11,13 +11,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from dpa_jax.data.decode import Preprocessing
-from dpa_jax.datasets import nih_collect, nih_configs, nih_metadata, nih_source, writing
-from dpa_jax.datasets.nih_protocols import Split
+from dpa_jax.datasets import nih_collect, nih_metadata, nih_protocols, writing
 
 _SHARD_BYTES = 2**26  # of pixels; TFDS holds the examples of one shard in memory
 
 
-class NihChestXray14(tfds.core.ShardBasedBuilder):
+class NihChestXray14(writing.Builder, tfds.core.ShardBasedBuilder):
     """Chest radiographs with labels mined from their reports (Wang et al. 2017).
 
     The splits of each configuration: `train` holds normal images only; `test` holds
@@ -30,47 +29,33 @@ class NihChestXray14(tfds.core.ShardBasedBuilder):
     name = "nih_chest_xray14"
     VERSION = tfds.core.Version("2.0.0")
     RELEASE_NOTES = {"2.0.0": "Boxes are relative to the image as it is stored."}
-    BUILDER_CONFIGS = nih_configs.CONFIGS
+    BUILDER_CONFIGS = nih_protocols.CONFIGS
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         "Put the files as NIH, Kaggle or a mirror distributes them (images or "
         "images_*.tar.gz, Data_Entry_2017.csv, train_val_list.txt, test_list.txt) into "
         "one folder, then run: dpa-jax prepare nih --source FOLDER --data_dir DATA"
     )
 
-    def __init__(
-        self,
-        *,
-        collected: nih_collect.Collected | None = None,
-        lists: str | None = None,
-        jobs: int = 0,
-        allow_missing: bool = False,
-        allow_resized: bool = False,
-        **kwargs: Any,
-    ):
+    # what to write; gathered from manual_dir if it is not set beforehand
+    collected: nih_collect.Collected | None = None
+
+    def __init__(self, *, lists: str | None = None, **kwargs: Any):
         """Makes a builder.
 
         Args:
-          collected: what to write, if it is decoded already.
-          lists: folder of the lists that split the subset, None for the published
-            ones, or a custom protocol.
-          jobs: decoding threads; 0 for one a core.
-          allow_missing: whether to go on without missing or unreadable images.
-          allow_resized: whether to go on with images that are not 1024 x 1024.
+          lists: if it gathers the images itself, the folder of the lists that split the
+            subset, None for the published ones, or a custom protocol.
           **kwargs: of every TFDS builder: `data_dir`, `config`, `version`.
         """
-        # The default of TFDS needs TensorFlow.
-        super().__init__(**{"file_format": "array_record", **kwargs})
-        self._collected = collected
+        super().__init__(**kwargs)
         self._lists = pathlib.Path(lists) if lists else None
-        self._jobs = jobs
-        self._allowed = nih_collect.allowed(allow_missing, allow_resized)
         self._work_dir: pathlib.Path | None = None
 
     def _info(self) -> tfds.core.DatasetInfo:
         config = self.builder_config
         size = config.preprocessing.size
         finding = tfds.features.ClassLabel(names=nih_metadata.FINDINGS)
-        return tfds.core.DatasetInfo(
+        return writing.DatasetInfo(
             builder=self,
             description=self.__doc__,
             homepage="https://nihcc.app.box.com/v/ChestXray-NIHCC",
@@ -109,23 +94,22 @@ class NihChestXray14(tfds.core.ShardBasedBuilder):
         self, dl_manager: tfds.download.DownloadManager
     ) -> Mapping[str, Sequence[Callable[[], Iterator]]]:
         config = self.builder_config
-        collected = self._collected or self._collect(
-            config, pathlib.Path(dl_manager.manual_dir)
-        )
-        requested = collected.requested[config.name]
+        collected = self.collected or self._collect(pathlib.Path(dl_manager.manual_dir))
+        entries = collected.plan.entries
+        requested = collected.plan.requested[config.name]
         splits = collected.splits[config.name]
         names = {name for split in requested.values() for name, _ in split}
         problems = [
             problem
             for problem in collected.problems
-            if problem.name in names or problem.name not in collected.entries
+            if problem.name in names or problem.name not in entries
         ]
         if problems:
             nih_collect.write_problems(
                 problems, pathlib.Path(self.data_path, "problems.csv")
             )
         self.info.metadata.update(
-            fingerprint=nih_configs.fingerprint(requested),
+            fingerprint=nih_protocols.fingerprint(requested),
             left_out=sum(len(requested[part]) - len(splits[part]) for part in splits),
             resized=sum(problem.kind == "size" for problem in problems),
             counts={
@@ -135,7 +119,7 @@ class NihChestXray14(tfds.core.ShardBasedBuilder):
         )
         examples = functools.partial(
             _examples,
-            collected.entries,
+            entries,
             collected.image[config.name],
             config.preprocessing,
         )
@@ -149,38 +133,23 @@ class NihChestXray14(tfds.core.ShardBasedBuilder):
             if split
         }
 
-    def _collect(
-        self, config: nih_configs.Config, manual_dir: pathlib.Path
-    ) -> nih_collect.Collected:
-        source = nih_source.find(pathlib.Path(manual_dir))
-        entries = nih_configs.read_entries(source)
-        splits = nih_configs.requested_splits(config, source, entries, self._lists)
-        self._work_dir = nih_collect.work_dir(
-            pathlib.Path(self.data_dir_root), source.root, config.name
-        )
-        return nih_collect.collect(
-            source,
-            entries,
-            {config.name: splits},
-            self._work_dir,
-            self._jobs,
-            self._allowed,
-            lambda done, total: None,
-        )
+    def _collect(self, source: pathlib.Path) -> nih_collect.Collected:
+        config = self.builder_config
+        root = pathlib.Path(self.data_dir_root)
+        self._work_dir = nih_collect.work_dir(root, source, config.name)
+        planned = nih_collect.plan(source, [config], self._lists)
+        return nih_collect.collect(planned, self._work_dir)
 
     def _post_download_and_prepare_hook(self) -> None:
         if self._work_dir:
             shutil.rmtree(self._work_dir)
 
-    def _example_writer(self) -> writing.OrderedWriter:
-        return writing.OrderedWriter(self.info.file_format)
-
 
 def _examples(
-    entries: Mapping[str, nih_metadata.Entry],
+    entries: nih_protocols.Entries,
     image: Callable,
     preprocessing: Preprocessing,
-    split: Split,
+    split: nih_protocols.Split,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     for name, label in split:
         entry = entries[name]
@@ -189,15 +158,7 @@ def _examples(
             {
                 "image": image(name),
                 "label": label,
-                "findings": entry.findings,
-                "image_id": name,
-                "patient_id": entry.patient_id,
-                "age": entry.age,
-                "sex": entry.sex,
-                "view": entry.view,
-                "follow_up": entry.follow_up,
-                "original_width": entry.width,
-                "original_height": entry.height,
+                **vars(entry),
                 "boxes": _stored_boxes(entry.boxes, preprocessing),
             },
         )

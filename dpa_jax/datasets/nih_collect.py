@@ -1,25 +1,36 @@
 """Gathers what the data sets are made of: labels, metadata and decoded images."""
 
-import contextlib
-import csv
 import dataclasses
+import functools
 import hashlib
 import os
 import pathlib
 from collections.abc import Callable, Collection, Mapping, Sequence
+from importlib.resources.abc import Traversable
 
 import numpy as np
+from PIL import Image
 
-from dpa_jax.data.decode import Preprocessing
-from dpa_jax.datasets import nih_configs, nih_pack, nih_source
-from dpa_jax.datasets.nih_metadata import SIDE, Entry
-from dpa_jax.datasets.nih_protocols import Split
+from dpa_jax.data.decode import ImageError, Preprocessing, prepare, read_image
+from dpa_jax.datasets import nih_metadata, nih_pack, nih_protocols, nih_source
 from dpa_jax.datasets.nih_source import Problem
 from dpa_jax.errors import DpaError
-from dpa_jax.weights import formats
+from dpa_jax.prefetch import prefetch
 
-Splits = Mapping[str, Mapping[str, Split]]  # by config, then by name
-Packs = Mapping[Preprocessing, nih_pack.Pack]
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is to be collected.
+
+    Attributes:
+      source: where it is.
+      entries: the metadata by image id.
+      requested: for each config, by its name, its splits.
+    """
+
+    source: nih_source.Source
+    entries: nih_protocols.Entries
+    requested: Mapping[str, nih_protocols.Splits]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,35 +38,50 @@ class Collected:
     """What the data sets are made of.
 
     Attributes:
-      requested: for each config its splits.
-      splits: the same, of those images that are there.
-      entries: the metadata by image id.
+      plan: what was to be collected.
+      splits: for each config its splits, of those images that are there.
       image: for each config a function from an image id to uint8 `[S, S, 1]`.
       problems: all of them, by name.
     """
 
-    requested: Splits
-    splits: Splits
-    entries: Mapping[str, Entry]
+    plan: Plan
+    splits: Mapping[str, nih_protocols.Splits]
     image: Mapping[str, Callable[[str], np.ndarray]]
     problems: Sequence[Problem]
 
 
+def plan(
+    root: pathlib.Path,
+    configs: Sequence[nih_protocols.Config],
+    lists: Traversable | None,
+) -> Plan:
+    """Reads the tables below a folder and splits the images for some configs.
+
+    Raises:
+      DpaError: a table or list is missing or cannot be used.
+    """
+    source = nih_source.find(root)
+    entries = nih_metadata.read_entries(
+        source.table("entries"), source.tables.get("boxes")
+    )
+    requested = {
+        config.name: nih_protocols.requested_splits(config, source, entries, lists)
+        for config in configs
+    }
+    return Plan(source, entries, requested)
+
+
 def collect(
-    source: nih_source.Source,
-    entries: Mapping[str, Entry],
-    splits: Splits,
+    plan: Plan,
     work_dir: pathlib.Path,
-    jobs: int,
-    allowed: Collection[str],
-    progress: Callable[[int, int], None],
+    jobs: int = 0,
+    allowed: Collection[str] = (),
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Collected:
     """Decodes the images of some configs, each file once.
 
     Args:
-      source: where the images are.
-      entries: the metadata by image id.
-      splits: for each config, by its name, its splits.
+      plan: which.
       work_dir: keeps decoded images; those that it has from before are not decoded
         again if their files are the same. A list of problems, if any, goes into it.
       jobs: threads; 0 for one a core.
@@ -68,54 +94,63 @@ def collect(
         allowed; a config has no image at all; or two files of one name differ.
     """
     needed: dict[Preprocessing, set[str]] = {}
-    for config, parts in splits.items():
-        names = needed.setdefault(nih_configs.find(config).preprocessing, set())
+    for config, parts in plan.requested.items():
+        names = needed.setdefault(nih_protocols.find(config).preprocessing, set())
         names.update(name for split in parts.values() for name, _ in split)
     wanted = sorted(set().union(*needed.values()))
-    absent = _check_files(source, wanted)
     report = work_dir / "problems.csv"
+    absent = _check_files(plan.source, wanted)
     _refuse(absent, allowed, report)
+    packs = {way: nih_pack.Pack(work_dir, list(plan.entries), way) for way in needed}
+    lacking: dict[str, list[nih_pack.Pack]] = {}
+    stamps = nih_source.stamps(plan.source)
+    for name in wanted:
+        current = stamps(name)
+        for way, pack in packs.items():
+            if name in needed[way] and not pack.find(name, current):
+                lacking.setdefault(name, []).append(pack)
     problems: list[Problem] = []
-    with contextlib.ExitStack() as stack:
-        packs = {
-            way: stack.enter_context(nih_pack.Pack(work_dir, list(entries), way))
-            for way in needed
-        }
-        lacking = _lacking(needed, packs, nih_source.stamps(source))
-        total = len(wanted) - len(absent)
-        count = len(wanted) - len(lacking)
+    total, count = len(wanted) - len(absent), len(wanted) - len(lacking)
+    progress(count, total)
+    items = nih_source.read(plan.source, set(wanted), lacking, problems.append)
+    threads = jobs or os.cpu_count() or 1
+    decode = functools.partial(_decode, lacking)
+    for result in prefetch(decode, items, threads, 4 * threads):
+        if isinstance(result, Problem):
+            problems.append(result)
+        else:
+            item, size, images = result
+            for pack, image in zip(lacking[item.name], images, strict=True):
+                pack.add(item.name, image, size, item.stamp)
+        count += 1
         progress(count, total)
-
-        def tick() -> None:
-            nonlocal count
-            count += 1
-            progress(count, total)
-
-        nih_pack.fill(
-            nih_source.read(source, set(wanted), lacking, problems.append),
-            lacking,
-            jobs or os.cpu_count() or 1,
-            problems.append,
-            tick,
-        )
-    problems += _odd_sizes(wanted, packs)
+    sizes = {name: size for pack in packs.values() for name, size in pack.sizes.items()}
+    problems += [
+        Problem(name, "size", f"{size[0]} x {size[1]}")
+        for name, size in sizes.items()
+        if size != (nih_metadata.SIDE, nih_metadata.SIDE)
+    ]
     problems.sort(key=lambda problem: problem.name)
     _refuse(problems, allowed, report)
-    present = {config: _present(splits[config], config, packs) for config in splits}
-    for config, parts in present.items():
+    chosen = {
+        name: packs[nih_protocols.find(name).preprocessing] for name in plan.requested
+    }
+    splits = {
+        config: {
+            part: [(name, label) for name, label in split if name in pack.sizes]
+            for part, split in plan.requested[config].items()
+        }
+        for config, pack in chosen.items()
+    }
+    for config, parts in splits.items():
         if not any(parts.values()):
             write_problems(problems, report)
             raise DpaError(
                 f"no image of {config} is left to go on with:\n{summarize(problems)}\n"
                 f"All are listed in {report}."
             )
-    return Collected(
-        requested=splits,
-        splits=present,
-        entries=entries,
-        image={f: packs[nih_configs.find(f).preprocessing].reader() for f in splits},
-        problems=problems,
-    )
+    images = {config: pack.image for config, pack in chosen.items()}
+    return Collected(plan, splits, images, problems)
 
 
 def work_dir(
@@ -129,17 +164,13 @@ def work_dir(
     return data_dir / "nih_chest_xray14" / f".decoded-{protocol}-{key}"
 
 
-def allowed(missing: bool, resized: bool) -> frozenset[str]:
-    """Returns the kinds of problems that `allow_missing`, `allow_resized` stand for."""
-    return frozenset(("missing", "unreadable") * missing + ("size",) * resized)
-
-
 def summarize(problems: Sequence[Problem]) -> str:
     """Says how many problems of each kind there are, with up to five names of each."""
+    side = nih_metadata.SIDE
     kinds = {
         "missing": "missing",
         "unreadable": "unreadable",
-        "size": f"not {SIDE} x {SIDE} pixels",
+        "size": f"not {side} x {side} pixels",
     }
     lines = []
     for kind, words in kinds.items():
@@ -153,11 +184,10 @@ def summarize(problems: Sequence[Problem]) -> str:
 
 def write_problems(problems: Sequence[Problem], path: pathlib.Path) -> None:
     """Writes all problems as CSV, atomically."""
-    with formats.replacing(path) as temporary:
-        with open(temporary, "w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["name", "kind", "reason"])
-            writer.writerows(dataclasses.astuple(problem) for problem in problems)
+    from dpa_jax.storage import workdir
+
+    rows = [dataclasses.astuple(problem) for problem in problems]
+    workdir.write_csv(path, ("name", "kind", "reason"), rows)
 
 
 def _check_files(source: nih_source.Source, wanted: Collection[str]) -> list[Problem]:
@@ -174,40 +204,22 @@ def _check_files(source: nih_source.Source, wanted: Collection[str]) -> list[Pro
     return [Problem(name, "missing", "") for name in absent]
 
 
-def _lacking(
-    needed: Mapping[Preprocessing, Collection[str]],
-    packs: Packs,
-    stamps: Callable[[str], Collection[int]],
-) -> dict[str, list[nih_pack.Pack]]:
-    """Returns the packs that lack an image, by its name; forgets outdated ones."""
-    lacking: dict[str, list[nih_pack.Pack]] = {}
-    places = [(names, packs[way]) for way, names in needed.items()]
-    for name in set().union(*needed.values()):
-        current = stamps(name)
-        for names, pack in places:
-            if name in names and not pack.has(name, current):
-                pack.drop(name)
-                lacking.setdefault(name, []).append(pack)
-    return lacking
-
-
-def _odd_sizes(wanted: Sequence[str], packs: Packs) -> list[Problem]:
-    problems = []
-    for name in wanted:
-        sizes = {pack.size(name) for pack in packs.values()} - {(0, 0), (SIDE, SIDE)}
-        for width, height in sorted(sizes)[:1]:
-            problems.append(Problem(name, "size", f"{width} x {height}"))
-    return problems
-
-
-def _present(
-    splits: Mapping[str, Split], config: str, packs: Packs
-) -> dict[str, Split]:
-    pack = packs[nih_configs.find(config).preprocessing]
-    return {
-        part: [(name, label) for name, label in split if pack.size(name) != (0, 0)]
-        for part, split in splits.items()
-    }
+def _decode(
+    packs: Mapping[str, Sequence[nih_pack.Pack]], item: nih_source.Item
+) -> tuple[nih_source.Item, tuple[int, int], list[np.ndarray]] | Problem:
+    """Returns an image with its size, decoded once for all packs that lack it."""
+    try:
+        content = item.read()
+        if content[128:132] == b"DICM":  # which `read_image` would read
+            raise DpaError("DICOM in a file named .png, and NIH's are PNG")
+        image = read_image(content, "the image")
+        whole = Image.fromarray(prepare(image, nih_protocols.WHOLE, "")[:, :, 0])
+        ways = [pack.preprocessing for pack in packs[item.name]]
+        images = [prepare(whole, way, "") for way in ways]
+        return item, image.size, images
+    except DpaError as error:
+        reason = error.reason if isinstance(error, ImageError) else str(error)
+        return Problem(item.name, "unreadable", reason)
 
 
 def _refuse(

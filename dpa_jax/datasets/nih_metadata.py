@@ -3,12 +3,10 @@
 import collections
 import csv
 import dataclasses
-import gzip
 import io
 import pathlib
 import re
 import zlib
-from collections.abc import Iterator, Sequence
 from importlib.resources.abc import Traversable
 
 from dpa_jax.errors import DpaError
@@ -30,6 +28,7 @@ FINDINGS = (
     "Pneumothorax",
 )
 SIDE = 1024  # pixels, of every image as distributed
+_LARGEST = 2**26  # bytes of a table; NIH's have less than 2**23
 
 # Column names differ between releases in case, brackets and the last word.
 _COLUMNS = {
@@ -41,9 +40,9 @@ _COLUMNS = {
     "patientgender": "sex",
     "patientsex": "sex",
     "viewposition": "view",
-    "originalimagewidth": "width",
-    "originalimageheight": "height",
-    "height": "height",
+    "originalimagewidth": "original_width",
+    "originalimageheight": "original_height",
+    "height": "original_height",
 }
 _YEARS = {"": 1.0, "Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
 
@@ -63,6 +62,8 @@ class Box:
 class Entry:
     """One row of the table: an image and its patient.
 
+    Attributes have the names of the data set's features.
+
     Attributes:
       image_id: the file name, such as `00000001_000.png`.
       findings: those of `FINDINGS` that the report names; none if it is normal.
@@ -71,7 +72,8 @@ class Entry:
       age: in years.
       sex: `F` or `M`.
       view: `PA` or `AP`.
-      width, height: of the radiograph before NIH resized it, in pixels.
+      original_width: of the radiograph before NIH resized it, in pixels.
+      original_height: the same.
       boxes: where findings are, known for 880 images.
     """
 
@@ -82,8 +84,8 @@ class Entry:
     age: float
     sex: str
     view: str
-    width: int
-    height: int
+    original_width: int
+    original_height: int
     boxes: tuple[Box, ...] = ()
 
 
@@ -103,9 +105,11 @@ def read_entries(
       DpaError: naming the file, the line and the value that cannot be used.
     """
     located = _read_boxes(boxes) if boxes else {}
-    rows = _rows(table)
-    _, header = next(rows, (0, []))
-    columns = [_COLUMNS.get(re.sub("[^a-z]", "", name.lower())) for name in header]
+    rows = csv.DictReader(io.StringIO(_text(table), newline=""), restval="")
+    header = rows.fieldnames or ()
+    columns = [
+        _COLUMNS.get(re.sub("[^a-z]", "", name.lower()), name) for name in header
+    ]
     absent = sorted(set(_COLUMNS.values()) - set(columns))
     if absent:
         raise DpaError(
@@ -113,16 +117,13 @@ def read_entries(
             f"{', '.join(header) or 'no line'}: is it Data_Entry_2017.csv as "
             "distributed by NIH?"
         )
+    rows.fieldnames = columns
     entries: dict[str, Entry] = {}
-    for line, row in rows:
-        fields = {
-            name: value
-            for name, value in zip(columns, row, strict=False)
-            if name is not None
-        }
+    for fields in rows:
+        line = rows.line_num
         try:
             entry = _entry(fields, tuple(located.get(fields["image_id"], ())))
-        except (KeyError, ValueError) as error:
+        except ValueError as error:
             raise DpaError(f"{table}, line {line}: {error}") from None
         if entry.image_id in entries:
             raise DpaError(f"{table}, line {line}: {entry.image_id} is there twice")
@@ -158,17 +159,15 @@ def _entry(fields: dict[str, str], boxes: tuple[Box, ...]) -> Entry:
             raise ValueError(
                 f"the {name} is {fields[name]!r}, not {' or '.join(options)}"
             )
+    numbers = ("follow_up", "patient_id", "original_width", "original_height")
     return Entry(
         image_id=fields["image_id"],
         findings=findings,
-        follow_up=_integer(fields, "follow_up"),
-        patient_id=_integer(fields, "patient_id"),
         age=int(age[1]) * _YEARS[age[2]],
         sex=fields["sex"],
         view=fields["view"],
-        width=_integer(fields, "width"),
-        height=_integer(fields, "height"),
         boxes=boxes,
+        **{name: _integer(fields, name) for name in numbers},
     )
 
 
@@ -188,9 +187,9 @@ def _finding(label: str) -> str:
 
 def _read_boxes(path: pathlib.Path) -> dict[str, list[Box]]:
     boxes: dict[str, list[Box]] = {}
-    rows = _rows(path)
+    rows = csv.reader(io.StringIO(_text(path), newline=""))
     next(rows, None)
-    for line, row in rows:
+    for row in filter(None, rows):
         try:
             x, y, width, height = (float(value) for value in row[2:6])
             corners = (y, x, y + height, x + width)
@@ -198,22 +197,18 @@ def _read_boxes(path: pathlib.Path) -> dict[str, list[Box]]:
             limits = (min(max(c / SIDE, 0.0), 1.0) for c in corners)
             boxes.setdefault(row[0], []).append(Box(_finding(row[1]), *limits))
         except (IndexError, ValueError) as error:
-            raise DpaError(f"{path}, line {line}: {error}") from None
+            raise DpaError(f"{path}, line {rows.line_num}: {error}") from None
     return boxes
-
-
-def _rows(path: pathlib.Path) -> Iterator[tuple[int, Sequence[str]]]:
-    reader = csv.reader(io.StringIO(_text(path), newline=""))
-    for row in reader:
-        if row:
-            yield reader.line_num, row
 
 
 def _text(path: Traversable) -> str:
     try:
         raw = path.read_bytes()
         if path.name.endswith(".gz"):
-            raw = gzip.decompress(raw)
+            unpacking = zlib.decompressobj(wbits=31)  # of gzip
+            raw = unpacking.decompress(raw, _LARGEST)
+            if not unpacking.eof:
+                raise EOFError(f"it is cut off, or of more than {_LARGEST:,} bytes")
         return raw.decode("utf-8-sig")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise DpaError(f"{path} cannot be read: {error}") from None

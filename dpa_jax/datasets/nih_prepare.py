@@ -1,13 +1,13 @@
 """From the files as distributed to prepared data sets: `dpa-jax prepare nih`."""
 
+import contextlib
 import dataclasses
 import pathlib
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from dpa_jax.datasets import nih_collect, nih_configs, nih_source, writing
+from dpa_jax.datasets import nih_collect, nih_protocols, nih_source, writing
 from dpa_jax.datasets.nih_chest_xray14 import NihChestXray14
-from dpa_jax.datasets.nih_protocols import Split
 from dpa_jax.errors import DpaError
 
 
@@ -66,15 +66,53 @@ def prepare(
       DpaError: something is missing, unreadable or contradictory, or a data set is
         there already that was made of other images.
     """
-    configs = nih_configs.configs_of(protocol, lists is not None)
-    allowed = nih_collect.allowed(allow_missing, allow_resized)
+    configs = nih_protocols.configs_of(protocol, lists is not None)
+    allowed = {"missing", "unreadable"} if allow_missing else set()
+    allowed |= {"size"} if allow_resized else set()
     work_dir = nih_collect.work_dir(data_dir, source, protocol)
     try:
-        return _prepare(
-            configs, source, data_dir, work_dir, lists, jobs, allowed, progress
-        )
+        with contextlib.ExitStack() as stack:
+            plan = nih_collect.plan(source, configs, lists)
+            for name in plan.requested:
+                held = writing.locked(data_dir, NihChestXray14.name, name)
+                stack.enter_context(held)
+            builders = {
+                name: NihChestXray14(config=name, data_dir=data_dir)
+                for name in plan.requested
+            }
+            reused = {
+                name: _check_same(builder, plan.requested[name], allowed)
+                for name, builder in builders.items()
+                if builder.data_path.exists()
+            }
+            left = {n: plan.requested[n] for n in builders if n not in reused}
+            problems: Sequence[nih_source.Problem] = ()
+            if left:
+                collected = nih_collect.collect(
+                    dataclasses.replace(plan, requested=left),
+                    work_dir,
+                    jobs,
+                    allowed,
+                    progress,
+                )
+                problems = collected.problems
+                for name in left:
+                    builders[name].collected = collected
+                    writing.write(builders[name])
+            if work_dir.exists():
+                shutil.rmtree(work_dir)
     except OSError as error:
         raise DpaError(f"{error.filename or data_dir}: {error.strerror}") from error
+    return Prepared(
+        counts={
+            name: {part: tuple(n) for part, n in made.info.metadata["counts"].items()}
+            for name, made in builders.items()
+        },
+        reused=reused,
+        problems=problems,
+        data_dir=data_dir,
+        table=plan.source.table("entries"),
+    )
 
 
 def describe(prepared: Prepared) -> str:
@@ -95,79 +133,29 @@ def describe(prepared: Prepared) -> str:
     return "\n".join(lines)
 
 
-def _prepare(
-    configs: Sequence[nih_configs.Config],
-    source: pathlib.Path,
-    data_dir: pathlib.Path,
-    work_dir: pathlib.Path,
-    lists: pathlib.Path | None,
-    jobs: int,
-    allowed: Collection[str],
-    progress: Callable[[int, int], None],
-) -> Prepared:
-    found = nih_source.find(source)
-    entries = nih_configs.read_entries(found)
-    requested = {
-        config.name: nih_configs.requested_splits(config, found, entries, lists)
-        for config in configs
-    }
-    builders = {
-        name: NihChestXray14(config=name, data_dir=data_dir) for name in requested
-    }
-    reused = {
-        name: _check_same(builder, requested[name], allowed)
-        for name, builder in builders.items()
-        if builder.data_path.exists()
-    }
-    problems: Sequence[nih_source.Problem] = ()
-    left = {name: requested[name] for name in requested if name not in reused}
-    if left:
-        collected = nih_collect.collect(
-            found, entries, left, work_dir, jobs, allowed, progress
-        )
-        problems = collected.problems
-        for name in left:
-            builders[name] = NihChestXray14(
-                config=name, data_dir=data_dir, collected=collected
-            )
-            writing.write(builders[name], source)
-    if work_dir.exists():
-        shutil.rmtree(work_dir)
-    return Prepared(
-        counts={
-            name: {part: tuple(n) for part, n in made.info.metadata["counts"].items()}
-            for name, made in builders.items()
-        },
-        reused=reused,
-        problems=problems,
-        data_dir=data_dir,
-        table=found.table("entries"),
-    )
-
-
 def _check_same(
-    builder: NihChestXray14, splits: Mapping[str, Split], allowed: Collection[str]
+    builder: NihChestXray14, splits: nih_protocols.Splits, allowed: Collection[str]
 ) -> int:
     """Checks that a data set that is there is the one asked for.
 
     Returns:
       How many images it lacks.
     """
-    made, folder = builder.info.metadata, builder.data_path
-    if made["fingerprint"] != nih_configs.fingerprint(splits):
-        raise DpaError(
-            f"{folder} was prepared from other lists or labels; delete it, or name "
-            "another --data_dir"
+    made, fault = builder.info.metadata, ""
+    if made["fingerprint"] != nih_protocols.fingerprint(splits):
+        fault = "from other lists or labels; name another --data_dir"
+    elif made["left_out"] and "missing" not in allowed:
+        fault = (
+            f"without {made['left_out']:,} images that were missing or unreadable; "
+            "accept it by --allow-missing"
         )
-    if made["left_out"] and "missing" not in allowed:
-        raise DpaError(
-            f"{folder} was prepared without {made['left_out']:,} images that were "
-            "missing or unreadable; delete it to prepare it anew, or accept it by "
-            "--allow-missing"
+    elif made["resized"] and "size" not in allowed:
+        fault = (
+            f"from {made['resized']:,} images that were not 1024 x 1024; accept it by "
+            "--allow-resized"
         )
-    if made["resized"] and "size" not in allowed:
+    if fault:
         raise DpaError(
-            f"{folder} was prepared from {made['resized']:,} images that were not "
-            "1024 x 1024; delete it to prepare it anew, or accept it by --allow-resized"
+            f"{builder.data_path} was prepared {fault}, or delete it to prepare it anew"
         )
     return made["left_out"]

@@ -2,13 +2,14 @@
 
 import dataclasses
 import filecmp
+import functools
 import hashlib
 import os
 import pathlib
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
-from dpa_jax.data import archives, folders
+from dpa_jax.data import archives, filesystems
 from dpa_jax.errors import DpaError
 
 _IMAGE = re.compile(r"\d{8}_\d{3}\.png")
@@ -36,6 +37,21 @@ class Problem:
     name: str
     kind: str
     reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """An image, not yet read.
+
+    Attributes:
+      name: of its file.
+      stamp: of its file or archive, see `stamps`.
+      read: returns its content.
+    """
+
+    name: str
+    stamp: int
+    read: Callable[[], bytes]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +95,7 @@ def find(root: pathlib.Path) -> Source:
     files: dict[str, list[str]] = {}
     packed: list[pathlib.Path] = []
     others: dict[str, list[pathlib.Path]] = {}
-    for path in folders.list_files(root):
+    for path in filesystems.list_folder(root):
         name = os.path.basename(path)
         if _IMAGE.fullmatch(name):
             files.setdefault(name, []).append(path)
@@ -112,19 +128,19 @@ def stamps(source: Source) -> Callable[[str], Collection[int]]:
     A stamp is a number that changes when its file does. An image that is not unpacked
     may come from any archive.
     """
-    packed = {_stamp([archive]) for archive in source.archives}
-    return lambda name: [_stamp(source.files[name])] if name in source.files else packed
+    packed = {_stamp(archive) for archive in source.archives}
+    return lambda name: (
+        [_stamp(source.files[name][0])] if name in source.files else packed
+    )
 
 
-def _stamp(paths: Sequence[str | pathlib.Path]) -> int:
-    states = []
-    for path in paths:
-        try:
-            state = os.stat(path)
-        except FileNotFoundError:  # a broken link, which decoding will name
-            continue
-        states.append((str(path), state.st_size, state.st_mtime_ns))
-    return int.from_bytes(_digest(repr(states).encode())[:8], "little")
+def _stamp(path: str | pathlib.Path) -> int:
+    try:
+        state = os.stat(path)
+    except FileNotFoundError:  # a broken link, which decoding will name
+        return 0
+    text = f"{path}, {state.st_size}, {state.st_mtime_ns}"
+    return int.from_bytes(_digest(text.encode())[:8], "little")
 
 
 def read(
@@ -132,7 +148,7 @@ def read(
     wanted: Collection[str],
     missing: Collection[str],
     problem: Callable[[Problem], None],
-) -> Iterator[tuple[str, str | bytes, int]]:
+) -> Iterator[Item]:
     """Yields images: first the unpacked ones, then those in archives.
 
     Archives are read, each once and from its start to its end, only if an image is
@@ -144,20 +160,17 @@ def read(
       missing: those of `wanted` to yield.
       problem: called with what is not there or is damaged.
 
-    Yields:
-      A name; the path of its file, or its content; and the stamp of its file or
-      archive, see `stamps`.
-
     Raises:
       DpaError: two copies differ, or a member of an archive has an unsafe path.
     """
     left = set(missing)
     for name in sorted(left.intersection(source.files)):
-        yield name, source.files[name][0], _stamp(source.files[name])
+        path = source.files[name][0]
+        yield Item(name, _stamp(path), functools.partial(_content, path))
     left.difference_update(source.files)
     seen: dict[str, tuple[bytes, object]] = {}
     for archive in source.archives if left else ():
-        stamp = _stamp([archive])
+        stamp = _stamp(archive)
         try:
             for name, content in archives.members(
                 archive, lambda name: name in wanted, _LARGEST
@@ -169,7 +182,7 @@ def read(
                     raise DpaError(_differ(f"{name} in {archive}", first))
                 if name in left:
                     left.remove(name)
-                    yield name, content, stamp
+                    yield Item(name, stamp, functools.partial(bytes, content))
         except archives.DAMAGE as error:
             problem(Problem(archive.name, "unreadable", f"damaged archive: {error}"))
     for name in sorted(left):

@@ -1,9 +1,6 @@
 """Scores of a slide's tiles as an overlay, a pyramidal TIFF, GeoJSON and CSV."""
 
-import csv
-import io
 import json
-import math
 import pathlib
 import warnings
 
@@ -11,19 +8,14 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from dpa_jax.errors import DpaError
+from dpa_jax.errors import needing
 from dpa_jax.slides.reader import Slide
 from dpa_jax.slides.tiles import TileGrid
+from dpa_jax.storage import workdir
 from dpa_jax.weights import formats
 
 _LONGEST = 2048  # pixels of the overlay's longer side
 _OPACITY = 0.5
-
-
-def write_atomically(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file so that it is there whole or not at all."""
-    with formats.replacing(path) as temporary:
-        temporary.write_bytes(content)
 
 
 def _colours(values: np.ndarray) -> np.ndarray:
@@ -62,9 +54,8 @@ def write_overlay(
     heat = _colours((np.where(known, shown, low) - low) / span)
     mixed = np.rint((1 - _OPACITY) * image + _OPACITY * heat).astype(np.uint8)
     picture = Image.fromarray(np.where(known[..., None], mixed, image))
-    buffer = io.BytesIO()
-    _with_scale(picture, low, high).save(buffer, "PNG")
-    write_atomically(path, buffer.getvalue())
+    with formats.replacing(path) as temporary:
+        _with_scale(picture, low, high).save(temporary, "PNG")
 
 
 def _with_scale(picture: Image.Image, low: float, high: float) -> Image.Image:
@@ -114,13 +105,11 @@ def write_scores(path: pathlib.Path, scores: np.ndarray, pixel: float) -> None:
 
 def _halved(scores: np.ndarray) -> np.ndarray:
     """Returns the means of 2x2 scores, of those that there are."""
-    rows, columns = (math.ceil(n / 2) for n in scores.shape)
-    padded = np.full((2 * rows, 2 * columns), np.nan, np.float32)
-    padded[: scores.shape[0], : scores.shape[1]] = scores
+    from skimage import measure
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # no score in any of the four
-        blocks = padded.reshape(rows, 2, columns, 2)
-        return np.asarray(np.nanmean(blocks, axis=(1, 3), dtype=np.float32))
+        return measure.block_reduce(scores, 2, np.nanmean, cval=np.nan)
 
 
 def write_regions(
@@ -140,12 +129,8 @@ def write_regions(
     Raises:
       DpaError: shapely is not installed.
     """
-    try:
+    with needing("wsi", "writing regions"):
         import shapely
-    except ImportError:
-        raise DpaError(
-            "writing regions needs a library: pip install 'dpa_jax[wsi]'"
-        ) from None
     above = np.argwhere(scores > threshold)
     boxes = [
         shapely.box(*grid.corner(row, column), *grid.corner(row + 1, column + 1))
@@ -175,7 +160,7 @@ def write_regions(
             }
         )
     collection = {"type": "FeatureCollection", "features": features}
-    write_atomically(path, json.dumps(collection, indent=1).encode())
+    workdir.write_json(path, collection)
     return len(features)
 
 
@@ -185,13 +170,10 @@ def write_csv(path: pathlib.Path, grid: TileGrid, scores: np.ndarray) -> None:
     x, y and side are in level-0 pixels; a score is written so that it reads back as
     the same float32, and is empty where the stains could not be estimated.
     """
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["row", "column", "x", "y", "side", "score"])
+    rows = []
     for row, column in np.argwhere(grid.tissue).tolist():
         x, y = grid.corner(row, column)
         side = grid.corner(row, column + 1)[0] - x
         score = scores[row, column]
-        shown = "" if np.isnan(score) else str(score)
-        writer.writerow([row, column, x, y, side, shown])
-    write_atomically(path, text.getvalue().encode())
+        rows.append((row, column, x, y, side, "" if np.isnan(score) else score))
+    workdir.write_csv(path, ("row", "column", "x", "y", "side", "score"), rows)

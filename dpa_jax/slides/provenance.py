@@ -17,7 +17,6 @@ from dpa_jax.slides import stain
 from dpa_jax.storage import checkpoints
 from dpa_jax.weights import formats
 
-STAIN_TARGET = "stain_target.npz"
 _PATCHES = re.compile(r"tfds:(camelyon16(?:/x(\d+))?):")
 
 
@@ -32,22 +31,13 @@ def keep_stains(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None
         return
     import tensorflow_datasets as tfds
 
-    from dpa_jax.datasets import camelyon16
+    import dpa_jax.datasets  # noqa: F401  makes camelyon16 known to TFDS
 
     data_dir = os.path.expanduser(config.data.data_dir) or None
-    target = camelyon16.stain_target_of(tfds.builder(match[1], data_dir=data_dir))
+    builder = tfds.builder(match[1], data_dir=data_dir)
+    target = stain.find(pathlib.Path(builder.data_dir))
     if target is not None:
-        stain.save(target, folder / STAIN_TARGET)
-
-
-def stains(folder: pathlib.Path) -> stain.StainProfile | None:
-    """Reads the stains that a run's images were normalised to; None if they were not.
-
-    Raises:
-      DpaError: the file of them is damaged.
-    """
-    path = folder / STAIN_TARGET
-    return stain.load(path) if path.exists() else None
+        stain.save(target, folder / stain.FILE)
 
 
 def magnification(config: ml_collections.ConfigDict) -> int:

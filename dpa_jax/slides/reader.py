@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib
 import math
 import os
 from collections.abc import Iterator
@@ -221,20 +222,10 @@ def _words(error: Exception) -> str:
 
 def _library(backend: str | None):
     """Returns how to open a slide, and how the library's properties begin."""
-    if backend in (None, "openslide"):
-        try:
-            import openslide
-
-            return openslide.OpenSlide, "openslide"
-        except ImportError:
-            if backend:
-                raise DpaError(
-                    "openslide is not installed: pip install 'dpa_jax[wsi]'"
-                ) from None
-    try:
-        import tiffslide
-    except ImportError:
-        raise DpaError(
-            "reading slides needs a library: pip install 'dpa_jax[wsi]'"
-        ) from None
-    return tiffslide.TiffSlide, "tiffslide"
+    known = {"openslide": "OpenSlide", "tiffslide": "TiffSlide"}
+    for name in [backend] if backend else known:
+        with contextlib.suppress(ImportError):
+            return getattr(importlib.import_module(name), known[name]), name
+    raise DpaError(
+        f"reading slides needs {backend or 'a library'}: pip install 'dpa_jax[wsi]'"
+    )

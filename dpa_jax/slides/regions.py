@@ -6,14 +6,15 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
-from dpa_jax.slides import stain, storage
+from dpa_jax.data import filesystems
+from dpa_jax.slides import stain
 from dpa_jax.slides.reader import Slide, open_slide
 
 
 @contextlib.contextmanager
 def opened(path: str, mpp: float | None = None) -> Iterator[Slide]:
     """Opens a slide by its path or URL; see `reader.open_slide`."""
-    with storage.local_copy(path) as local, open_slide(local, mpp) as slide:
+    with filesystems.local_copy(path) as local, open_slide(local, mpp) as slide:
         slide.path = path
         yield slide
 

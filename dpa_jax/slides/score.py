@@ -13,6 +13,8 @@ import numpy as np
 
 from dpa_jax.errors import DpaError, UsageError
 from dpa_jax.slides import heatmap, regions, stain, tiles
+from dpa_jax.storage import workdir
+from dpa_jax.weights import formats
 
 # uint8 [B, tile, tile, 3] -> float32 [B], B always the same
 Score = Callable[[np.ndarray], np.ndarray]
@@ -112,9 +114,7 @@ def score_slide(
         "regions": count,
         "tiles_per_second": rate,
     }
-    heatmap.write_atomically(
-        out / _SUMMARY, (json.dumps(summary, indent=2) + "\n").encode()
-    )
+    workdir.write_json(out / _SUMMARY, summary)
     return summary
 
 
@@ -137,7 +137,7 @@ def _begin(out: pathlib.Path, run: dict[str, Any]) -> pathlib.Path:
     elif any(out.iterdir()):
         raise DpaError(f"{out} holds other files; choose an empty folder with --out")
     else:
-        heatmap.write_atomically(about, (json.dumps(run, indent=2) + "\n").encode())
+        workdir.write_json(about, run)
     record.touch()
     return record
 
@@ -199,7 +199,8 @@ def _whole_batches(record: pathlib.Path, batch: int, grid) -> bytes:
     if count != total:
         count -= count % batch
     content = content[: count * _RECORD.itemsize]
-    heatmap.write_atomically(record, content)
+    with formats.replacing(record) as temporary:
+        temporary.write_bytes(content)
     return content
 
 

@@ -4,13 +4,13 @@ import dataclasses
 import math
 import os
 import pathlib
-import zipfile
 
 import numpy as np
 
 from dpa_jax.errors import DpaError
 from dpa_jax.weights import formats
 
+FILE = "stain_target.npz"
 LUMINOSITY = 0.8  # pixels of a lightness (L* / 100) below this are tissue
 SPARSITY = 0.1  # lambda of the factorisation
 _FIT_PIXELS = 20_000
@@ -181,22 +181,27 @@ def save(profile: StainProfile, path: str | os.PathLike) -> None:
             np.savez(file, **dataclasses.asdict(profile))
 
 
+def find(folder: pathlib.Path) -> StainProfile | None:
+    """Reads what the images of a data set or run were normalised to, or None.
+
+    Raises:
+      DpaError: the file of it is damaged.
+    """
+    path = folder / FILE
+    return load(path) if path.exists() else None
+
+
 def load(path: str | os.PathLike) -> StainProfile:
     """Reads a profile that `save` wrote.
 
     Raises:
       DpaError: the file is missing or holds something else.
     """
-    try:
-        # NumPy itself would leave a file open that is no archive.
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            profile = StainProfile(
-                arrays["matrix"], arrays["maxima"], str(arrays["source"])
-            )
-    except (OSError, ValueError, TypeError, LookupError, EOFError) as error:
-        raise DpaError(f"{path} holds no stain target: {error}") from None
-    except zipfile.BadZipFile as error:
-        raise DpaError(f"{path} holds no stain target: {error}") from None
+    found = formats.read_npz(pathlib.Path(path), lambda name: True)
+    absent = sorted({"matrix", "maxima", "source"} - set(found))
+    if absent:
+        raise DpaError(f"{path} holds no stain target: it has no {', '.join(absent)}")
+    profile = StainProfile(found["matrix"], found["maxima"], str(found["source"]))
     matrix, maxima = profile.matrix, profile.maxima
     if matrix.shape != (2, 3) or maxima.shape != (2,):
         raise DpaError(

@@ -1,7 +1,5 @@
 """The tiles of a slide that are scored, read ahead by threads in bounded memory."""
 
-import collections
-import concurrent.futures
 import contextlib
 import dataclasses
 import os
@@ -12,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from dpa_jax.errors import DpaError, UsageError
+from dpa_jax.prefetch import prefetch
 from dpa_jax.slides import regions, stain, tissue
 from dpa_jax.slides.reader import Slide, open_slide
 
@@ -137,18 +136,7 @@ def read(
             )
 
         # Within the slides: no thread may read from one that is closed already.
-        with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-            waiting: collections.deque[concurrent.futures.Future] = collections.deque()
-            try:
-                for cell in cells:
-                    waiting.append(pool.submit(load, cell))
-                    if len(waiting) >= 2 * workers:
-                        yield waiting.popleft().result()
-                while waiting:
-                    yield waiting.popleft().result()
-            finally:
-                for future in waiting:
-                    future.cancel()
+        yield from prefetch(load, cells, workers, 2 * workers)
 
 
 def _cell(slide, grid, cell, positions, tile, magnification, target):

@@ -1,9 +1,8 @@
 """Where the tissue is on a slide, and the grid of cells that lie wholly in it."""
 
 import numpy as np
-from scipy import ndimage
 
-from dpa_jax.errors import DpaError
+from dpa_jax.errors import DpaError, needing
 from dpa_jax.slides.reader import Slide
 
 MASK_PIXEL = 256  # x40 pixels a side per mask pixel: level 8 of a Camelyon16 slide
@@ -27,52 +26,20 @@ def tissue_mask(slide: Slide) -> np.ndarray:
     Raises:
       DpaError: there is no tissue.
     """
+    with needing("wsi", "finding tissue"):
+        from skimage import filters, morphology, segmentation
     red, green, blue = np.moveaxis(
         slide.overview(MASK_PIXEL * slide.scale).astype(np.uint32), -1, 0
     )
     grey = (299 * red + 587 * green + 114 * blue + 500) // 1000  # ITU-R 601 luma
-    threshold = otsu_threshold(grey)
-    mask = np.zeros(grey.shape, bool)
-    if threshold is not None:
-        mask = grey <= threshold
-        if grey[~mask].mean() - grey[mask].mean() < MIN_CONTRAST:
-            mask[:] = False
-    mask = ndimage.binary_opening(clear_border(mask), np.ones((3, 3), bool))
+    mask = grey <= filters.threshold_otsu(grey)
+    light = grey[~mask]
+    if not light.size or light.mean() - grey[mask].mean() < MIN_CONTRAST:
+        mask[:] = False
+    mask = morphology.opening(segmentation.clear_border(mask), np.ones((3, 3)))
     if not mask.any():
         raise DpaError(f"{slide.path}: no tissue found; the slide looks empty")
     return mask
-
-
-def otsu_threshold(grey: np.ndarray) -> int | None:
-    """Returns the grey value that best splits an image in two (Otsu 1979).
-
-    Args:
-      grey: integers from 0 to 255, any shape.
-
-    Returns:
-      The largest value of the dark class where the variance between the two classes
-      is greatest (the first of equals), or None if all pixels are equal.
-    """
-    counts = np.bincount(grey.ravel(), minlength=256).astype(np.float64)
-    dark = np.cumsum(counts)
-    light = dark[-1] - dark
-    total = np.cumsum(counts * np.arange(256))
-    both = (dark > 0) & (light > 0)
-    if not both.any():
-        return None
-    dark, light = dark[both], light[both]
-    difference = (total[-1] - total[both]) / light - total[both] / dark
-    return int(np.flatnonzero(both)[np.argmax(dark * light * difference**2)])
-
-
-def clear_border(mask: np.ndarray) -> np.ndarray:
-    """Removes the regions (connected by edges or corners) that touch the border."""
-    labels, count = ndimage.label(mask, np.ones((3, 3)))
-    keep = np.ones(count + 1, bool)
-    edges = (labels[0], labels[-1], labels[:, 0], labels[:, -1])
-    keep[np.concatenate(edges)] = False
-    keep[0] = False
-    return keep[labels]
 
 
 def tissue_cells(mask: np.ndarray, scale: float) -> np.ndarray:

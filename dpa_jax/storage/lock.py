@@ -1,4 +1,4 @@
-"""One training at a time in a workdir."""
+"""A file that one process at a time holds."""
 
 import contextlib
 import fcntl
@@ -10,29 +10,28 @@ from collections.abc import Iterator
 
 from dpa_jax import errors
 
-FILE = "lock"
-
 
 @contextlib.contextmanager
-def hold(folder: pathlib.Path) -> Iterator[None]:
-    """Holds a workdir while the body runs.
+def hold(path: pathlib.Path, conflict: str, advice: str) -> Iterator[None]:
+    """Holds a lock while the body runs.
 
     The lock is the system's, on an open file: it ends with the process that holds it,
     however that ends. The file itself stays and says who held it last.
 
     Args:
-      folder: the workdir, which exists.
+      path: the file, in a folder that exists.
+      conflict: what another holder does, such as `run is being trained in`.
+      advice: what to do about that besides waiting.
 
     Raises:
       UsageError: another process holds it; it is named.
       DpaError: the file cannot be written.
     """
-    path = folder / FILE
     try:
         file = open(path, "a+", encoding="utf-8")
     except OSError as error:
         raise errors.DpaError(
-            f"{path}: the workdir cannot be written: {error.strerror}"
+            f"{path}: the lock cannot be written: {error.strerror}"
         ) from error
     with file:
         try:
@@ -40,8 +39,8 @@ def hold(folder: pathlib.Path) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             raise errors.UsageError(
-                f"{folder} is being trained in already, by {_holder(file.read())}; "
-                "give another --workdir, or wait until it has ended"
+                f"{conflict} already, by {_holder(file.read())}; {advice}, or wait "
+                "until it has ended"
             ) from None
         holder = {"host": socket.gethostname(), "process": os.getpid()}
         file.seek(0)

@@ -17,14 +17,7 @@ from dpa_jax.devices.platform import Platform
 from dpa_jax.ops import compute
 from dpa_jax.slides import provenance
 from dpa_jax.storage import checkpoints, lock, workdir
-from dpa_jax.training import (
-    early_stopping,
-    events,
-    feeding,
-    loading,
-    loop,
-    population,
-)
+from dpa_jax.training import early_stopping, events, feeding, loading, loop, population
 from dpa_jax.training import run as run_lib
 from dpa_jax.training.loop import AfterStage
 from dpa_jax.training.run import Run
@@ -184,7 +177,9 @@ def _train(
             all_pairs = [*([parent] if parent else []), *pairs]
             for place, _ in all_pairs if todo else ():
                 workdir.make(place)
-                stack.enter_context(lock.hold(place))
+                conflict = f"{place} is being trained in"
+                held = lock.hold(place / "lock", conflict, "give another --workdir")
+                stack.enter_context(held)
             for pair in all_pairs:
                 workdir.claim(*pair)
             reasons = [run_lib.past_failure(place) for place in folders]

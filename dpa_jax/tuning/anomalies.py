@@ -149,7 +149,9 @@ def check(
 
 def _refuse_same(ours: ImageSet, others: ImageSet, where: str) -> None:
     names = {os.path.realpath(path): path for path in others.paths}
-    pixels = dict(zip(folds.fingerprints(others), others.paths, strict=True))
+    # normal images are trained on as random crops, whose centre is what is scored
+    centres = folds.fingerprints(others, ours.base.shape[1])
+    pixels = dict(zip(centres, others.paths, strict=True))
     found = [
         f"{path}, which is {names.get(os.path.realpath(path)) or pixels[digest]}"
         for path, digest in zip(ours.paths, folds.fingerprints(ours), strict=True)

@@ -26,10 +26,12 @@ Loader = Callable[[ml_collections.ConfigDict], Images]
 
 def loader(options: ml_collections.ConfigDict, visible: bool) -> Loader:
     """Returns a function that loads images as a config preprocesses them."""
-    kept: dict[data.Preprocessing, Images] = {}
+    kept: dict[tuple[data.Preprocessing, ...], Images] = {}
 
     def load(config: ml_collections.ConfigDict) -> Images:
-        key = data.Preprocessing.from_config(config)
+        key = tuple(
+            data.Preprocessing.from_config(config, scoring) for scoring in (False, True)
+        )
         if key not in kept:
             kept.clear()  # not two sets in memory at once
             normal = training.training_images(config, visible=visible)

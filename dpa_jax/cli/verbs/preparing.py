@@ -1,6 +1,7 @@
 """What the verbs under prepare do."""
 
 import argparse
+import functools
 import pathlib
 
 from dpa_jax import console, errors
@@ -26,24 +27,28 @@ def nih(options: argparse.Namespace) -> None:
 
 def camelyon16(options: argparse.Namespace) -> None:
     """Cuts Camelyon16's slides into patches."""
-    from dpa_jax.datasets import camelyon16_prepare
+    from dpa_jax.datasets import camelyon16_parts, camelyon16_prepare
 
-    stain_target = options.stain_target or camelyon16_prepare.STAIN_TARGET
     with console.counting("preparing", "slides") as show:
         found = camelyon16_prepare.prepare(
             options.source,
             options.data_dir,
-            lists=options.lists,
-            magnification=options.magnification,
-            stain_target=stain_target,
-            runner=options.runner,
-            beam_options=options.beam,
-            mpp=options.mpp,
-            jobs=options.jobs,
-            seed=options.seed,
+            camelyon16_prepare.Options(
+                options.lists,
+                options.magnification,
+                options.stain_target or camelyon16_prepare.STAIN_TARGET,
+                options.mpp,
+                options.seed,
+            ),
+            run=functools.partial(
+                camelyon16_parts.run,
+                runner=options.runner,
+                jobs=options.jobs,
+                beam_options=options.beam,
+                progress=lambda done, total, _: show(done, total),
+            ),
             parts=options.parts,
             allow_missing=options.allow_missing,
-            progress=lambda done, total, _: show(done, total),
         )
     print(found.text())
 

@@ -149,14 +149,9 @@ def _pixels(
 
 
 def _load(location: str, options, config) -> data.ImageSet:
-    with console.counting("reading images", "images") as show:
-        images = data.load(
-            location,
-            data.Preprocessing.from_config(config, scoring=True),
-            skip_corrupt=options.skip_corrupt,
-            progress=show,
-            data_dir=config.data.data_dir or None,
-        )
+    from dpa_jax.data import test_set
+
+    images = test_set.read(location, config, skip_corrupt=options.skip_corrupt)
     _tell_skipped(images)
     return images
 
@@ -253,7 +248,7 @@ def score_slide(options: argparse.Namespace) -> None:
     magnification = options.magnification or provenance.magnification(scorer.config)
     target = None
     if options.stain_target is None:
-        target = provenance.stains(folder)
+        target = stain.find(folder)
     elif options.stain_target != "none":
         target = stain.load(options.stain_target)
     stains = f"normalised to {target.source}" if target else "left as they are"
