@@ -1,6 +1,5 @@
 """What a run's loss stands on: VGG19's weights and the features' statistics."""
 
-import json
 import pathlib
 from collections.abc import Iterable
 
@@ -10,7 +9,7 @@ import ml_collections
 import numpy as np
 
 from dpa_jax import config as config_lib
-from dpa_jax import console, errors, statistics, vgg, workdir
+from dpa_jax import console, errors, json_files, statistics, vgg, workdir
 from dpa_jax.data.image_set import ImageSet
 from dpa_jax.ops.compute import Compute
 from dpa_jax.stages import Stage
@@ -111,7 +110,8 @@ def check_fingerprint(
         values = {"source": config.perceptual.weights, "sha256": found}
         workdir.write_json(path, values)
         return
-    before = json.loads(path.read_text(encoding="utf-8"))
+    fields = {"source": str, "sha256": str}
+    before = json_files.read(path, fields, workdir.REWRITTEN)
     if before["sha256"] != found:
         raise errors.DpaError(
             f"{config.perceptual.weights} holds other VGG19 weights than those that "

@@ -29,8 +29,8 @@ def load(
       platform: the machine; None takes the one at hand.
 
     Raises:
-      DpaError: there is no trained run, or its VGG19 weights are not to be had, or are
-        others than it was trained with.
+      DpaError: there is no trained run, a file of it is damaged, or its VGG19 weights
+        are not to be had, or are others than it was trained with.
     """
     folder = pathlib.Path(workdir)
     config = workdir_lib.read_config(folder)
@@ -45,7 +45,12 @@ def load(
         raise errors.DpaError(f"{folder} has no checkpoint yet; train it first")
     parameters = checkpoints.restore(folder, trained).arrays["parameters"]
     plan = stages.schedule(config)
-    stage = next(s for s in plan if s.start < trained <= s.end)
+    stage = next((s for s in plan if s.start < trained <= s.end), None)
+    if stage is None:
+        raise errors.DpaError(
+            f"{folder} has a checkpoint of step {trained:,}, but its config.json ends "
+            f"at {plan[-1].end:,}: restore the config that it was trained with"
+        )
     layers = frozen.layers_in_use(config, plan)
     weights = frozen.load_weights(config, layers)
     frozen.check_fingerprint(folder, config, weights)

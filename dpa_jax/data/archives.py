@@ -41,7 +41,7 @@ def members(
             for entry in packed.infolist():
                 name = check(archive, entry.filename, entry.file_size, largest)
                 if wanted(name) and not stat.S_ISLNK(entry.external_attr >> 16):
-                    yield name, packed.read(entry)
+                    yield name, read(packed, entry)
         return
     with tarfile.open(archive, "r|*", tarinfo=_Member) as packed:
         for member in packed:
@@ -50,6 +50,20 @@ def members(
                 content = packed.extractfile(member)
                 assert content is not None  # of a regular file it never is
                 yield name, content.read()
+
+
+def read(packed: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
+    """Reads a file in a .zip, but never more of it than the archive says that it has.
+
+    Raises:
+      DAMAGE: it is packed by a method other than deflation, which zipfile would unpack
+        without bound, or has another content than it should.
+    """
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise zipfile.BadZipFile(f"{entry.filename} is neither stored nor deflated")
+    with packed.open(entry) as file:
+        # its checksum is compared when so many bytes have been read
+        return file.read(entry.file_size)
 
 
 def check(archive: str | os.PathLike, name: str, size: int, largest: int) -> str:

@@ -10,6 +10,7 @@ import errno
 import io
 import math
 import os
+import stat
 from typing import BinaryIO
 
 import ml_collections
@@ -148,7 +149,9 @@ def read_image(source: str | os.PathLike | bytes, name: str) -> Image.Image:
     try:
         if isinstance(source, bytes):
             return _read(io.BytesIO(source), name)
-        with open(source, "rb") as stream:
+        with open(source, "rb", opener=_open_at_once) as stream:
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                raise ImageError(name, "a pipe or a device, not a file")
             return _read(stream, name)
     except errors.DpaError:
         raise
@@ -166,6 +169,11 @@ def read_image(source: str | os.PathLike | bytes, name: str) -> Image.Image:
             ) from error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(name, reason) from error
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    # without this flag, opening a pipe waits for somebody to write to it
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def prepare(image: Image.Image, preprocessing: Preprocessing, name: str) -> np.ndarray:

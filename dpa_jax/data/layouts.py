@@ -7,13 +7,12 @@ train_abnormal, of which tuning may take a few.
 
 import csv
 import dataclasses
-import json
 import os
 import pathlib
 import re
 from collections.abc import Callable, Iterator
 
-from dpa_jax import errors
+from dpa_jax import errors, json_files
 from dpa_jax.data import manifest, sources
 from dpa_jax.data.manifest import Row
 
@@ -235,7 +234,7 @@ def _opened(path: pathlib.Path):
 def _read_json(path: pathlib.Path) -> dict[str, dict[str, list[str]]]:
     with _opened(path) as file:
         try:
-            found = json.load(file)
+            found = json_files.parse(file.read(), {})
         except ValueError as error:
             raise errors.DpaError(f"{path}: not JSON: {error}") from error
     parts = list(found.values()) if isinstance(found, dict) else [None]

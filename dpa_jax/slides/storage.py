@@ -92,7 +92,7 @@ def local_copy(path: str) -> Iterator[str]:
         try:
             if packed_in:
                 with _open(packed_in[1]) as file, zipfile.ZipFile(file) as packed:
-                    content = packed.read(packed_in[2])
+                    content = archives.read(packed, packed.getinfo(packed_in[2]))
                 with open(target, "wb") as copy:
                     copy.write(content)
             else:

@@ -8,7 +8,7 @@ import pathlib
 import socket
 from collections.abc import Iterator
 
-from dpa_jax import errors
+from dpa_jax import errors, json_files
 
 FILE = "lock"
 
@@ -53,7 +53,7 @@ def hold(folder: pathlib.Path) -> Iterator[None]:
 
 def _holder(text: str) -> str:
     try:
-        found = json.loads(text)
+        found = json_files.parse(text, {"process": int, "host": str})
         return f"process {found['process']} on {found['host']}"
-    except (ValueError, TypeError, KeyError):
+    except ValueError:
         return "another process"  # which has not written its name yet

@@ -9,7 +9,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from dpa_jax import config_files, errors, state, workdir
+from dpa_jax import errors, json_files, state, workdir
 from dpa_jax.stages import Stage
 from dpa_jax.training import checkpoints, early_stopping, metrics
 
@@ -57,12 +57,15 @@ class Run:
             self.folder, keep=[stage.end for stage in plan]
         )
 
-    def resume(self, found: checkpoints.Checkpoint | None, last: Stage) -> None:
+    def resume(self, found: checkpoints.Checkpoint | None, last: Stage) -> str:
         """Takes up what was kept, and forgets what was written beyond it.
 
         Args:
           found: the checkpoint to go on from; None to begin anew.
           last: its last stage.
+
+        Returns:
+          Which rows of metrics are lost; empty if none.
         """
         assert self._checkpoints is not None
         step, notes = (found.step, found.notes) if found else (0, {})
@@ -80,6 +83,13 @@ class Run:
         if not self.is_stopped():
             (self.folder / early_stopping.FILE).unlink(missing_ok=True)
         self._writer = metrics.Writer(self.folder, step)
+        written = step - self._summed if "window" in notes else 0
+        if self._writer.last >= written:
+            return ""
+        return (
+            f"{self.folder}/{metrics.FILE} is gone or cut off: its rows after step "
+            f"{self._writer.last:,} up to {written:,} are lost; the run goes on"
+        )
 
     # --- what it keeps ---
 
@@ -210,8 +220,7 @@ def past_failure(folder: pathlib.Path) -> str | None:
     path = folder / FAILURE
     if not path.exists():
         return None
-    text = path.read_text(encoding="utf-8")
-    return config_files.read_object(text, str(path), "a failure")["reason"]
+    return json_files.read(path, {"reason": str}, workdir.REWRITTEN)["reason"]
 
 
 def newest_common(

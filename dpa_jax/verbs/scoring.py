@@ -13,6 +13,7 @@ import numpy as np
 from dpa_jax import config as config_lib
 from dpa_jax import console, data, errors, workdir
 from dpa_jax.data import labels
+from dpa_jax.weights import formats
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -91,6 +92,12 @@ def _labelled(options, config) -> data.ImageSet:
         evaluate.count_labels(images.labels)  # before scoring, which may take long
         return images
     pair = [_load(location, options, config) for location in (normal, abnormal)]
+    common = set(pair[0].paths).intersection(pair[1].paths)
+    common = {path for path in common if os.path.isfile(path)}  # an .npz has mere names
+    if common:
+        raise errors.DpaError(
+            f"{min(common)} is among the normal and the abnormal images"
+        )
     if any("mask" in (images.columns or {}) for images in pair):
         # normal images need no masks, and a join keeps what both have
         pair = [
@@ -165,7 +172,8 @@ def score(options: argparse.Namespace) -> None:
 
     cache.enable()
     out = pathlib.Path(options.out)
-    if out.exists() and not options.overwrite:
+    is_stream = formats.is_stream(out)
+    if out.exists() and not (options.overwrite or is_stream):
         raise errors.DpaError(
             f"{out} is already there; give another --out, or --overwrite"
         )
@@ -194,12 +202,14 @@ def score(options: argparse.Namespace) -> None:
         scores = scorer(images.images, show)
     rows = list(zip(images.paths, map(workdir.number, scores), strict=True))
     workdir.write_csv(out, ("path", "score"), rows)
-    print(f"{len(scores)} scores in {out}")
+    # scores that are written to stdout stand there alone
+    report = sys.stderr if is_stream else sys.stdout
+    print(f"{len(scores)} scores in {out}", file=report)
     if options.maps:
         with console.counting("mapping", "images") as show:
             found = scorer.maps(images.images, show)
         maps.write_maps(pictures, images.images, found)
-        print(f"{len(pictures)} maps in {options.maps}")
+        print(f"{len(pictures)} maps in {options.maps}", file=report)
 
 
 def _names(paths: Sequence[str]) -> list[str]:

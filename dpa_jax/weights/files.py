@@ -1,13 +1,12 @@
 """VGG19's weights: from files and to files, and where the cache keeps them."""
 
-import json
 import os
 import pathlib
 from collections.abc import Mapping
 
 import numpy as np
 
-from dpa_jax import errors, vgg
+from dpa_jax import errors, json_files, vgg
 from dpa_jax.weights import formats
 
 # {"c11": {"kernel": float32 [3, 3, I, O], "bias": float32 [O]}, ...}
@@ -107,7 +106,7 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
     elif path.suffix == ".npz":
         stored = formats.read_npz(path, lambda name: name == "metadata")
         with formats.reading(path):
-            metadata = json.loads(str(stored.get("metadata", "{}")))
+            metadata = json_files.parse(str(stored.get("metadata", "{}")), {})
     return metadata if metadata.get("format") == _FORMAT else {}
 
 
@@ -179,7 +178,7 @@ def _read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
         if not isinstance(state, Mapping):
             raise errors.DpaError(f"{path} holds no dictionary of tensors")
         return {
-            name: np.asarray(value.detach().cpu().float().numpy())
+            name: formats.from_torch(value, name, path)
             for name, value in state.items()
             if isinstance(name, str) and wanted(name) and hasattr(value, "detach")
         }

@@ -1,12 +1,11 @@
 """Verifying the cache of ImageNet weights and statistics."""
 
-import json
 import pathlib
 from collections.abc import Callable
 
 import numpy as np
 
-from dpa_jax import errors, vgg
+from dpa_jax import errors, json_files, vgg
 from dpa_jax.platform import Platform
 from dpa_jax.weights import files, formats, statistics_files
 
@@ -34,7 +33,11 @@ def verify(report: Callable[[str], None] = print) -> None:
             [name for name in vgg.LAYERS if name[0] == "r"],
             backend,
         )
-    for layer, expected in json.loads(recorded["activations"]).items():
+    kept = recorded.get("activations", "")
+    with formats.reading(files.cached_vgg19()):
+        activations = json_files.parse(kept, dict.fromkeys(features, float))
+    for layer in features:
+        expected = activations[layer]
         found = float(np.mean(features[layer]))
         if not np.isclose(found, expected, rtol=1e-3, atol=1e-6):
             raise errors.DpaError(
@@ -58,7 +61,7 @@ def _verify_fingerprint(
             f"{path} is damaged: its fingerprint is {found}, recorded was "
             f"{recorded.get('fingerprint')}; delete it and run `dpa-jax weights fetch`"
         )
-    report(f"{path}: intact, from {recorded['source']}")
+    report(f"{path}: intact, from {recorded.get('source')}")
     return recorded
 
 
