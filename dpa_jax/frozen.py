@@ -115,7 +115,8 @@ def check_fingerprint(
     if before["sha256"] != found:
         raise errors.DpaError(
             f"{config.perceptual.weights} holds other VGG19 weights than those that "
-            f"{folder} was trained with ({before['source']}); scores would mean nothing"
+            f"{folder} was trained with ({before['source']}), by the checksum in "
+            f"{path}; scores would mean nothing"
         )
 
 

@@ -241,7 +241,8 @@ def record_images(workdir: pathlib.Path, images: ImageSet) -> None:
         if before["sha256"] != digest:
             raise errors.DpaError(
                 f"{workdir} was trained on {before['images']} other images than the "
-                f"{len(images)} found now; restore them, or give another --workdir"
+                f"{len(images)} found now, by the checksum in {path}; restore them, or "
+                "give another --workdir"
             )
         return
     if images.skipped:
