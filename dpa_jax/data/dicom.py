@@ -1,7 +1,9 @@
 """Reads a DICOM file as values from black to white."""
 
+import functools
 import io
 import zlib
+from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -9,7 +11,9 @@ import numpy as np
 from dpa_jax import errors
 
 
-def read(stream: BinaryIO, name: str, limit: float) -> np.ndarray:
+def read(
+    stream: BinaryIO, name: str, limit: float
+) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
     """Reads the one frame of a DICOM file (extra `dicom`).
 
     Grey values go through the modality rescale or table, then the first VOI table or
@@ -22,11 +26,13 @@ def read(stream: BinaryIO, name: str, limit: float) -> np.ndarray:
       limit: the most pixels to decode.
 
     Returns:
-      float `[H, W]` or `[H, W, 3]`, 0 black to 1 white.
+      The stored values `[H, W]` or `[H, W, 3]`; and a function that maps rows of them
+      to float, 0 black to 1 white, which takes several times their memory.
 
     Raises:
       DpaError: pydicom is not installed.
-      ValueError: the file cannot be used; so do pydicom's own errors say.
+      ValueError: the file cannot be used; so do pydicom's own errors say, and so does
+        the function.
     """
     try:
         from pydicom import pixels
@@ -42,7 +48,14 @@ def read(stream: BinaryIO, name: str, limit: float) -> np.ndarray:
         raise ValueError(f"DICOM of {frames} frames; save one as an image")
     if data.Rows * data.Columns > limit:
         raise ValueError(f"more than {limit:,} pixels")
-    stored = pixels.pixel_array(data)  # YBR has become RGB
+    # YBR becomes RGB
+    return pixels.pixel_array(data), functools.partial(_fraction, data)
+
+
+def _fraction(data: Any, stored: np.ndarray) -> np.ndarray:
+    """Maps rows of stored values to 0 to 1."""
+    from pydicom import pixels
+
     if data.PhotometricInterpretation == "PALETTE COLOR":
         stored = pixels.apply_color_lut(stored, data)
         return stored[..., :3] / np.iinfo(stored.dtype).max
