@@ -1,6 +1,5 @@
 """What is attacked: a run, one that stands halfway, and a prepared data set."""
 
-import contextlib
 import json
 import pathlib
 import shutil
@@ -42,9 +41,8 @@ class Target:
         jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         self.folder, self.config = folder, _config(folder)
-        self.whole = dpa_jax.train(self.config, folder / "whole", visible=False)
-        self.half = folder / "half"
-        _interrupt(self.config, self.half)
+        self.whole, self.half = folder / "whole", folder / "half"
+        _train(self.config, self.whole, self.half)
         self.data_set = _prepare(folder)
         self.images = load(self.data_set)
 
@@ -112,22 +110,20 @@ def _config(folder: pathlib.Path) -> ml_collections.ConfigDict:
     return config
 
 
-def _interrupt(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
-    """Trains to the middle, and ends as if killed there."""
-
-    class Killed(Exception):
-        pass
-
+def _train(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path, half: pathlib.Path
+) -> None:
+    """Trains, and copies the workdir as it is after half of the steps."""
     save = checkpoints.Checkpoints.save
 
-    def save_and_end(self, step, *rest):
+    def save_and_copy(self, step, *rest):
         save(self, step, *rest)
         if step == _HALF:
-            raise Killed
+            self.wait()
+            shutil.copytree(workdir, half)
 
-    with mock.patch.object(checkpoints.Checkpoints, "save", save_and_end):
-        with contextlib.suppress(Killed):
-            dpa_jax.train(config, workdir, visible=False)
+    with mock.patch.object(checkpoints.Checkpoints, "save", save_and_copy):
+        dpa_jax.train(config, workdir, visible=False)
 
 
 def _prepare(folder: pathlib.Path) -> pathlib.Path:
