@@ -10,6 +10,7 @@ as the process's, though the system may take them back.
 import concurrent.futures
 import csv
 import dataclasses
+import json
 import multiprocessing
 import os
 import pathlib
@@ -137,7 +138,7 @@ def trained(text: str, folder: str) -> dict[str, Any]:
     looking.start()
     begun = time.perf_counter()
     try:
-        config = config_files.from_json(text, "the run")
+        config = config_files.from_values(json.loads(text), "the run")
         training.train(
             config, pathlib.Path(folder) / "run", platform=platform, visible=False
         )

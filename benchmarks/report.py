@@ -222,7 +222,7 @@ PENS = {
     "population": _population,
 }
 # a few numbers, which are told and not drawn
-TABLES = ("rounding", "interruptions", "host_memory", "prepare")
+TABLES = ("rounding", "interruptions", "host_memory", "prepare", "chaos", "soak")
 
 if __name__ == "__main__":
     raise SystemExit(main())

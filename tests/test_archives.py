@@ -111,3 +111,28 @@ def test_links_are_left_out(tmp_path):
             link.type, link.linkname = kind, "/etc/hostname"
             archive.addfile(link)
     assert list(archives.members(tmp_path / "a.tar", lambda name: True, 2**26)) == []
+
+
+def zip_bomb(path, method):
+    """Writes 256 MiB of zeros that the archive says are 1,000 bytes."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", method) as archive:
+        archive.writestr("images/a.png", bytes(2**28))
+    content = stream.getvalue()
+    for place in (content.index(b"PK\1\2") + 24, content.index(b"PK\3\4") + 22):
+        size = struct.pack("<I", 1000)
+        content = content[:place] + size + content[place + 4 :]
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2])
+def test_no_more_is_unpacked_than_an_archive_says_it_holds(tmp_path, method):
+    zip_bomb(tmp_path / "a.zip", method)
+    tracemalloc.start()
+    try:
+        with pytest.raises(zipfile.BadZipFile, match="images/a.png"):
+            list(archives.members(tmp_path / "a.zip", lambda name: True, 2**26))
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 2**22

@@ -17,7 +17,10 @@ def test_json_gives_the_same_config_back(config):
     config.data.channels = 3
     config.model.encoder_channels = (1, 2, 3, 4, 5)
     text = config_files.to_json(config)
-    assert config_files.from_json(text, "x.json").to_dict() == config.to_dict()
+    assert (
+        config_files.from_values(json.loads(text), "x.json").to_dict()
+        == config.to_dict()
+    )
 
 
 def test_saving_is_atomic_and_readable(config, tmp_path):
@@ -71,9 +74,9 @@ def test_argument_for_a_config_that_takes_none_is_refused():
 @pytest.mark.parametrize(
     "content, message",
     [
-        (b"{", "is not JSON"),
-        (b"\xff\xfe", "is not JSON"),
-        (b"[1]", "does not hold a configuration"),
+        (b"{", "damaged, not JSON"),
+        (b"\xff\xfe", "damaged, not text"),
+        (b"[1]", "damaged, not an object of names and values"),
         (b'{"batch_sise": 3}', "no config key batch_sise; did you mean batch_size"),
         (b'{"batch_size": "3"}', "batch_size is int, not str"),
         (b'{"model": 3}', "no config key model"),
@@ -82,7 +85,7 @@ def test_argument_for_a_config_that_takes_none_is_refused():
 def test_json_that_is_no_config_is_named(tmp_path, content, message):
     path = tmp_path / "mine.json"
     path.write_bytes(content)
-    with pytest.raises(errors.UsageError, match=message) as caught:
+    with pytest.raises(errors.DpaError, match=message) as caught:
         config_files.load(str(path))
     assert str(path) in str(caught.value)
 

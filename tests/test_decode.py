@@ -2,6 +2,7 @@ import io
 import pathlib
 import struct
 import sys
+import tracemalloc
 import warnings
 import zlib
 
@@ -306,7 +307,7 @@ def test_decompression_bomb_of_which_no_warning_is_heard(monkeypatch):
 
 
 def test_what_the_system_refuses_is_no_fault_of_the_image(monkeypatch):
-    def refuse(*args):
+    def refuse(*args, **options):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(decoding, "open", refuse, raising=False)
@@ -433,12 +434,18 @@ def test_colour_dicom():
     np.testing.assert_array_equal(decode(dicom(rgb, bits=8), RGB), rgb)
 
 
+@pytest.mark.filterwarnings("ignore:Invalid value for VR DS:UserWarning")
 @pytest.mark.parametrize(
     ("elements", "reason"),
     [
         ({"NumberOfFrames": 2}, "2 frames"),
         ({"WindowCenter": 1, "WindowWidth": 0}, "width 0"),
         ({"RescaleSlope": 0, "RescaleIntercept": 1}, "slope of 0"),
+        ({"WindowCenter": "nan", "WindowWidth": 9}, "WindowCenter of nan"),
+        ({"WindowCenter": 1, "WindowWidth": "inf"}, "WindowWidth of inf"),
+        ({"RescaleSlope": "nan", "RescaleIntercept": 1}, "RescaleSlope of nan"),
+        ({"RescaleSlope": 1, "RescaleIntercept": "-inf"}, "RescaleIntercept of -inf"),
+        ({"RescaleSlope": "1e308", "RescaleIntercept": "-1e308"}, "without bounds"),
     ],
 )
 def test_dicom_that_cannot_be_used(elements, reason):
@@ -467,6 +474,43 @@ def test_dicom_bomb(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
     with pytest.raises(ImageError, match="more than 200 pixels"):
         decode(dicom(STORED), GREY)
+
+
+def deflated(stored: np.ndarray, more: bytes = b"") -> bytes:
+    """The same as `dicom`, deflated, with `more` at its end."""
+    pydicom = pytest.importorskip("pydicom", reason="the dicom extra is missing")
+    plain = pydicom.dcmread(io.BytesIO(dicom(stored)))
+    plain.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    stream = io.BytesIO()
+    plain.save_as(stream, enforce_file_format=True)
+    content = stream.getvalue()
+    stream.seek(132)
+    pydicom.filereader.read_dataset(
+        stream, False, True, stop_when=lambda tag, *_: tag >> 16 != 2
+    )
+    start = stream.tell()
+    body = zlib.decompress(content[start:], -zlib.MAX_WBITS) + more
+    packed = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return content[:start] + packed.compress(body) + packed.flush()
+
+
+def test_deflated_dicom_is_as_that_which_is_not():
+    expected = decode(dicom(STORED), GREY)
+    np.testing.assert_array_equal(decode(deflated(STORED), GREY), expected)
+
+
+def test_deflated_dicom_bomb(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2**16)
+    data = deflated(STORED, bytes(2**26))
+    assert len(data) < 2**17
+    tracemalloc.start()
+    try:
+        with pytest.raises(ImageError, match="it: deflated from more than 1,245,184"):
+            decode(data, GREY, "it")
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 2**23
 
 
 @pytest.mark.parametrize("inverted", [False, True])

@@ -1,5 +1,7 @@
 """TFDS data sets made of manifests."""
 
+import pathlib
+
 import numpy as np
 import pytest
 import run_factory
@@ -168,3 +170,21 @@ def test_the_verb_prepares_what_tfds_reads_without_our_code(listed):
     source = tfds.data_source("mine", split="test", data_dir=folder)
     assert source[1]["image"].shape == (12, 12, 1)
     assert source[1]["mask"][3, 2, 0] == 255
+
+
+def test_a_damaged_file_of_a_data_set_is_noticed_or_not_needed(listed):
+    folder = pathlib.Path(prepare(listed))
+    expected = load("tfds:mine:test", WHOLE, data_dir=str(folder))
+    for path in sorted(folder.rglob("*")):
+        if not path.is_file():
+            continue
+        content = path.read_bytes()
+        for damaged in (b"", content[: len(content) // 2], b"{" + content):
+            path.write_bytes(damaged)
+            try:
+                found = load("tfds:mine:test", WHOLE, data_dir=str(folder))
+            except DpaError as error:
+                assert "mine" in str(error), path
+            else:
+                np.testing.assert_array_equal(found.images, expected.images)
+        path.write_bytes(content)

@@ -338,7 +338,24 @@ def test_a_yaml_file_becomes_a_valid_config_and_the_rest_is_logged(tmp_path, cap
     assert "set data.train" in caplog.text and "log_iter=10" in caplog.text
 
 
-@pytest.mark.parametrize("text", ["- 1\n- 2\n", "a: [1,\n", "!!python/name:os.system"])
+ALIASES = "".join(
+    f"a{n}: &a{n} {{{', '.join(f'b{i}: *a{n - 1}' for i in range(9))}}}\n"
+    for n in range(1, 9)
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "- 1\n- 2\n",
+        "a: [1,\n",
+        "!!python/name:os.system",
+        "[" * 5_000,
+        "a: " + "9" * 5_000,
+        "a: &a {b: *a}\n",  # an alias of itself
+        "a0: &a0 {x: 1}\n" + ALIASES,  # 9 to the 8th options
+    ],
+)
 def test_what_is_no_yaml_mapping_is_refused(tmp_path, text):
     path = tmp_path / "train_eval.yaml"
     path.write_text(text)
@@ -571,11 +588,26 @@ def test_a_checkpoint_is_read_with_its_config(checkpoint, stage, name, alpha):
         ({"config": {"max_image_res": 8}}, "initial_image_res is missing"),
         ({"config": None}, "not a mapping of options"),
         ({"niter": "50"}, "niter is '50', not a number"),
+        ({"niter": float("nan")}, "niter is nan, not a number"),
+        ({"stage": ["stab"]}, r"unknown stage \['stab'\]"),
     ],
 )
 def test_a_bad_checkpoint_is_named(checkpoint, changes, message):
     path, *_ = checkpoint(changes)
     with pytest.raises(errors.DpaError, match=f"anomaly_detection.tar.*{message}"):
+        reference_checkpoint.read_checkpoint(path)
+
+
+@pytest.mark.parametrize("kind", ["meta", "sparse"])
+def test_a_tensor_without_values_is_named(checkpoint, kind):
+    torch = pytest.importorskip("torch")
+    empty = (
+        torch.empty(2, device="meta") if kind == "meta" else torch.ones(2).to_sparse()
+    )
+    path, *_ = checkpoint({"enc": {"a.weight": empty}})
+    with pytest.raises(
+        errors.DpaError, match="anomaly_detection.tar: a.weight is no arr"
+    ):
         reference_checkpoint.read_checkpoint(path)
 
 

@@ -51,6 +51,14 @@ def test_steps_beyond_the_checkpoint_and_half_lines_are_dropped(tmp_path):
     ]
 
 
+def test_a_damaged_row_is_named_and_nothing_is_lost(tmp_path):
+    log = tmp_path / "metrics.jsonl"
+    log.write_text('{"step": 1}\n{"step": 2, "lo\n{"step": 3}\n')
+    with pytest.raises(errors.DpaError, match=r"jsonl, line 2: damaged, not JSON"):
+        metrics.Writer(tmp_path, 3)
+    assert len(log.read_text().splitlines()) == 3
+
+
 def test_tensorboard_is_told_where_a_resumed_run_begins(tmp_path):
     metrics.Writer(tmp_path, 0).close()
     begun = [

@@ -101,7 +101,7 @@ def test_half_written_checkpoint_is_not_taken_and_cleared(growing, whole, tmp_pa
 def quick(tmp_path):
     """A run that ended as if killed at step 4 of 6, its checkpoints every 2."""
     config = run_factory.quick_config()
-    config.checkpoint_every = 2
+    config.checkpoint_every, config.log_every = 2, 3
     config.data.train = run_factory.write_npz(tmp_path / "train.npz")
     run_factory.train_until(config, tmp_path / "run", 4)
     return config
@@ -131,6 +131,35 @@ def test_a_run_of_an_earlier_version_goes_on(quick, tmp_path):
     (workdir / "config.json").write_text(json.dumps(values))
     dpa_jax.train(quick, workdir, visible=False)
     run_factory.assert_same_run(workdir, whole)
+
+
+def test_a_row_of_metrics_is_of_all_its_steps_whenever_a_run_went_on(quick, tmp_path):
+    whole = dpa_jax.train(quick, tmp_path / "whole", visible=False)
+    dpa_jax.train(quick, tmp_path / "run", visible=False)
+    rows = run_factory.rows(tmp_path / "run")
+    assert [row["step"] for row in rows] == [3, 6]  # of which one began before 4
+    assert rows == run_factory.rows(whole)
+
+
+@pytest.mark.parametrize("left", [None, ""])
+def test_lost_rows_of_metrics_are_told(quick, tmp_path, left, capsys):
+    path = tmp_path / "run" / "metrics.jsonl"
+    path.unlink()
+    if left is not None:
+        path.write_text(left)
+    dpa_jax.train(quick, tmp_path / "run")
+    assert (
+        f"{path} is gone or cut off: its rows after step 0 up to 3 are lost"
+        in capsys.readouterr().err
+    )
+    assert [row["step"] for row in run_factory.rows(tmp_path / "run")] == [6]
+
+
+def test_checkpoints_are_written_within_a_chunk_if_they_are_due(quick, tmp_path):
+    quick.steps_per_chunk = 6
+    folder = dpa_jax.train(quick, tmp_path / "chunk", visible=False)
+    assert checkpoints.steps(folder) == [4, 6]  # 2 was one too many to keep
+    run_factory.assert_same_run(folder, dpa_jax.train(quick, tmp_path / "run"))
 
 
 def damage(checkpoint):

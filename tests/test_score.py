@@ -1,5 +1,7 @@
 import csv
+import os
 import shutil
+import stat
 
 import numpy as np
 import pytest
@@ -310,3 +312,20 @@ def test_corrupt_images_stop_scoring_or_are_left_out(trained, folder):
         "p/00.png",
         "p/01.png",
     ]
+
+
+def test_scores_on_stdout_stand_there_alone(trained, folder):
+    command = ("score", "a.png", "--workdir", trained, "--out=/dev/stdout")
+    process = run_factory.start(*command, cwd=folder)
+    found, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    header, row = found.splitlines()
+    assert header == "path,score" and row.startswith("a.png,")
+    assert "1 scores in /dev/stdout" in err
+
+
+def test_a_full_device_takes_no_scores_and_stays(trained, folder):
+    command = ("score", folder / "a.png", "--workdir", trained, "--overwrite")
+    code, _, err = run_factory.call(*command, "--out=/dev/full")
+    assert code == 1 and "cannot write /dev/full: No space left on device" in err
+    assert stat.S_ISCHR(os.stat("/dev/full").st_mode)

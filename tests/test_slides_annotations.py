@@ -1,6 +1,7 @@
 """Annotations as ASAP writes them and as masks."""
 
 import math
+import time
 import tracemalloc
 
 import numpy as np
@@ -144,3 +145,32 @@ def test_mask_of_another_size_is_named(tmp_path):
     ):
         with pytest.raises(DpaError, match=r"mask\.tif has 320x256 .*a\.tif 640x512"):
             annotations.from_mask(opened, slide)
+
+
+def star(points):
+    """An outline that jumps about at random: every second edge crosses another."""
+    return np.random.default_rng(0).uniform(0, 1000, (points, 2)).tolist()
+
+
+def grid(lines):
+    """Thin outlines across each other, none of which crosses itself."""
+    across = [("_0", box(0, 10 * i, 10 * lines, 1)) for i in range(lines)]
+    return across + [("_0", box(10 * i, 0, 1, 10 * lines)) for i in range(lines)]
+
+
+@pytest.mark.parametrize("polygons", [[("_0", star(3_000))], grid(400)])
+def test_outlines_that_would_take_hours_are_refused_at_once(tmp_path, polygons):
+    path = slide_factory.asap(tmp_path / "a.xml", polygons)
+    start = time.process_time()
+    with pytest.raises(DpaError, match=r"a\.xml has outlines of .* too often"):
+        annotations.from_xml(path)
+    assert time.process_time() - start < 2
+
+
+def test_an_outline_of_fifty_thousand_points_is_none_too_many(tmp_path):
+    angles = np.linspace(0, 2 * math.pi, 50_000, endpoint=False)
+    circle = np.stack([np.cos(angles), np.sin(angles)], 1) * 10_000 + 10_000
+    path = slide_factory.asap(tmp_path / "a.xml", [("_0", circle.tolist())])
+    coverage, notes = annotations.from_xml(path)
+    assert notes == []
+    assert coverage(0, 0, 20_000) == pytest.approx(math.pi / 4, abs=1e-4)

@@ -559,3 +559,30 @@ def test_tfds_is_delegated(monkeypatch):
 def test_tfds_without_a_name_or_a_split(location):
     with pytest.raises(errors.UsageError, match="NAME"):
         data.load(location, GREY)
+
+
+def test_an_image_listed_as_normal_and_abnormal_is_refused(tmp_path):
+    write(tmp_path, "a.png")
+    text = "path,label\na.png,normal\na.png,normal\n./a.png,abnormal\n"
+    with pytest.raises(errors.DpaError, match=r"line 4: ./a.png .* than in line 2"):
+        data.load(manifest(tmp_path, text), GREY)
+
+
+# Files that are none
+
+
+def test_a_pipe_among_images_is_named_and_may_be_left_out(tmp_path):
+    write(tmp_path, "a.png", 1)
+    os.mkfifo(tmp_path / "b.png")
+    with pytest.raises(errors.DpaError, match="b.png: a pipe or a device, not a file"):
+        data.load(tmp_path, GREY)
+    assert levels(data.load(tmp_path, GREY, skip_corrupt=True)) == [1]
+
+
+def test_a_link_to_itself_spoils_no_folder_unless_it_is_an_image(tmp_path):
+    write(tmp_path, "a.png", 1)
+    (tmp_path / "latest").symlink_to("latest")
+    assert levels(data.load(tmp_path, GREY)) == [1]
+    (tmp_path / "b.png").symlink_to("b.png")
+    with pytest.raises(errors.DpaError, match="b.png: cannot be read: Too many levels"):
+        data.load(tmp_path, GREY)

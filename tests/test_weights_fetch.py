@@ -1,3 +1,4 @@
+import contextlib
 import hashlib
 import http.server
 import pathlib
@@ -26,6 +27,7 @@ from dpa_jax.weights import (
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
+LARGEST = 4_000_000
 
 
 class Server:
@@ -37,6 +39,10 @@ class Server:
         self.ranges = True  # whether Range is honoured
         self.cut = []  # bytes after which the next answers break off
         self.status = []  # of the next answers, before any success
+        self.stall = []  # bytes after which the next answers wait for the gate
+        self.pace = 0  # bytes that are sent at a time, with a pause; 0 for all
+        self.moved = {}  # where a path redirects to
+        self.range = ""  # said of every answer, whatever it holds
         self.lengths = True  # whether Content-Length is sent
         self.requests = []  # (path, Range, If-Range)
         self.gate = threading.Event()  # answers wait for it
@@ -57,10 +63,16 @@ class Server:
         ).start()
 
     def answer(self, handler):
-        self.gate.wait(20)
+        if not self.stall:
+            self.gate.wait(20)
         wanted = handler.headers.get("Range")
         unless = handler.headers.get("If-Range")
         self.requests.append((handler.path, wanted, unless))
+        if handler.path in self.moved:
+            handler.send_response(302)
+            handler.send_header("Location", self.url + self.moved[handler.path])
+            handler.end_headers()
+            return
         status = self.status.pop(0) if self.status else 200
         body = self.files.get(handler.path)
         if status == 200 and body is None:
@@ -69,6 +81,11 @@ class Server:
             handler.send_error(status)
             return
         start = 0
+        if self.range:
+            handler.send_response(206)
+            handler.send_header("Content-Range", self.range)
+            handler.end_headers()
+            return
         if wanted and self.ranges and unless in (None, self.etag):
             start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1])
             if start >= len(body):
@@ -84,11 +101,22 @@ class Server:
             handler.send_response(200)
         if self.etag:
             handler.send_header("ETag", self.etag)
-        if self.lengths:
-            handler.send_header("Content-Length", str(len(body) - start))
-        handler.end_headers()
         stop = start + self.cut.pop(0) if self.cut else len(body)
-        handler.wfile.write(body[start:stop])
+        if self.lengths is True:
+            handler.send_header("Content-Length", str(len(body) - start))
+        elif self.lengths:
+            handler.send_header("Content-Length", self.lengths)
+        handler.end_headers()
+        with contextlib.suppress(ConnectionError):  # the client has had enough
+            if self.stall:
+                handler.wfile.write(body[start : start + self.stall.pop(0)])
+                self.gate.clear()
+                self.gate.wait(20)
+                return
+            step = self.pace or stop - start or 1
+            for first in range(start, stop, step):
+                handler.wfile.write(body[first : min(first + step, stop)])
+                time.sleep(0.01 if self.pace else 0)
 
 
 @pytest.fixture
@@ -105,7 +133,8 @@ def server(monkeypatch):
 
 def get(server, folder, sha256=SHA256, name="file.bin", **kwargs):
     path = folder / name
-    download.download(f"{server.url}/a/{name}", path, sha256, pause=0, **kwargs)
+    url = f"{server.url}/a/{name}"
+    download.download(url, path, sha256, LARGEST, pause=0, **kwargs)
     return path
 
 
@@ -181,6 +210,82 @@ def test_a_part_that_is_complete_or_too_long_ends_well(server, tmp_path, extra):
     assert get(server, tmp_path).read_bytes() == CONTENT
 
 
+def test_what_came_before_a_stall_is_kept(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "_TIMEOUT", 0.3)
+    server.stall = [100_000, 70_000]
+    seen = []
+
+    def resume(done, total):
+        seen.append(done)
+        if not server.stall:
+            server.gate.set()
+
+    assert get(server, tmp_path, progress=resume).read_bytes() == CONTENT
+    ranges = [wanted for _, wanted, _ in server.requests]
+    assert ranges == [None, "bytes=100000-", "bytes=170000-"]
+
+
+def test_a_server_that_sends_next_to_nothing_is_given_up(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "_TIMEOUT", 0.05)
+    monkeypatch.setattr(download, "_SLOWEST", 10_000_000)
+    server.pace = 1_000
+    with pytest.raises(errors.DpaError, match="less than 10,000,000 bytes a second"):
+        get(server, tmp_path)
+    assert len(server.requests) == 5
+
+
+@pytest.mark.parametrize("lengths", [True, False])
+def test_a_file_that_is_too_large_is_not_taken(server, tmp_path, lengths):
+    server.lengths = lengths
+    server.files["/a/file.bin"] = bytes(LARGEST + 1)
+    seen = [0]
+    with pytest.raises(errors.DpaError, match="it has more than 4,000,000 bytes"):
+        get(server, tmp_path, progress=lambda done, total: seen.append(done))
+    assert len(server.requests) == 1 and not list(tmp_path.iterdir())
+    assert (seen[-1] == 0) == lengths
+
+
+def test_a_redirection_in_a_circle_is_named(server, tmp_path):
+    server.moved = {"/a/file.bin": "/a/other.bin", "/a/other.bin": "/a/file.bin"}
+    with pytest.raises(errors.DpaError, match="file.bin answers 302 .* infinite loop"):
+        get(server, tmp_path)
+
+
+def test_a_redirection_is_followed(server, tmp_path):
+    server.moved = {"/a/old.bin": "/a/file.bin"}
+    assert get(server, tmp_path, name="old.bin").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("had", [0, 1_000])
+def test_a_server_that_sends_another_range_is_named(server, tmp_path, had):
+    if had:
+        (tmp_path / "file.bin.part").write_bytes(CONTENT[:had])
+    server.range = "bytes 500-2999999/3000000"
+    with pytest.raises(errors.DpaError, match="it sends 'bytes 500-2999999/3000000'"):
+        get(server, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_server_that_always_fails_is_given_up(server, tmp_path):
+    server.status = [500] * 9
+    with pytest.raises(errors.DpaError, match=r"500 Internal Server Error \(5 att"):
+        get(server, tmp_path)
+    assert len(server.requests) == 5
+
+
+@pytest.mark.parametrize("length", ["many", "-1"])
+def test_a_length_that_is_no_number_is_none(server, tmp_path, length):
+    server.lengths = length
+    assert get(server, tmp_path).read_bytes() == CONTENT
+
+
+def test_a_wrong_file_of_the_right_size_is_not_kept(server, tmp_path):
+    server.files["/a/file.bin"] = CONTENT[::-1]
+    with pytest.raises(errors.DpaError, match=f"expected {SHA256}; what came is del"):
+        get(server, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_wrong_checksum_names_both_and_keeps_nothing(server, tmp_path):
     wrong = "0" * 64
     with pytest.raises(errors.DpaError, match=f"SHA-256 is {SHA256}, expected {wrong}"):
@@ -219,11 +324,11 @@ def test_a_proxy_is_used_and_named_without_its_password(server, tmp_path, monkey
     monkeypatch.setenv("http_proxy", server.url)
     server.files["http://elsewhere.invalid/x"] = CONTENT
     path = tmp_path / "x"
-    download.download("http://elsewhere.invalid/x", path, SHA256, pause=0)
+    download.download("http://elsewhere.invalid/x", path, SHA256, LARGEST, pause=0)
     assert path.read_bytes() == CONTENT
     monkeypatch.setenv("http_proxy", "http://me:secret@127.0.0.1:9")
     with pytest.raises(errors.DpaError, match="http proxy 127.0.0.1") as caught:
-        download.download("http://elsewhere.invalid/y", path, SHA256, pause=0)
+        download.download("http://elsewhere.invalid/y", path, SHA256, LARGEST, pause=0)
     assert "secret" not in str(caught.value)
 
 
@@ -409,7 +514,7 @@ def test_an_interrupted_conversion_keeps_the_download(server, cache, monkeypatch
         raise errors.DpaError("cannot write")
 
     with monkeypatch.context() as broken:
-        broken.setattr(files, "save_vgg19", full)
+        broken.setattr(files, "save", full)
         with pytest.raises(errors.DpaError, match="cannot write"):
             fetch.fetch(mirror=server.url)
     assert "model.safetensors" in names(cache)

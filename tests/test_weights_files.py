@@ -1,7 +1,11 @@
 import io
+import os
 import pathlib
 import pickle
+import stat
+import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -328,3 +332,75 @@ def test_statistics_of_the_published_kind_by_torch(tmp_path):
     torch.save([1], tmp_path / "other.pt")
     with pytest.raises(errors.DpaError, match="other.pt does not hold"):
         statistics_files.load(str(tmp_path / "other.pt"))
+
+
+def test_a_pth_with_a_tensor_without_values_is_named(tmp_path):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "w.pth"
+    torch.save({"features.0.weight": torch.empty(2, device="meta")}, path)
+    with pytest.raises(errors.DpaError, match="w.pth: features.0.weight is no array"):
+        vgg19.load(str(path))
+
+
+# --- writing ---
+
+
+def write(path, text):
+    with formats.replacing(path) as temporary:
+        temporary.write_text(text)
+
+
+def test_a_device_is_written_to_and_never_replaced(tmp_path):
+    with pytest.raises(errors.DpaError, match="cannot write /dev/full: No space left"):
+        write(pathlib.Path("/dev/full"), "scores")
+    assert stat.S_ISCHR(os.stat("/dev/full").st_mode)
+    write(pathlib.Path("/dev/null"), "scores")
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+
+
+def test_a_pipe_is_written_to_and_never_replaced(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    found = []
+    reader = threading.Thread(target=lambda: found.append(path.read_text()))
+    reader.start()
+    write(path, "scores")
+    reader.join(10)
+    assert found == ["scores"] and stat.S_ISFIFO(path.stat().st_mode)
+
+
+def test_a_link_is_followed_and_stays(tmp_path):
+    (tmp_path / "there").write_text("before")
+    (tmp_path / "link").symlink_to("there")
+    write(tmp_path / "link", "after")
+    assert (tmp_path / "there").read_text() == "after"
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "there"]
+
+
+def test_a_link_to_itself_is_named(tmp_path):
+    (tmp_path / "link").symlink_to("link")
+    with pytest.raises(
+        errors.DpaError, match="link: Too many levels of symbolic links"
+    ):
+        write(tmp_path / "link", "after")
+
+
+WRITING = """
+import pathlib
+from dpa_jax.weights import formats
+with formats.replacing(pathlib.Path("/dev/stdout")) as temporary:
+    temporary.write_text("scores, ")
+print("more")
+"""
+
+
+def test_stdout_that_is_a_file_is_written_to_and_never_replaced(tmp_path):
+    root = pathlib.Path(__file__).resolve().parents[1]
+    with open(tmp_path / "a.csv", "w") as file:
+        before = os.fstat(file.fileno()).st_ino
+        subprocess.run(
+            [sys.executable, "-c", WRITING], stdout=file, cwd=root, check=True
+        )
+    assert (tmp_path / "a.csv").stat().st_ino == before
+    assert (tmp_path / "a.csv").read_text() == "scores, more\n"

@@ -198,3 +198,19 @@ def test_files_are_replaced_as_a_whole_or_not_at_all(tmp_path):
         workdir.write_csv(path, ["a"], rows())
     assert path.read_text().split() == ["a", "before"]
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_spreadsheet_would_take_for_a_formula_is_made_text(tmp_path):
+    texts = ["=1+1", "+cmd", "-x.png", "@a", "\t=1", "a=b.png", "'=1"]
+    numbers = ["-1.5", "+2", "-inf", "1e-3"]
+    workdir.write_csv(
+        tmp_path / "a.csv", ["x", "y"], [[x, -3] for x in texts + numbers]
+    )
+    with open(tmp_path / "a.csv", newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["x", "y"]
+    assert [row[0] for row in rows] == [
+        *("'=1+1", "'+cmd", "'-x.png", "'@a", "'\t=1", "a=b.png", "'=1"),
+        *numbers,
+    ]
+    assert {row[1] for row in rows} == {"-3"}

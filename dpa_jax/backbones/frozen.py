@@ -1,6 +1,5 @@
 """What a run's loss stands on: the backbone's weights, the features' statistics."""
 
-import json
 import pathlib
 from collections.abc import Collection, Iterable, Mapping
 
@@ -15,7 +14,7 @@ from dpa_jax.backbones import base, statistics
 from dpa_jax.data.image_set import ImageSet
 from dpa_jax.ops.compute import Compute
 from dpa_jax.stages import Stage
-from dpa_jax.storage import workdir
+from dpa_jax.storage import json_files, workdir
 from dpa_jax.weights import formats, statistics_files
 
 STATISTICS = "statistics.npz"
@@ -152,11 +151,13 @@ def check_fingerprint(
         values = {"source": config.perceptual.weights, "sha256": found}
         workdir.write_json(path, values)
         return
-    before = json.loads(path.read_text(encoding="utf-8"))
+    fields = {"source": str, "sha256": str}
+    before = json_files.read(path, fields, workdir.REWRITTEN)
     if before["sha256"] != found:
         raise errors.DpaError(
             f"{config.perceptual.weights} holds other weights than those that "
-            f"{folder} was trained with ({before['source']}); scores would mean nothing"
+            f"{folder} was trained with ({before['source']}), by the checksum in "
+            f"{path}; scores would mean nothing"
         )
 
 

@@ -10,6 +10,8 @@ import errno
 import io
 import math
 import os
+import stat
+from collections.abc import Callable
 from typing import BinaryIO
 
 import ml_collections
@@ -38,6 +40,7 @@ _FORMATS = tuple(
     )
 )
 PLANES = ("sagittal", "coronal", "axial")  # by the axis of a volume that they cut
+_PART = 2**20  # pixels that are brought to 8 bits at a time
 _DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -148,7 +151,9 @@ def read_image(source: str | os.PathLike | bytes, name: str) -> Image.Image:
     try:
         if isinstance(source, bytes):
             return _read(io.BytesIO(source), name)
-        with open(source, "rb") as stream:
+        with open(source, "rb", opener=_open_at_once) as stream:
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                raise ImageError(name, "a pipe or a device, not a file")
             return _read(stream, name)
     except errors.DpaError:
         raise
@@ -166,6 +171,11 @@ def read_image(source: str | os.PathLike | bytes, name: str) -> Image.Image:
             ) from error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(name, reason) from error
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    # without this flag, opening a pipe waits for somebody to write to it
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def prepare(image: Image.Image, preprocessing: Preprocessing, name: str) -> np.ndarray:
@@ -235,7 +245,7 @@ def _read(stream: BinaryIO, name: str) -> Image.Image:
     stream.seek(0)
     limit = Image.MAX_IMAGE_PIXELS or math.inf
     if head[128:] == b"DICM":
-        return _from_fraction(dicom.read(stream, name, limit))
+        return _to_bytes(*dicom.read(stream, name, limit))
     too_large = f"more than {limit:,} pixels, a decompression bomb perhaps"
     try:
         image: Image.Image = Image.open(stream, formats=_FORMATS)
@@ -248,15 +258,18 @@ def _read(stream: BinaryIO, name: str) -> Image.Image:
     if image.mode in _DEEP_MODES:
         # Read first: Pillow forgets a TIFF's tags when it turns the image upright.
         bits, negative = _tiff_bits(image)
-        values = np.asarray(ImageOps.exif_transpose(image)).astype(np.int32)
-        low, high, full = values.min(), values.max(), 2**bits - 1
+        values = np.asarray(ImageOps.exif_transpose(image))
+        low, high, full = int(values.min()), int(values.max()), 2**bits - 1
         if low < 0 or high > full:
             raise ImageError(
                 name,
                 f"values from {low} to {high}; grey images may have 8 bits, or 16 with "
                 "values from 0 to 65535",
             )
-        return _from_fraction((full - values if negative else values) / full)
+        return _to_bytes(
+            values,
+            lambda rows: (full - rows.astype(np.int32) if negative else rows) / full,
+        )
     if image.mode == "F":
         raise ImageError(
             name, "floating-point values; save it with 8 or 16 bits, or use an .npz"
@@ -275,6 +288,16 @@ def _tiff_bits(image: Image.Image) -> tuple[int, bool]:
     return min(bits, 16), photometric == 0
 
 
-def _from_fraction(fraction: np.ndarray) -> Image.Image:
-    """Turns values from 0 to 1 into an 8-bit grey or RGB image."""
-    return Image.fromarray(np.rint(255 * fraction).astype(np.uint8))
+def _to_bytes(
+    values: np.ndarray, fraction: Callable[[np.ndarray], np.ndarray]
+) -> Image.Image:
+    """Turns values into an 8-bit grey or RGB image, by their fraction of white.
+
+    Some rows at a time, since fractions take eight bytes each.
+    """
+    rows = max(1, _PART // max(1, values[:1].size))
+    parts = [
+        np.rint(255 * fraction(values[first : first + rows])).astype(np.uint8)
+        for first in range(0, len(values), rows)
+    ]
+    return Image.fromarray(np.concatenate(parts))

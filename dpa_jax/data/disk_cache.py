@@ -15,6 +15,7 @@ import numpy as np
 import PIL
 
 from dpa_jax import errors
+from dpa_jax.storage import json_files
 from dpa_jax.weights import files, formats
 
 _VERSION = 1  # raised with every change of what decoding makes of an image
@@ -101,7 +102,7 @@ def _read_notes(path: pathlib.Path, size: int) -> Notes | None:
     notes = path.with_suffix(".json")
     if not (path.exists() and path.stat().st_size == size and notes.exists()):
         return None
-    return json.loads(notes.read_text(encoding="utf-8"))
+    return json_files.read(notes, {}, f"delete it and {path.name}")
 
 
 def _make(path: pathlib.Path, size: int, decode: Callable[[Any], Notes]) -> Notes:

@@ -1,6 +1,7 @@
 """Files of a local folder or of object storage, one at a time on the local disk."""
 
 import contextlib
+import errno
 import os
 import re
 import tempfile
@@ -50,7 +51,7 @@ def list_folder(folder: str | os.PathLike) -> list[str]:
     """Lists the files in a folder and its subfolders, sorted by path.
 
     Names that begin with a dot are ignored; links are followed, and a folder reached
-    twice is listed once.
+    twice is listed once. A link that leads nowhere is listed as a file.
 
     Raises:
       DpaError: there is no such folder, or a part of it may not be read.
@@ -69,12 +70,21 @@ def list_folder(folder: str | os.PathLike) -> list[str]:
                 for entry in sorted(entries, key=lambda entry: entry.name):
                     if entry.name.startswith("."):
                         continue
-                    (pending if entry.is_dir() else found).append(entry.path)
+                    (pending if _is_folder(entry) else found).append(entry.path)
         except OSError as error:
             raise DpaError(
                 f"{current}: the folder cannot be read: {error.strerror}"
             ) from error
     return sorted(found)
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno != errno.ELOOP:  # a link to itself
+            raise
+        return False
 
 
 def list_packed(archive: str, largest: int) -> list[tuple[str, int]]:

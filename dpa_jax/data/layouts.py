@@ -7,7 +7,6 @@ train_abnormal, of which tuning may take a few.
 
 import csv
 import dataclasses
-import json
 import os
 import pathlib
 import re
@@ -16,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dpa_jax import errors
 from dpa_jax.data import manifest, sources
 from dpa_jax.data.manifest import Row
+from dpa_jax.storage import json_files
 
 
 def medianomaly(source: pathlib.Path) -> Iterator[Row]:
@@ -235,7 +235,7 @@ def _opened(path: pathlib.Path):
 def _read_json(path: pathlib.Path) -> dict[str, dict[str, list[str]]]:
     with _opened(path) as file:
         try:
-            found = json.load(file)
+            found = json_files.parse(file.read(), {})
         except ValueError as error:
             raise errors.DpaError(f"{path}: not JSON: {error}") from error
     parts = list(found.values()) if isinstance(found, dict) else [None]

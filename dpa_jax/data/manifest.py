@@ -69,12 +69,13 @@ def read(location: str, split: str | None = None) -> Manifest:
 
     Raises:
       DpaError: naming the file and the line: a column or an image file is missing, a
-        cell empty, or a label unknown; or two columns have one name; or there is no
-        such split.
+        cell empty, a label unknown, or an image both normal and abnormal; or two
+        columns have one name; or there is no such split.
     """
     fields = ("path", "label", "group")
     splits: set[str] = set()
     rows: list[dict[str, str]] = []
+    labelled: dict[str, tuple[str, int]] = {}  # the label of a path, and its line
     try:
         with open(location, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, skipinitialspace=True, strict=True)
@@ -90,6 +91,7 @@ def read(location: str, split: str | None = None) -> Manifest:
                 if None in row or None in row.values():
                     raise errors.DpaError(f"{place}: not {len(header)} columns")
                 cells = _checked({n: row[n].strip() for n in header}, place)
+                _check_label(cells, labelled, place, reader.line_num)
                 splits.add(cells.get("split", ""))
                 if split in (None, cells.get("split")):
                     rows.append(_located(cells, pathlib.Path(location).parent, place))
@@ -146,7 +148,9 @@ def write(rows: Sequence[Row], out: str | os.PathLike) -> list[str]:
         if not path:
             return ""
         parent, name = os.path.split(path)
-        return os.path.relpath(os.path.join(os.path.realpath(parent), name), folder)
+        found = os.path.relpath(os.path.join(os.path.realpath(parent), name), folder)
+        # a path that is to be read again stays one
+        return f"./{found}" if found.startswith(workdir.FORMULA) else found
 
     columns = {
         "path": [relative(row.path) for row in rows],
@@ -210,6 +214,20 @@ def _checked(row: dict[str, str], place: str) -> dict[str, str]:
     if "label" in row:
         row["label"] = str(label_names.parse_label(row["label"], place))
     return row
+
+
+def _check_label(
+    row: dict[str, str], labelled: dict[str, tuple[str, int]], place: str, line: int
+) -> None:
+    """Refuses an image that is listed as normal and as abnormal."""
+    if "label" not in row:
+        return
+    path = os.path.normpath(row["path"])
+    label, first = labelled.setdefault(path, (row["label"], line))
+    if label != row["label"]:
+        raise errors.DpaError(
+            f"{place}: {row['path']} has another label than in line {first}"
+        )
 
 
 def _located(row: dict[str, str], folder: pathlib.Path, place: str) -> dict[str, str]:

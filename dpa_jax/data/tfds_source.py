@@ -1,10 +1,11 @@
 """Images from a data set that TFDS has prepared, read without TensorFlow."""
 
+import contextlib
 import dataclasses
 import numbers
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -56,8 +57,21 @@ def load_tfds(
     Raises:
       UsageError: there is no such data set or split, or it is stored in a form that
         the one asked for cannot be made of.
-      DpaError: the data set is not prepared, or its images are not uint8.
+      DpaError: the data set is not prepared, damaged, or its images are not uint8.
     """
+    with _reading(name):
+        return _load(name, split, preprocessing, data_dir, progress, memory, log)
+
+
+def _load(
+    name: str,
+    split: str,
+    preprocessing: Preprocessing,
+    data_dir: str | os.PathLike | None,
+    progress: Callable[[int, int], None] | None,
+    memory: int | None,
+    log: Callable[[str], None] | None,
+) -> ImageSet:
     import tensorflow_datasets as tfds
 
     builder = _find(name, data_dir)
@@ -125,9 +139,38 @@ def load_masks(
       bool `[N, S, S]`, every value but 0 being abnormal, and bool `[N]`, the feature
       `has_mask`; None without these features.
     """
+    name, _, split = location.removeprefix("tfds:").partition(":")
+    with _reading(name):
+        return _load_masks(name, split, preprocessing, data_dir)
+
+
+@contextlib.contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Names the data set in whatever TFDS raises on damaged files.
+
+    Raises:
+      DpaError: the body raised anything.
+    """
+    try:
+        yield
+    except DpaError:
+        raise
+    except Exception as error:  # of protocol buffers, records, codecs
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DpaError(
+            f"the data set {name} cannot be read: {reason}; if it is damaged, delete "
+            f"its folder and {_how(name)}"
+        ) from error
+
+
+def _load_masks(
+    name: str,
+    split: str,
+    preprocessing: Preprocessing,
+    data_dir: str | os.PathLike | None,
+) -> tuple[np.ndarray, np.ndarray] | None:
     from dpa_jax.data import masks
 
-    name, _, split = location.removeprefix("tfds:").partition(":")
     builder = _find(name, data_dir)
     features = dict(getattr(builder.info.features, "items", dict)())
     if not {"mask", "has_mask"} <= features.keys():

@@ -1,5 +1,6 @@
 """The published code's checkpoints: their parameters under our names and layouts."""
 
+import math
 import os
 import pathlib
 import re
@@ -67,9 +68,10 @@ def read_checkpoint(
             "import-reference takes anomaly_detection.tar"
         )
     for name in ("resolution", "progress", "niter"):
-        if not isinstance(state[name], int | float):
-            raise errors.DpaError(f"{path}: {name} is {state[name]!r}, not a number")
-    if state["stage"] not in _STAGES:
+        value = state[name]
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise errors.DpaError(f"{path}: {name} is {value!r}, not a number")
+    if not isinstance(state["stage"], str) or state["stage"] not in _STAGES:
         raise errors.DpaError(f"{path}: unknown stage {state['stage']!r}")
     overrides, notes = reference_config.from_reference(state["config"], str(path))
     unused = [str(name) for name in state if name not in wanted]
@@ -201,7 +203,9 @@ def _arrays(state: Any, path: pathlib.Path) -> dict[str, np.ndarray]:
         hasattr(value, "detach") for value in state.values()
     ):
         raise errors.DpaError(f"{path}: enc and dec must hold tensors by name")
-    return {name: value.float().numpy() for name, value in state.items()}
+    return {
+        name: formats.from_torch(value, name, path) for name, value in state.items()
+    }
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

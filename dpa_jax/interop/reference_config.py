@@ -6,6 +6,7 @@ by name: a run must not differ from what its file says without anybody noticing.
 """
 
 import fnmatch
+import itertools
 import logging
 import os
 import pathlib
@@ -67,6 +68,7 @@ _FIXED = {
 }
 _NIH_SIZE = 300  # pixels; the size at which the published NIH images are stored
 _CAMELYON16_SIZE = 192  # that of the published x10 patches
+_MOST = 1_000  # options; a published file has about a hundred
 
 
 def load(path: str | os.PathLike) -> ml_collections.ConfigDict:
@@ -77,10 +79,12 @@ def load(path: str | os.PathLike) -> ml_collections.ConfigDict:
     """
     path = pathlib.Path(path)
     try:
-        mapping = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        mapping = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise errors.UsageError(f"cannot read {path}: {reason}") from None
+    except RecursionError:
+        raise errors.UsageError(f"cannot read {path}: nested too deeply") from None
     overrides, notes = from_reference(mapping, str(path))
     logging.getLogger("dpa_jax").warning(
         "%s: these keys have no counterpart:\n  %s", path, "\n  ".join(notes)
@@ -107,8 +111,10 @@ def from_reference(
     """
     if not isinstance(mapping, Mapping):
         raise errors.UsageError(f"{source} is not a mapping of options to values")
-    left = dict(keys.flat(mapping))
     try:
+        # an alias in YAML may repeat without end what it stands for
+        left = dict(itertools.islice(keys.flat(mapping), _MOST + 1))
+        keys.require(len(left) <= _MOST, f"more than {_MOST:,} options")
         overrides, notes = _mapped(left)
         keys.expect(left, _FIXED)
         reported: dict[str, list[str]] = {}
@@ -118,6 +124,8 @@ def from_reference(
             )
             keys.require(reason is not None, f"{name} ({value!r}) has no counterpart")
             reported.setdefault(str(reason), []).append(f"{name}={value!r}")
+    except RecursionError:
+        raise errors.UsageError(f"{source}: nested too deeply") from None
     except errors.UsageError as error:
         raise errors.UsageError(f"{source}: {error}") from None
     notes += [f"{why}: {', '.join(names)}" for why, names in reported.items()]

@@ -34,9 +34,9 @@ def load(
       platform: the machine; None takes the one at hand.
 
     Raises:
-      DpaError: there is no trained run, or its backbone's weights are not to be had,
-        or are others than it was trained with, or it names functions that are not
-        trusted or not there.
+      DpaError: there is no trained run, a file of it is damaged, its backbone's weights
+        are not to be had or are others than it was trained with, or it names functions
+        that are not trusted or not there.
     """
     folder = pathlib.Path(workdir)
     config = workdir_lib.read_config(folder)
@@ -52,7 +52,12 @@ def load(
         raise errors.DpaError(f"{folder} has no checkpoint yet; train it first")
     parameters = checkpoints.restore(folder, trained).arrays["parameters"]
     plan = stages.schedule(config)
-    stage = next(s for s in plan if s.start < trained <= s.end)
+    stage = next((s for s in plan if s.start < trained <= s.end), None)
+    if stage is None:
+        raise errors.DpaError(
+            f"{folder} has a checkpoint of step {trained:,}, but its config.json ends "
+            f"at {plan[-1].end:,}: restore the config that it was trained with"
+        )
     layers = frozen.layers_in_use(config, plan)
     weights = frozen.load_weights(config, layers)
     frozen.check_fingerprint(folder, config, weights)

@@ -2,7 +2,7 @@
 
 import os
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image
@@ -13,6 +13,8 @@ from dpa_jax.slides.reader import Slide
 # Groups of ASAP's files for Camelyon16 and 17, in lower case.
 TUMOUR_GROUPS = {"", "none", "tumor", "tumour", "_0", "_1", "metastases"}
 HOLE_GROUPS = {"exclusion", "_2", "normal"}
+# pairs of edges that may lie near each other, so that regions are found within seconds
+_NEAR, _NEAR_EACH = 200_000, 10
 
 # (x, y, side) in level-0 pixels -> the part of that square that is inside, 0 to 1
 Coverage = Callable[[float, float, float], float]
@@ -33,8 +35,8 @@ def from_xml(
       are left out.
 
     Raises:
-      DpaError: the file is no ASAP annotation, outlines no tumour, or has a polygon
-        of an unknown group.
+      DpaError: the file is no ASAP annotation, outlines no tumour, has a polygon
+        of an unknown group, or outlines that cross themselves thousands of times.
     """
     name = name or os.fspath(path)
     try:
@@ -45,11 +47,12 @@ def from_xml(
             "reading annotations needs a library: pip install 'dpa_jax[wsi]'"
         ) from None
     try:
-        parser = ElementTree.XMLParser(target=_Plain())
-        root = ElementTree.parse(path, parser).getroot()
+        # entities, which expand without bound, need a document type: it is refused
+        parser = ElementTree.XMLParser(target=_Plain())  # nosec B314
+        root = ElementTree.parse(path, parser).getroot()  # nosec B314
     except (OSError, ValueError, ElementTree.ParseError) as error:
         raise DpaError(f"{name} is no annotation: {error}") from None
-    mended, tumours, holes = [], [], []
+    mended, outlines, tumours, holes = [], [], [], []
     for element in root.iter("Annotation"):
         outline = element.get("Name", "?")
         points = _points(element, f"{name}: {outline}")
@@ -64,6 +67,9 @@ def from_xml(
                 f"{name}: {outline} is of the group {element.get('PartOfGroup')!r}; "
                 f"known are {', '.join(sorted((TUMOUR_GROUPS | HOLE_GROUPS) - {''}))}"
             )
+        outlines.append((outline, group, points))
+    _check_crossings([points for *_, points in outlines], name)
+    for outline, group, points in outlines:
         polygon = shapely.Polygon(points)
         if not polygon.is_valid:
             reason = validation.explain_validity(polygon)
@@ -87,6 +93,25 @@ def from_xml(
         return region.intersection(square).area / side**2
 
     return coverage, mended
+
+
+def _check_crossings(outlines: Sequence[Sequence], name: str) -> None:
+    """Refuses outlines that cross so often that no time would do to find regions."""
+    import shapely
+
+    if not outlines:
+        return
+    corners = [np.array(points) for points in outlines]
+    edges = [np.stack([c, np.roll(c, -1, axis=0)], axis=1) for c in corners]
+    lines = shapely.linestrings(np.concatenate(edges))
+    tree, near, block = shapely.STRtree(lines), 0, 64
+    for first in range(0, len(lines), block):
+        near += tree.query(lines[first : first + block]).shape[1]
+        if near > _NEAR + _NEAR_EACH * len(lines):
+            raise DpaError(
+                f"{name} has outlines of {len(lines):,} points that cross each other "
+                "or themselves too often to be drawn by hand; is it damaged?"
+            )
 
 
 def _points(element, name: str) -> list[tuple[float, float]]:

@@ -17,10 +17,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from dpa_jax import errors
+from dpa_jax.storage import json_files
 
 FOLDER = "checkpoints"
 _ARRAYS, _NOTES = "default", "meta"  # the parts of a checkpoint
-_DIGESTS = "sha256"  # of each array, among the notes
+_DIGESTS = "sha256"  # of each array, and of the other notes, among the notes
 _DAMAGED = ".damaged"  # what the name of one that was set aside ends in
 _SPARE = 1 << 20  # bytes that a checkpoint takes beyond its arrays, at most
 _RESUMES = "earlier checkpoints are untouched, and the same command resumes"
@@ -110,11 +111,11 @@ class Checkpoints:
                 f"{self._folder}: no room for a checkpoint: {free / 2**20:.2f} MiB are "
                 f"left on that disk and it takes {needed / 2**20:.2f}; {_RESUMES}"
             )
+        kept = copy.deepcopy(dict(notes))
+        kept[_DIGESTS] = _digests(arrays, kept)
         parts = {
             _ARRAYS: ocp.args.StandardSave(arrays),
-            _NOTES: ocp.args.JsonSave(
-                {**copy.deepcopy(dict(notes)), _DIGESTS: _digests(arrays)}
-            ),
+            _NOTES: ocp.args.JsonSave(kept),
         }
         with _named(self._folder, _WRITING):
             self._manager.save(step, args=ocp.args.Composite(**parts))
@@ -179,10 +180,10 @@ def restore(workdir: str | os.PathLike, step: int) -> Checkpoint:
     finally:
         handler.close()
     expected = notes.pop(_DIGESTS, None)
-    if expected is not None and expected != (found := _digests(arrays)):
+    if expected is not None and expected != (found := _digests(arrays, notes)):
         names = [name for name in found if found[name] != expected.get(name)]
         raise DamagedError(
-            f"{folder}: the checkpoint is damaged: {', '.join(names) or 'arrays'} "
+            f"{folder}: the checkpoint is damaged: {', '.join(names) or _NOTES} "
             "not as written"
         )
     return Checkpoint(step, arrays, notes)
@@ -210,15 +211,15 @@ def _read_notes(folder: pathlib.Path) -> dict[str, Any]:
         if (folder / _NOTES).exists():
             raise ValueError(f"{_NOTES}/metadata is missing")
         return {}  # of an earlier version
-    notes = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(notes, dict) or not isinstance(notes.get(_DIGESTS), dict):
-        raise ValueError(f"{_NOTES}/metadata does not hold notes")
-    return notes
+    return json_files.parse(path.read_text(encoding="utf-8"), {_DIGESTS: dict})
 
 
-def _digests(arrays: Any) -> dict[str, str]:
-    """Returns the SHA-256 of each array's name, type, shape and bytes, by its path."""
-    found = {}
+def _digests(arrays: Any, notes: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the SHA-256 of each array's name, type, shape and bytes, by its path.
+
+    That of the notes is among them.
+    """
+    found = {_NOTES: hashlib.sha256(json.dumps(notes).encode()).hexdigest()}
     for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         array = np.asarray(leaf)
@@ -244,7 +245,10 @@ def _named(
     sys.unraisablehook = without_echoes
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        *(OSError, ValueError, KeyError, TypeError, AttributeError),
+        RecursionError,  # of JSON that is nested without end
+    ) as error:
         reason = str(error).partition(" [tensorstore_spec=")[0]
         # the hook stays, since echoes may still come
         raise kind(f"{path}: {message.format(reason)}") from error

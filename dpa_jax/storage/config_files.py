@@ -5,12 +5,14 @@ import inspect
 import json
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
 
 from dpa_jax import config as config_lib
 from dpa_jax import errors
+from dpa_jax.storage import json_files
 from dpa_jax.weights import formats
 
 
@@ -31,10 +33,7 @@ def load(location: str) -> ml_collections.ConfigDict:
     if argument:
         raise errors.UsageError(f"only a .py config takes an argument: {location}")
     if path.suffix == ".json":
-        try:
-            return from_json(path.read_text(encoding="utf-8"), str(path))
-        except UnicodeDecodeError as error:
-            raise errors.UsageError(f"{path} is not JSON: {error}") from None
+        return read(path, "give a config as `train` writes it")
     if path.suffix in (".yaml", ".yml"):
         from dpa_jax.interop import reference_config
 
@@ -85,23 +84,25 @@ def find(name: str) -> pathlib.Path:
     raise errors.UsageError(f"no config {name}; with dpa_jax come {', '.join(known)}")
 
 
-def from_json(text: str, source: str) -> ml_collections.ConfigDict:
-    """Returns the configuration that `to_json` wrote; `source` names it in errors."""
-    values = read_object(text, source, "a configuration")
+def read(path: pathlib.Path, remedy: str) -> ml_collections.ConfigDict:
+    """Reads the configuration that `save` wrote.
+
+    Args:
+      path: of the file.
+      remedy: what to do about a damaged file, which ends the message of an error.
+
+    Raises:
+      DpaError: the file cannot be read, or holds no JSON object.
+      UsageError: it has a key that does not exist, or a value of the wrong type.
+    """
+    return from_values(json_files.read(path, {}, remedy), str(path))
+
+
+def from_values(values: Mapping[str, Any], source: str) -> ml_collections.ConfigDict:
+    """Returns the configuration of nested values; `source` names it in errors."""
     return config_lib.updated(
         config_lib.default_config(), dict(config_lib.flattened(values)), source
     )
-
-
-def read_object(text: str, source: str, what: str) -> dict[str, Any]:
-    """Returns a JSON object; `source` names in errors what should hold `what`."""
-    try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise errors.UsageError(f"{source} is not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise errors.UsageError(f"{source} does not hold {what}")
-    return values
 
 
 def to_json(config: ml_collections.ConfigDict) -> str:

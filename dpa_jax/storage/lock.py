@@ -9,6 +9,7 @@ import socket
 from collections.abc import Iterator
 
 from dpa_jax import errors
+from dpa_jax.storage import json_files
 
 
 @contextlib.contextmanager
@@ -52,7 +53,7 @@ def hold(path: pathlib.Path, conflict: str, advice: str) -> Iterator[None]:
 
 def _holder(text: str) -> str:
     try:
-        found = json.loads(text)
+        found = json_files.parse(text, {"process": int, "host": str})
         return f"process {found['process']} on {found['host']}"
-    except (ValueError, TypeError, KeyError):
+    except ValueError:
         return "another process"  # which has not written its name yet

@@ -9,7 +9,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dpa_jax import errors
+from dpa_jax.storage import json_files
 from dpa_jax.weights import formats
+
+FILE = "metrics.jsonl"
 
 
 class Writer:
@@ -19,8 +22,12 @@ class Writer:
       workdir: that of the run.
       step: the one a resumed run goes on from; what was written beyond it is dropped.
 
+    Attributes:
+      last: the step of the last row that was there and is kept; 0 if there is none.
+
     Raises:
-      DpaError: they cannot be written; so do the methods.
+      DpaError: they cannot be written, and so do the methods; or a row that is there
+        is damaged.
     """
 
     def __init__(self, workdir: str | os.PathLike, step: int):
@@ -28,10 +35,10 @@ class Writer:
         from tensorboardX import event_file_writer
         from tensorboardX.proto import event_pb2
 
-        self._folder = pathlib.Path(workdir)
+        self._folder, self.last = pathlib.Path(workdir), 0
         messages: Any = event_pb2  # whose classes come to be when it is imported
         self._event = messages.Event
-        path, board = self._folder / "metrics.jsonl", self._folder / "tensorboard"
+        path, board = self._folder / FILE, self._folder / "tensorboard"
         with self._reporting():
             self._keep_until(path, step)
             board.mkdir(exist_ok=True)
@@ -44,18 +51,27 @@ class Writer:
             )
             self._file = open(path, "a", encoding="utf-8")
 
-    @staticmethod
-    def _keep_until(path: pathlib.Path, step: int) -> None:
+    def _keep_until(self, path: pathlib.Path, step: int) -> None:
         if not path.exists():
             return
         kept = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            # a killed run may have left half a line at the end
-            with contextlib.suppress(json.JSONDecodeError):
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
+        lines = path.read_bytes().splitlines(keepends=True)
+        for number, line in enumerate(lines, 1):
+            try:
+                row = json_files.parse(line.decode("utf-8"), {"step": int})
+            except ValueError as error:
+                # a killed run may have left half a line at the end
+                if number == len(lines) and not line.endswith(b"\n"):
+                    break
+                raise errors.DpaError(
+                    f"{path}, line {number}: damaged, {error}; mend or delete that "
+                    "line, and the same command goes on"
+                ) from None
+            if row["step"] <= step:
+                kept.append(line.rstrip(b"\r\n") + b"\n")
+                self.last = max(self.last, row["step"])
         with formats.replacing(path) as temporary:
-            temporary.write_text("".join(kept), encoding="utf-8")
+            temporary.write_bytes(b"".join(kept))
 
     def write(self, step: int, values: Mapping[str, float | str]) -> None:
         """Records values at a step of the whole run; text goes to the JSONL alone."""

@@ -20,7 +20,7 @@ from dpa_jax import config as config_lib
 from dpa_jax import console, errors, extensions
 from dpa_jax.data.image_set import ImageSet
 from dpa_jax.devices.platform import Platform
-from dpa_jax.storage import config_files
+from dpa_jax.storage import config_files, json_files
 from dpa_jax.weights import formats
 
 # what may change between a run's start and its resumption
@@ -60,6 +60,11 @@ _TRAINED = (
 )
 _ENVIRONMENT = "environment.json"
 _EXTENSIONS = "extensions.json"
+# what to do about damaged files, at the end of a message
+_RESTORE = "restore it from a copy, or write the same config to it"
+REWRITTEN = "delete it, and the same command writes it anew"
+# what begins a formula where a spreadsheet opens a CSV file
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
 # the folder of a population's runs, each a workdir
 MEMBERS = "members"
 _PACKAGES = ("dpa_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -117,7 +122,7 @@ def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
                     f"{workdir} holds {', '.join(strange)} but no config.json; "
                     "give an empty or a new folder as --workdir"
                 )
-        elif path.read_text(encoding="utf-8") == config_files.to_json(config):
+        elif path.read_bytes() == config_files.to_json(config).encode():
             return
         elif _begun(workdir):
             _check_same(path, config)
@@ -173,7 +178,7 @@ def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
             f"there is no run in {workdir}: it has no config.json; "
             "`dpa-jax train --workdir=...` or `dpa-jax import-reference` makes one"
         )
-    return config_files.from_json(path.read_text(encoding="utf-8"), str(path))
+    return config_files.read(path, _RESTORE)
 
 
 def members(workdir: str | os.PathLike) -> list[pathlib.Path]:
@@ -192,12 +197,26 @@ def write_json(path: pathlib.Path, values: Any) -> None:
 def write_csv(
     path: pathlib.Path, header: Sequence[str], rows: Sequence[Sequence[Any]]
 ) -> None:
-    """Writes a CSV file, atomically."""
+    """Writes a CSV file, atomically.
+
+    Text that a spreadsheet would take for a formula, such as the name of a file that
+    begins with =, gets an apostrophe before it.
+    """
     with formats.replacing(path) as temporary:
         with open(temporary, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(header)
-            writer.writerows(rows)
+            writer.writerows([_inert(cell) for cell in row] for row in rows)
+
+
+def _inert(cell: Any) -> Any:
+    if not isinstance(cell, str) or not cell.startswith(FORMULA):
+        return cell
+    try:
+        float(cell)  # as `number` writes it
+    except ValueError:
+        return f"'{cell}"
+    return cell
 
 
 def number(value: np.floating) -> str:
@@ -225,11 +244,12 @@ def record_images(workdir: pathlib.Path, images: ImageSet) -> None:
     }
     path = workdir / "data.json"
     if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = json_files.read(path, {"images": int, "sha256": str}, REWRITTEN)
         if before["sha256"] != digest:
             raise errors.DpaError(
                 f"{workdir} was trained on {before['images']} other images than the "
-                f"{len(images)} found now; restore them, or give another --workdir"
+                f"{len(images)} found now, by the checksum in {path}; restore them, or "
+                "give another --workdir"
             )
         return
     if images.skipped:
@@ -256,8 +276,7 @@ def record_extensions(workdir: pathlib.Path, config: ml_collections.ConfigDict) 
 def _compare_extensions(path: pathlib.Path, found: dict[str, dict[str, str]]) -> None:
     if not path.exists():
         return
-    text = path.read_text(encoding="utf-8")
-    before = config_files.read_object(text, str(path), "functions by field")
+    before = json_files.read(path, {}, REWRITTEN)
     for field, about in found.items():
         if before.get(field) != about:
             console.print_line(
@@ -322,8 +341,7 @@ def _read_environment(workdir: pathlib.Path) -> dict[str, Any]:
     path = workdir / _ENVIRONMENT
     if not path.exists():
         return {}
-    text = path.read_text(encoding="utf-8")
-    return config_files.read_object(text, str(path), "an environment")
+    return json_files.read(path, {"precision": str}, REWRITTEN)
 
 
 def environment(seed: int) -> dict[str, Any]:

@@ -5,14 +5,13 @@ resumed run decides as an uninterrupted one.
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Sequence
 
 import ml_collections
 
-from dpa_jax.storage import workdir
+from dpa_jax.storage import json_files, workdir
 
 FILE = "early_stopping.json"
 
@@ -93,6 +92,6 @@ def result(folder: str | os.PathLike) -> Result | None:
     path = pathlib.Path(folder) / FILE
     if not path.exists():
         return None
-    values = json.loads(path.read_text(encoding="utf-8"))
-    fields = [field.name for field in dataclasses.fields(Result)]
+    fields = {"steps": int, "trained": int, "loss": float, "stopped": bool}
+    values = json_files.read(path, fields, workdir.REWRITTEN)
     return Result(**{name: values[name] for name in fields})

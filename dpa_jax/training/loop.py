@@ -178,7 +178,9 @@ def _restore(
     for line in set_aside if visible else ():
         console.print_line(line)
     for number, run in enumerate(runs):
-        run.resume(found[number] if found else None, plan[-1])
+        lost = run.resume(found[number] if found else None, plan[-1])
+        if lost and visible:
+            console.print_line(lost)
         if run.is_stopped():
             run.finish(plan[-1])
     kept: dict[str, Any] = {"step": np.int64(found[0].step if found else 0)}

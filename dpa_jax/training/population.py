@@ -59,9 +59,9 @@ def check_same_everywhere(
     configs: Sequence[ml_collections.ConfigDict], platform: Platform
 ) -> None:
     """Refuses a process whose configuration is not that of process 0."""
-    own = [config_files.to_json(one) for one in configs]
+    own = [one.to_dict() for one in configs]
     for theirs, ours in zip(platform.group.decide(lambda: own), configs, strict=True):
-        first = config_lib.flat(config_files.from_json(theirs, "process 0"))
+        first = config_lib.flat(config_files.from_values(theirs, "process 0"))
         for name, value in config_lib.flat(ours).items():
             if name not in workdir.FREE | _LOCAL and value != first[name]:
                 raise errors.UsageError(

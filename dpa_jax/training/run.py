@@ -11,7 +11,7 @@ import numpy as np
 
 from dpa_jax import errors, state
 from dpa_jax.stages import Stage
-from dpa_jax.storage import checkpoints, config_files, metrics, workdir
+from dpa_jax.storage import checkpoints, json_files, metrics, workdir
 from dpa_jax.training import early_stopping, events
 
 LIMIT = 1e6  # a loss above it has diverged (method, section 3)
@@ -60,12 +60,15 @@ class Run:
             self.folder, keep=[stage.end for stage in plan]
         )
 
-    def resume(self, found: checkpoints.Checkpoint | None, last: Stage) -> None:
+    def resume(self, found: checkpoints.Checkpoint | None, last: Stage) -> str:
         """Takes up what was kept, and forgets what was written beyond it.
 
         Args:
           found: the checkpoint to go on from; None to begin anew.
           last: its last stage.
+
+        Returns:
+          Which rows of metrics are lost; empty if none.
         """
         assert self._checkpoints is not None
         step, notes = (found.step, found.notes) if found else (0, {})
@@ -83,6 +86,13 @@ class Run:
         if not self.is_stopped():
             (self.folder / early_stopping.FILE).unlink(missing_ok=True)
         self._writer = metrics.Writer(self.folder, step)
+        written = step - self._summed if "window" in notes else 0
+        if self._writer.last >= written:
+            return ""
+        return (
+            f"{self.folder}/{metrics.FILE} is gone or cut off: its rows after step "
+            f"{self._writer.last:,} up to {written:,} are lost; the run goes on"
+        )
 
     # --- what it keeps ---
 
@@ -227,8 +237,7 @@ def past_failure(folder: pathlib.Path) -> str | None:
     path = folder / FAILURE
     if not path.exists():
         return None
-    text = path.read_text(encoding="utf-8")
-    return config_files.read_object(text, str(path), "a failure")["reason"]
+    return json_files.read(path, {"reason": str}, workdir.REWRITTEN)["reason"]
 
 
 def newest_common(

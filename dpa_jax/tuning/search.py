@@ -156,7 +156,7 @@ def load(
     source = path.read_text(encoding="utf-8")
     defined: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
     with _running(path):
-        exec(compile(source, path, "exec"), defined)
+        exec(compile(source, path, "exec"), defined)  # nosec B102: it is a program
         if options is None and "get_options" in defined:
             options = defined["get_options"](config)
         given = dict(options or {})

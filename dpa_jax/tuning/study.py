@@ -18,7 +18,7 @@ import optuna
 from dpa_jax import config as config_lib
 from dpa_jax import console, errors
 from dpa_jax.data import folds, test_set
-from dpa_jax.storage import config_files, workdir
+from dpa_jax.storage import config_files, json_files, workdir
 from dpa_jax.tuning import anomalies, queue, report, selection, trials
 from dpa_jax.tuning import search as search_lib
 from dpa_jax.tuning.search import Search
@@ -129,7 +129,7 @@ def load(folder: pathlib.Path) -> tuple[ml_collections.ConfigDict, Search]:
     if not (folder / "search.py").exists():
         raise errors.DpaError(f"there is no study in {folder}: it has no search.py")
     config = workdir.read_config(folder)
-    options = json.loads((folder / "search.json").read_text(encoding="utf-8"))
+    options = json_files.read(folder / "search.json", {}, "restore it from a copy")
     return config, search_lib.load(folder / "search.py", config, options)
 
 

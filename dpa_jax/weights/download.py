@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import os
 import pathlib
+import re
 import time
 import urllib.error
 import urllib.parse
@@ -14,7 +15,9 @@ from dpa_jax import errors
 from dpa_jax.weights import formats
 
 _TIMEOUT = 30.0  # seconds without a byte
-_ATTEMPTS = 5  # in a row that bring nothing
+_SLOWEST = 1 << 10  # bytes a second, on average over as many seconds
+_ATTEMPTS = 5  # in a row that bring next to nothing
+_LEAST = 1 << 16  # bytes that are more than that
 _CHUNK = 1 << 20
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 
@@ -26,6 +29,7 @@ def download(
     url: str,
     path: pathlib.Path,
     sha256: str,
+    largest: int,
     *,
     progress: Progress = lambda done, total: None,
     pause: float = 1.0,
@@ -40,31 +44,40 @@ def download(
       url: http or https.
       path: the file; its folder exists.
       sha256: the expected checksum in hexadecimal; a prefix of it is enough.
+      largest: bytes that the file may have.
       progress: called after each chunk.
       pause: seconds before the first retry, doubled before each further one.
 
     Raises:
-      DpaError: nothing answers, the server refuses, the checksum is another (what came
-        is then deleted), or the disk cannot take it.
+      DpaError: nothing answers, or too slowly; the server refuses; the file is too
+        large, or its checksum another (what came is then deleted); or the disk cannot
+        take it.
     """
     part, tag = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.etag")
     failures = 0
     while True:
         before = _size(part)
         try:
-            if _receive(url, part, tag, progress):
+            if _receive(url, part, tag, largest, progress):
                 break
             reason = "the connection ended early"
+        except _TooLarge:
+            _forget(part, tag)
+            raise errors.DpaError(
+                f"{url} is not the expected file: it has more than {largest:,} bytes; "
+                f"what came is deleted; {_ELSEWHERE}"
+            ) from None
         except urllib.error.HTTPError as error:
             if error.code not in _TRANSIENT:
+                reason = " ".join(str(error.reason).split())
                 raise errors.DpaError(
-                    f"{url} answers {error.code} {error.reason}; the file may have "
-                    f"moved: {_ELSEWHERE}"
+                    f"{url} answers {error.code} {reason}; the file may have moved: "
+                    f"{_ELSEWHERE}"
                 ) from None
             reason = f"{error.code} {error.reason}"
         except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
             reason = str(getattr(error, "reason", "") or error) or repr(error)
-        failures = 0 if _size(part) > before else failures + 1
+        failures = 0 if _size(part) >= before + _LEAST else failures + 1
         if failures == _ATTEMPTS:
             kept = f"; {_size(part):,} bytes are kept" if _size(part) else ""
             raise errors.DpaError(
@@ -74,8 +87,7 @@ def download(
         time.sleep(pause * 2**failures / 2)
     found = formats.file_sha256(part)
     if not found.startswith(sha256):
-        part.unlink()
-        tag.unlink(missing_ok=True)
+        _forget(part, tag)
         raise errors.DpaError(
             f"{url} is not the expected file: SHA-256 is {found}, expected {sha256}; "
             f"what came is deleted; {_ELSEWHERE}"
@@ -103,10 +115,24 @@ def mirrored(url: str, mirror: str) -> str:
     return mirror.rstrip("/") + urllib.parse.urlsplit(url).path
 
 
+class _TooLarge(Exception):
+    """A file of more bytes than it may have."""
+
+
+def _forget(part: pathlib.Path, tag: pathlib.Path) -> None:
+    part.unlink(missing_ok=True)
+    tag.unlink(missing_ok=True)
+
+
 def _receive(
-    url: str, part: pathlib.Path, tag: pathlib.Path, progress: Progress
+    url: str, part: pathlib.Path, tag: pathlib.Path, largest: int, progress: Progress
 ) -> bool:
-    """Makes one request for what is still lacking; says whether all is there."""
+    """Makes one request for what is still lacking; says whether all is there.
+
+    Raises:
+      _TooLarge: the file has more than `largest` bytes.
+      OSError: the connection failed, or brought less than `_SLOWEST`.
+    """
     have = _size(part)
     request = urllib.request.Request(url, headers={"User-Agent": "dpa_jax"})
     if have:
@@ -126,16 +152,23 @@ def _receive(
             return part_is_whole
         raise
     with response:
-        continues = response.status == 206 and response.headers.get(
-            "Content-Range", ""
-        ).startswith(f"bytes {have}-")
-        if response.status == 206 and not continues:
-            part.unlink()
-            return False
+        given = response.headers.get("Content-Range", "")
+        continues = re.fullmatch(rf"bytes {have}-\d+/(\d+|\*)", given)
+        if response.status != 206:
+            continues = None
+        elif not continues:
+            _forget(part, tag)
+            raise http.client.HTTPException(
+                f"it sends {given!r}, not what was asked for"
+            )
         if not continues:
             have = 0
-        length = int(response.headers.get("Content-Length", 0))
-        total = have + length if length else 0
+        # None if the server does not say, or says what is no number
+        total = have + response.length if response.length else 0
+        if continues and continues[1] != "*":
+            total = int(continues[1])  # it may send less than the rest
+        if max(have, total) > largest:
+            raise _TooLarge
         etag = response.headers.get("ETag", "")
         with _disk(part):
             if etag and not etag.startswith("W/"):
@@ -143,13 +176,20 @@ def _receive(
             else:
                 tag.unlink(missing_ok=True)
             file = part.open("ab" if continues else "wb")
+        begun, received = time.monotonic(), 0
         with file:
-            while chunk := response.read(_CHUNK):
+            # what has come is taken at once, and not lost if the rest does not come
+            while chunk := response.read1(_CHUNK):
                 with _disk(part):
                     file.write(chunk)
                     file.flush()
-                have += len(chunk)
+                have, received = have + len(chunk), received + len(chunk)
                 progress(have, total)
+                if have > largest:
+                    raise _TooLarge
+                seconds = time.monotonic() - begun
+                if seconds > _TIMEOUT and received < _SLOWEST * seconds:
+                    raise TimeoutError(f"less than {_SLOWEST:,} bytes a second")
     return have >= total
 
 

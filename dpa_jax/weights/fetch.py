@@ -42,6 +42,7 @@ SOURCES = {
         ),
     },
 }
+_LARGEST = 1 << 30  # bytes of a download; the largest has 575 MB
 Report = Callable[[str], None]
 
 
@@ -230,7 +231,7 @@ def _downloaded(
             )
         report(f"downloading {url}")
         path.parent.mkdir(exist_ok=True)
-        download.download(url, path, sha256, progress=progress)
+        download.download(url, path, sha256, _LARGEST, progress=progress)
     yield path
     if not keep:
         path.unlink()

@@ -1,6 +1,5 @@
 """Weights of backbones: from files and to files, and where the cache keeps them."""
 
-import json
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -8,6 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from dpa_jax import errors
+from dpa_jax.storage import json_files
 from dpa_jax.weights import formats
 
 # float32 arrays of each layer, {"c11": {"kernel": [3, 3, I, O], "bias": [O]}, ...}
@@ -132,7 +132,7 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
     elif path.suffix == ".npz":
         stored = formats.read_npz(path, lambda name: name == "metadata")
         with formats.reading(path):
-            metadata = json.loads(str(stored.get("metadata", "{}")))
+            metadata = json_files.parse(str(stored.get("metadata", "{}")), {})
     return metadata if metadata.get("format") == _FORMAT else {}
 
 
@@ -190,7 +190,7 @@ def _read_tensors(path: pathlib.Path, unused: str) -> dict[str, np.ndarray]:
         if not isinstance(state, Mapping):
             raise errors.DpaError(f"{path} holds no dictionary of tensors")
         return {
-            name: np.asarray(value.detach().cpu().float().numpy())
+            name: formats.from_torch(value, name, path)
             for name, value in state.items()
             if isinstance(name, str) and is_used(name) and hasattr(value, "detach")
         }

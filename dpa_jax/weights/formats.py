@@ -1,11 +1,15 @@
 """Reading and writing the file formats of weights safely."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import pathlib
 import pickle
+import shutil
+import stat
 import struct
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -54,9 +58,27 @@ def load_torch(path: str | os.PathLike) -> Any:
             f"{path} is damaged, or is not a PyTorch file of tensors and plain values "
             "alone, so it is not loaded"
         ) from None
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever PyTorch raises on damaged bytes
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise errors.DpaError(f"cannot read {path}: {reason}") from None
+
+
+def from_torch(tensor: Any, name: str, path: str | os.PathLike) -> np.ndarray:
+    """Returns the float32 array of a tensor that `load_torch` found.
+
+    Args:
+      tensor: of any floating or whole type.
+      name: of the tensor, for errors.
+      path: of its file, for errors.
+
+    Raises:
+      DpaError: it is no dense tensor with values, but on the meta device or sparse.
+    """
+    try:
+        return np.asarray(tensor.detach().cpu().float().numpy())
+    except (RuntimeError, TypeError, AttributeError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise errors.DpaError(f"{path}: {name} is no array: {reason}") from None
 
 
 def read_npz(
@@ -124,19 +146,61 @@ def reading(path: pathlib.Path) -> Iterator[None]:
         raise errors.DpaError(f"cannot read {path}: {error}") from None
 
 
+def is_stream(path: str | os.PathLike) -> bool:
+    """Returns whether a path is a device, a pipe, or this process's own output.
+
+    That is written to, and never replaced: `/dev/stdout` is such a path, wherever it
+    leads to.
+    """
+    try:
+        found = os.stat(path)
+    except OSError:
+        return False  # it is new, or replacing it fails and says why
+    kind = stat.S_IFMT(found.st_mode)
+    return kind not in (stat.S_IFREG, stat.S_IFDIR) or _output(path) is not None
+
+
+def _output(path: str | os.PathLike) -> int | None:
+    """Returns which descriptor of this process's output a path leads to."""
+    for descriptor in (1, 2):
+        with contextlib.suppress(OSError):  # it is closed
+            if os.path.samestat(os.stat(path), os.fstat(descriptor)):
+                return descriptor
+    return None
+
+
+def _write_stream(path: pathlib.Path, content: pathlib.Path) -> None:
+    descriptor = _output(path)
+    # opened anew, a file would be written from its beginning on
+    target = path if descriptor is None else os.dup(descriptor)
+    with content.open("rb") as file, open(target, "ab") as stream:
+        shutil.copyfileobj(file, stream)
+
+
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Gives the body a temporary file that takes the place of `path` if it succeeds.
 
+    A link is followed. What is a stream gets the content of the file instead.
+
     Raises:
       DpaError: the folder or the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if is_stream(path):
+            with tempfile.TemporaryDirectory(prefix="dpa_jax_") as folder:
+                temporary = pathlib.Path(folder, path.name)
+                yield temporary
+                _write_stream(path, temporary)
+            return
+        target = pathlib.Path(os.path.realpath(path)) if path.is_symlink() else path
+        if target.is_symlink():
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        target.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
-            os.replace(temporary, path)
+            os.replace(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:

@@ -127,7 +127,7 @@ def _read_statistics_pt(path: pathlib.Path) -> dict[str, np.ndarray]:
     ):
         raise errors.DpaError(f"{path} does not hold {{layer: (mean, deviation)}}")
     return {
-        f"{layer}/{name}": value.detach().cpu().float().numpy().reshape(-1)
+        f"{layer}/{name}": formats.from_torch(value, layer, path).reshape(-1)
         for layer, pair in loaded.items()
         for name, value in zip(("mean", "std"), pair, strict=True)
     }

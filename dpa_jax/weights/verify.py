@@ -1,6 +1,5 @@
 """Verifying the cache of ImageNet weights and statistics."""
 
-import json
 import pathlib
 from collections.abc import Callable
 
@@ -9,6 +8,7 @@ import numpy as np
 from dpa_jax import errors
 from dpa_jax.backbones import base, vgg19
 from dpa_jax.devices.platform import Platform
+from dpa_jax.storage import json_files
 from dpa_jax.weights import files, formats, statistics_files
 
 
@@ -35,7 +35,11 @@ def verify(report: Callable[[str], None] = print) -> None:
             [name for name in vgg19.LAYERS if name[0] == "r"],
             backend,
         )
-    for layer, expected in json.loads(recorded["activations"]).items():
+    kept = recorded.get("activations", "")
+    with formats.reading(files.cached("vgg19")):
+        activations = json_files.parse(kept, dict.fromkeys(features, float))
+    for layer in features:
+        expected = activations[layer]
         found = float(np.mean(features[layer]))
         if not np.isclose(found, expected, rtol=1e-3, atol=1e-6):
             raise errors.DpaError(
@@ -59,7 +63,7 @@ def _verify_fingerprint(
             f"{path} is damaged: its fingerprint is {found}, recorded was "
             f"{recorded.get('fingerprint')}; delete it and run `dpa-jax weights fetch`"
         )
-    report(f"{path}: intact, from {recorded['source']}")
+    report(f"{path}: intact, from {recorded.get('source')}")
     return recorded
 
 

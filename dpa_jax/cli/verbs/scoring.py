@@ -14,6 +14,7 @@ from dpa_jax import config as config_lib
 from dpa_jax import console, data, errors
 from dpa_jax.data import labels
 from dpa_jax.storage import workdir
+from dpa_jax.weights import formats
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -98,6 +99,12 @@ def _labelled(options, config) -> data.ImageSet:
         evaluation.count_labels(images.labels)  # before scoring, which may take long
         return images
     pair = [_load(location, options, config) for location in (normal, abnormal)]
+    common = set(pair[0].paths).intersection(pair[1].paths)
+    common = {path for path in common if os.path.isfile(path)}  # an .npz has mere names
+    if common:
+        raise errors.DpaError(
+            f"{min(common)} is among the normal and the abnormal images"
+        )
     if any("mask" in (images.columns or {}) for images in pair):
         # normal images need no masks, and a join keeps what both have
         pair = [
@@ -168,7 +175,8 @@ def score(options: argparse.Namespace) -> None:
 
     compilation_cache.enable()
     out = pathlib.Path(options.out)
-    if out.exists() and not options.overwrite:
+    is_stream = formats.is_stream(out)
+    if out.exists() and not (options.overwrite or is_stream):
         raise errors.DpaError(
             f"{out} is already there; give another --out, or --overwrite"
         )
@@ -211,14 +219,16 @@ def score(options: argparse.Namespace) -> None:
     numbers = [map(workdir.number, values) for values in columns.values()]
     rows = list(zip(images.paths, *numbers, strict=True))
     workdir.write_csv(out, ("path", *columns), rows)
-    print(f"{len(images)} scores in {out}")
+    # scores that are written to stdout stand there alone
+    report = sys.stderr if is_stream else sys.stdout
+    print(f"{len(images)} scores in {out}", file=report)
     for name, values in drawn.items():
         place = pathlib.Path(options.maps)
         if name != "map":
             place /= name.replace(":", ".")
         paths = maps.files(place, _names(images.paths), options.overwrite)
         maps.write_maps(paths, images.images, values)
-        print(f"{len(paths)} maps in {place}")
+        print(f"{len(paths)} maps in {place}", file=report)
 
 
 def _names(paths: Sequence[str]) -> list[str]:
