@@ -51,20 +51,6 @@ class Problem:
         config = config_lib.updated(self.config, overrides, "benchmarks")
         return dataclasses.replace(self, config=config, plan=stages.schedule(config))
 
-    def select(self, wanted: str) -> list[stages.Stage]:
-        """Selects stages by name: `all`, or several separated by commas."""
-        known = {stage.name: stage for stage in self.plan}
-        if wanted == "all":
-            return list(self.plan)
-        names = wanted.split(",")
-        for name in names:
-            if name not in known:
-                raise errors.UsageError(
-                    f"--stages: there is no {name!r}; this config has "
-                    f"{', '.join(known)}"
-                )
-        return [known[name] for name in names]
-
     def setup(self, precision: str, members: int = 1) -> setup_lib.Setup:
         """Returns what `train` derives from it, images on the device.
 

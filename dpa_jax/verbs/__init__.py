@@ -2,7 +2,7 @@
 
 import argparse
 
-from dpa_jax.verbs import others, preparing, scoring, training, weights
+from dpa_jax.verbs import compiling, others, preparing, scoring, training, weights
 
 
 def run(options: argparse.Namespace) -> None:
@@ -14,6 +14,7 @@ def run(options: argparse.Namespace) -> None:
         "demo": training.demo,
         "train": training.train,
         "tune": training.tune,
+        "compile": compiling.compile_run,
         "evaluate": scoring.evaluate,
         "score": scoring.score,
         "score-slide": scoring.score_slide,

@@ -1,0 +1,225 @@
+"""A run's stages compiled as training compiles them, from shapes alone."""
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from dpa_jax import config as config_lib
+from dpa_jax import frozen, models, parallel, stages, state, step, vgg
+from dpa_jax.compiling import hlo
+from dpa_jax.compiling.targets import Accelerator
+from dpa_jax.ops import compute
+from dpa_jax.platform import Platform
+from dpa_jax.stages import Stage
+from dpa_jax.training import population, programs
+from dpa_jax.training.run import Run
+from dpa_jax.training.setup import Problem, Setup
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What the compiler says about one stage on one device of a machine.
+
+    Attributes:
+      stage: compiled.
+      seconds: that compiling took here, tracing included.
+      program: compiled; None if the compiler refused it for lack of memory.
+      cost: of a step, with its share of what a chunk of them does once.
+      operations: floating point operations of a step, as they stand in the program
+        before it is optimised.
+      argument_bytes: of what the program is given: images, weights, state.
+      temporary_bytes: of what it needs besides.
+      fits: whether all that fits into the device's memory.
+      least: seconds of a step, see `Accelerator.least_seconds`; None where the device
+        is not known.
+      advice: where it does not fit, the changes to the config with which it does.
+    """
+
+    stage: Stage
+    seconds: float
+    program: programs.Program | None
+    cost: hlo.Cost | None
+    operations: float
+    argument_bytes: int | None
+    temporary_bytes: int | None
+    fits: bool
+    least: dict[str, float] | None
+    advice: dict[str, int] | None
+
+
+def compile_stages(
+    config: ml_collections.ConfigDict,
+    platform: Platform,
+    accelerator: Accelerator | None,
+    chosen: Sequence[Stage],
+    images: int,
+) -> Iterator[Compiled]:
+    """Compiles stages of a run one after the other.
+
+    Args:
+      config: validated.
+      platform: to compile for.
+      accelerator: what is known of its devices.
+      chosen: which stages.
+      images: that the run trains on.
+
+    Yields:
+      What there is to say about each.
+
+    Raises:
+      UsageError: the devices cannot share the batch, or there is less than one.
+    """
+    setup = abstract_setup(config, platform, images)
+    share = config.batch_size // len(platform.devices)
+    for stage in chosen:
+        begun = time.perf_counter()
+        program = _compiled(setup, stage)
+        seconds = time.perf_counter() - begun
+        cost = memory = least = None
+        operations = _operations(setup, stage, share)
+        if program is not None:
+            memory = program.run.memory_analysis()
+            cost = hlo.cost(program.run.as_text()).times(1 / program.steps)
+            if accelerator is not None:
+                least = accelerator.least_seconds(cost, operations)
+        fits = program is not None and program.planned_bytes <= platform.memory
+        yield Compiled(
+            stage=stage,
+            seconds=seconds,
+            program=program,
+            cost=cost,
+            operations=operations,
+            argument_bytes=memory and memory.argument_size_in_bytes,
+            temporary_bytes=memory and memory.temp_size_in_bytes,
+            fits=fits,
+            least=least,
+            advice=None if fits else what_fits(config, platform, stage, images),
+        )
+
+
+def abstract_setup(
+    config: ml_collections.ConfigDict, platform: Platform, images: int
+) -> Setup:
+    """Returns what `train` derives from a run, without its images or weights.
+
+    Args:
+      config: see `compile_stages`.
+      platform: likewise.
+      images: likewise.
+    """
+    parallel.check_batch(config.batch_size, len(platform.devices))
+    plan = stages.schedule(config)
+    architecture = models.Architecture.from_config(config)
+    has_critic = bool(config.loss.adversarial)
+    parameters = jax.eval_shape(
+        lambda key: state.initialize(key, architecture, plan, has_critic),
+        jax.random.key(0),
+    )
+    side = config_lib.stored_size(config)
+    weights, statistics = _feature_shapes(frozen.layers_in_use(config, plan))
+    problem = Problem(
+        plan=plan,
+        images=jax.ShapeDtypeStruct(
+            (images, side, side, config.data.channels), np.uint8
+        ),
+        rows=np.arange(images),
+        held_out=np.zeros(0, np.int64),
+        weights=weights,
+        statistics=statistics,
+        precision=compute.resolve(config.precision, platform.backend),
+    )
+    runs = [Run(one, pathlib.Path(), parameters) for one in population.members(config)]
+    return Setup(runs, problem, platform)
+
+
+def what_fits(
+    config: ml_collections.ConfigDict, platform: Platform, stage: Stage, images: int
+) -> dict[str, int] | None:
+    """Returns with which parts of a batch, or else with which batch, a stage fits.
+
+    Args:
+      config: with which it does not.
+      platform: see `compile_stages`.
+      stage: to fit.
+      images: see `compile_stages`.
+
+    Returns:
+      `batch_parts`, the fewest; or `batch_size`, the largest below the config's that
+      the devices can share; or None if not even an image on each device fits.
+    """
+
+    def fitting(**changes: int) -> programs.Program | None:
+        changed = config_lib.updated(config, {"batch_parts": 0, **changes}, "compile")
+        program = _compiled(abstract_setup(changed, platform, images), stage)
+        if program is None or program.planned_bytes > platform.memory:
+            return None
+        return program
+
+    if config.batch_parts and (program := fitting()) is not None:
+        return {"batch_parts": program.spec.batch_parts}
+    devices = len(platform.devices)
+    # of a device's share of the batch
+    fits, too_many = 0, config.batch_size // devices
+    while too_many - fits > 1:
+        middle = (fits + too_many) // 2
+        if fitting(batch_size=middle * devices):
+            fits = middle
+        else:
+            too_many = middle
+    return {"batch_size": fits * devices} if fits else None
+
+
+def _compiled(setup: Setup, stage: Stage) -> programs.Program | None:
+    try:
+        return setup.compiled(stage)
+    except programs.OutOfMemoryError:
+        return None
+
+
+def _operations(setup: Setup, stage: Stage, share: int) -> float:
+    """Counts the floating point operations of a step on one device.
+
+    By XLA on the program of a single step as it was traced: what the device's own
+    compiler makes of it, or takes apart into loops, does not matter.
+    """
+    spec = setup.spec(stage)
+    train_state, read, data = setup.shapes(stage)
+    if setup.is_streamed:
+        data = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), data)
+    index = jax.ShapeDtypeStruct(
+        (spec.batches, share) if spec.adversarial else (share,), np.int32
+    )
+    lowered = jax.jit(step.gathering_step(spec)).lower(train_state, read, data, index)
+    found = lowered.cost_analysis()
+    assert found is not None  # JAX lowers for the device at hand
+    return found["flops"]
+
+
+def _feature_shapes(layers: dict[str, int]) -> tuple[Any, Any]:
+    """Returns shapes of VGG19 down to some layers, and of their statistics."""
+    if not layers:
+        return {}, {}
+
+    def array(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, np.float32)
+
+    order, channels, weights = list(vgg.LAYERS), 3, {}
+    for name in order[: order.index(vgg.deepest(layers)) + 1]:
+        if name in vgg.CONVOLUTIONS:
+            features = vgg.LAYERS[name]
+            weights[name] = {
+                "kernel": array(3, 3, channels, features),
+                "bias": array(features),
+            }
+            channels = features
+    statistics = {
+        name: {"mean": array(vgg.LAYERS[name]), "std": array(vgg.LAYERS[name])}
+        for name in layers
+    }
+    return weights, statistics
