@@ -51,7 +51,9 @@ class Problem:
         config = config_lib.updated(self.config, overrides, "benchmarks")
         return dataclasses.replace(self, config=config, plan=stages.schedule(config))
 
-    def setup(self, precision: str, members: int = 1) -> setup_lib.Setup:
+    def setup(
+        self, precision: str, members: int = 1, platform: Platform | None = None
+    ) -> setup_lib.Setup:
         """Returns what `train` derives from it, images on the device.
 
         The next stage is not compiled while one is measured.
@@ -59,10 +61,12 @@ class Problem:
         Args:
           precision: to compute in.
           members: runs at once, all of the same parameters.
+          platform: the machine; None takes the one at hand.
         """
         config = self.changed({"data.residency": "device"}).config
         one = run_lib.Run(config, pathlib.Path(), self.parameters)
-        platform = dataclasses.replace(Platform.here(), compiles_ahead=False)
+        platform = platform or Platform.here()
+        platform = dataclasses.replace(platform, compiles_ahead=False)
         problem = setup_lib.Problem(
             plan=self.plan,
             images=self.images,

@@ -124,7 +124,8 @@ def try_options(
         at hand; None takes the default device.
     """
     taken, refused = {}, []
-    argument = argument or jax.ShapeDtypeStruct((), jnp.float32)
+    if argument is None:
+        argument = jax.ShapeDtypeStruct((), jnp.float32)
     nothing = jax.jit(lambda x: x).lower(argument)
     for name, value in options.items():
         try:

@@ -59,6 +59,27 @@ ROOT %out = f32[8]{0} get-tuple-element(%loop), index=1
     assert found.bytes == 5 * (32 + 32 + 32)
 
 
+def test_the_condition_of_a_scan_tells_how_often_it_turns():
+    condition = """
+%below (s: (s32[], f32[8])) -> pred[] {
+  %s = (s32[]{:T(128)}, f32[8]{0:T(128)}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%s), index=0
+  %limit = s32[]{:T(128)} constant(12)
+  ROOT %lt = pred[]{:T(512)} compare(%i, %limit), direction=LT
+}
+"""
+    loop = """
+%x = f32[8]{0} parameter(0)
+%zero = s32[] constant(0)
+%start = (s32[], f32[8]{0}) tuple(%zero, %x)
+%loop = (s32[], f32[8]{0}) while(%start), condition=%below, body=%body.1
+ROOT %out = f32[8]{0} get-tuple-element(%loop), index=1
+"""
+    assert counted(loop, LOOP, condition).kernels == 12
+    unknown = condition.replace("constant(12)", "get-tuple-element(%s), index=0")
+    assert counted(loop, LOOP, unknown).kernels == 1
+
+
 def test_of_a_conditional_the_branch_of_most_kernels_counts():
     branch = """
 %{name} (p: f32[8]) -> f32[8] {{

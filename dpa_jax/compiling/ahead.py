@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -82,7 +82,7 @@ def compile_stages(
         program = _compiled(setup, stage)
         seconds = time.perf_counter() - begun
         cost = memory = least = None
-        operations = _operations(setup, stage, share)
+        operations = count_operations(setup, stage, share)
         if program is not None:
             memory = program.run.memory_analysis()
             cost = hlo.cost(program.run.as_text()).times(1 / program.steps)
@@ -164,15 +164,30 @@ def what_fits(
     if config.batch_parts and (program := fitting()) is not None:
         return {"batch_parts": program.spec.batch_parts}
     devices = len(platform.devices)
-    # of a device's share of the batch
-    fits, too_many = 0, config.batch_size // devices
-    while too_many - fits > 1:
-        middle = (fits + too_many) // 2
-        if fitting(batch_size=middle * devices):
-            fits = middle
+    share = largest(
+        config.batch_size // devices,
+        lambda share: fitting(batch_size=share * devices) is not None,
+    )
+    return {"batch_size": share * devices} if share else None
+
+
+def largest(too_many: int, fits: Callable[[int], bool]) -> int:
+    """Returns the largest number that fits, if every smaller one does; 0 if none does.
+
+    Args:
+      too_many: a number that does not fit.
+      fits: asked as seldom as possible.
+    """
+    if too_many == 1 or not fits(1):
+        return 0
+    found = 1
+    while too_many - found > 1:
+        middle = (found + too_many) // 2
+        if fits(middle):
+            found = middle
         else:
             too_many = middle
-    return {"batch_size": fits * devices} if fits else None
+    return found
 
 
 def _compiled(setup: Setup, stage: Stage) -> programs.Program | None:
@@ -182,11 +197,16 @@ def _compiled(setup: Setup, stage: Stage) -> programs.Program | None:
         return None
 
 
-def _operations(setup: Setup, stage: Stage, share: int) -> float:
+def count_operations(setup: Setup, stage: Stage, share: int) -> float:
     """Counts the floating point operations of a step on one device.
 
     By XLA on the program of a single step as it was traced: what the device's own
     compiler makes of it, or takes apart into loops, does not matter.
+
+    Args:
+      setup: of the run.
+      stage: one of its stages.
+      share: images of a batch on one device.
     """
     spec = setup.spec(stage)
     train_state, read, data = setup.shapes(stage)

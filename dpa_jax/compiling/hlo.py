@@ -181,8 +181,7 @@ class _Module:
         if one.opcode in _FREE or one.opcode.endswith(("-done", "-update")):
             return Cost()
         if one.opcode == "while":
-            turns = re.search(r'"known_trip_count":\{"n":"(\d+)"', one.attributes)
-            return self._of(_named(one, "body")).times(int(turns[1]) if turns else 1)
+            return self._of(_named(one, "body")).times(self._turns(one))
         if one.opcode == "conditional":
             branches = [self._of(name) for name in _branches(one)]
             return max(branches, key=lambda cost: cost.kernels)
@@ -200,9 +199,28 @@ class _Module:
             convolutions=int(self._convolves(one)),
             bytes=self._traffic(one, computation),
             collectives={one.opcode: 1} if is_collective else {},
-            collective_bytes=one.bytes if is_collective else 0,
+            collective_bytes=sum(array.bytes for array in one.arrays)
+            if is_collective
+            else 0,
             names={name: 1},
         )
+
+    def _turns(self, loop: _Instruction) -> int:
+        """Returns how often a loop turns; 1 where its text does not tell.
+
+        Where XLA has not noted it, the condition of a `lax.scan` does: its counter, from
+        0, is below a constant.
+        """
+        noted = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
+        if noted:
+            return int(noted[1])
+        condition = self._computations[_named(loop, "condition")]
+        root = condition.instructions[condition.root]
+        if root.opcode == "compare" and "direction=LT" in root.attributes:
+            limit = condition.instructions[root.operands[1]]
+            if limit.opcode == "constant":
+                return int(limit.attributes.partition(")")[0])
+        return 1
 
     def _convolves(self, one: _Instruction) -> bool:
         if one.opcode == "fusion":

@@ -113,6 +113,9 @@ def prepare(target: str) -> None:
     if target == HERE:
         return
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+    # any, or libtpu complains that it cannot tell on which TPU it runs
+    os.environ["TPU_ACCELERATOR_TYPE"] = "v5litepod-8"
+    os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
     os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)

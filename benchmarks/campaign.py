@@ -1,0 +1,198 @@
+"""All that is worth measuring on a device that is lent for minutes, best first.
+
+    python -m benchmarks.campaign --minutes=9 --out=DIR
+
+Each job has a share of the time and writes its result when it has it; one whose share
+is more than what is left is not begun. The same command with --resume=DIR, where the
+results of before are, goes on with what is missing.
+"""
+
+import argparse
+import dataclasses
+import pathlib
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+
+from benchmarks import (
+    end_to_end,
+    kernels,
+    measure,
+    phantom_auc,
+    population,
+    precision,
+    score,
+    train_step,
+)
+from dpa_jax import config_files, errors, stages
+
+CONFIGS = ("configs/nih.py:subset,pg", "configs/camelyon16.py:pg")
+PARITY = "tests/test_parity.py"
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One thing to measure.
+
+    Attributes:
+      name: of its result, `NAME.json`.
+      share: of the minutes, which it is begun with at least.
+      run: given the file to write; returns 0 if it did, see `measure.main`.
+    """
+
+    name: str
+    share: float
+    run: Callable[[pathlib.Path], int]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the benchmark; see `measure.main`."""
+    return measure.main("campaign", run, argv)
+
+
+def run(argv: list[str]) -> None:
+    """Runs the jobs that fit.
+
+    Raises:
+      DpaError: a job failed; the others ran.
+    """
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.campaign", description=__doc__
+    )
+    add = parser.add_argument
+    add("--minutes", type=float, required=True, help="that there are")
+    add("--out", required=True, metavar="DIR", help="where the results go")
+    add("--resume", metavar="DIR", help="where the results of before are")
+    add("--jobs", default="all", help="some of them, by name")
+    add("--config", action="append", metavar="FILE[:ARGS]", help="of runs; repeatable")
+    add("--batch", type=int, default=128, help="images per step")
+    add("--images", type=int, default=4096, help="training images")
+    add("--baselines", default="published,tuned", help="none leaves PyTorch out")
+    args = parser.parse_args(argv)
+    if not args.minutes > 0:
+        raise errors.UsageError(f"--minutes is {args.minutes}, not a number above 0")
+    listed = jobs(args)
+    chosen = measure.one_of("--jobs", args.jobs, [job.name for job in listed])
+    if args.baselines != "none":
+        measure.share_gpu()
+    work(
+        [job for job in listed if job.name in chosen],
+        60 * args.minutes,
+        pathlib.Path(args.out),
+        pathlib.Path(args.resume or args.out),
+    )
+
+
+def work(
+    listed: Sequence[Job], seconds: float, out: pathlib.Path, before: pathlib.Path
+) -> None:
+    """Runs the jobs whose results are missing, as long as there is time.
+
+    Args:
+      listed: in order of what they are worth.
+      seconds: that there are.
+      out: where results go.
+      before: where results may be already.
+
+    Raises:
+      DpaError: a job failed; the others ran.
+    """
+    begun, failed, left = time.monotonic(), [], []
+    for job in listed:
+        path = out / f"{job.name}.json"
+        if any((folder / path.name).exists() for folder in (before, out)):
+            continue
+        if time.monotonic() - begun + job.share * seconds > seconds:
+            left.append(job.name)
+            continue
+        print(f"\n{job.name}", flush=True)
+        # what is cut off is not taken for a result
+        unfinished = out / f"{job.name}.json.unfinished"
+        try:
+            status = job.run(unfinished)
+        except Exception:  # such as no memory left: the other jobs still say much
+            traceback.print_exc()
+            status = 1
+        if status:
+            failed.append(job.name)
+        else:
+            unfinished.rename(path)
+        print(f"{job.name}: {time.monotonic() - begun:.0f} s so far", flush=True)
+    if left:
+        print(f"\nNo time for {', '.join(left)}: go on with --resume={out}")
+    if failed:
+        raise errors.DpaError(f"{', '.join(failed)} failed; see above")
+
+
+def jobs(args: argparse.Namespace) -> list[Job]:
+    """Returns all jobs in order of what they are worth.
+
+    Shares are of nine minutes of an H100, where a stage's compiling alone takes 8 to 18
+    s ours and 22 to 40 s tuned (benchmarks/results).
+    """
+    first, *others = args.config or CONFIGS
+    turn = args.minutes / 18  # seconds: half of one in nine minutes
+    shared = [f"--images={args.images}"]
+    ours = [f"--config={first}", f"--batch={args.batch}", *shared]
+    turns = [f"--seconds={turn}", "--repeats=5"]
+
+    def job(name: str, share: float, program, *arguments: str) -> Job:
+        return Job(
+            name, share, lambda path: program.main([*arguments, f"--out={path}"])
+        )
+
+    def steps(config: str) -> list[Job]:
+        plan = stages.schedule(config_files.load(config))
+        return [
+            job(
+                f"{pathlib.Path(config.partition(':')[0]).stem}_{stage.name}",
+                0.12,
+                train_step,
+                *(f"--config={config}", f"--batch={args.batch}", *shared, *turns),
+                *(f"--stages={stage.name}", f"--baselines={args.baselines}"),
+            )
+            for stage in reversed(plan)  # the most expensive first
+        ]
+
+    final = stages.schedule(config_files.load(first))[-1].name
+    low = [
+        stage.name
+        for stage in stages.schedule(config_files.load(first))
+        if stage.resolution <= 32
+    ]
+    listed = [
+        Job("parity", 0.1, parity),
+        job("precision", 0.1, precision, *ours, f"--stages={final}"),
+        *steps(first),
+        job("kernels", 0.06, kernels, *ours, f"--stages={final}"),
+        *(one for config in others for one in steps(config)),
+        job(
+            *("score", 0.12, score, f"--config={first}", f"--batch={args.batch}"),
+            *(*shared, *turns, f"--baselines={args.baselines}"),
+        ),
+        job("end_to_end", 0.25, end_to_end, *ours, "--steps-scale=0.02"),
+        job(
+            *("population", 0.3, population, *ours, *turns),
+            *("--members=1,8", f"--stages={','.join(low)}"),
+        ),
+        job("phantom_auc", 0.3, phantom_auc),
+    ]
+    return listed
+
+
+def parity(path: pathlib.Path) -> int:
+    """Compares with the published code's arrays, by the tests that do so on a CPU."""
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-rA", PARITY]
+    done = subprocess.run(command, capture_output=True, text=True)
+    print(done.stdout[-2000:], done.stderr[-2000:])
+    lines = [line for line in done.stdout.splitlines() if line.startswith("PASSED")]
+    rows = [{"test": line.split(maxsplit=1)[1]} for line in lines]
+    namespace = argparse.Namespace(out=str(path))
+    measure.write("parity", namespace, [], rows, summary=done.stdout.splitlines()[-1])
+    return done.returncode
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
