@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from dpa_jax.ops import convolution, winograd
 from dpa_jax.ops.activations import relu
+from dpa_jax.ops.pooling import max_pool2
 
 # block -> (convolutions, channels)
 _BLOCKS = {1: (2, 64), 2: (2, 128), 3: (4, 256), 4: (4, 512), 5: (4, 512)}
@@ -130,7 +131,7 @@ def features(
         elif name[0] == "r":
             x = relu(x)
         else:
-            x = _max_pool2(x)
+            x = max_pool2(x)
         if name in layers:
             wanted[name] = x
     return wanted
@@ -140,14 +141,3 @@ def _convolve(x: jax.Array, layer: Mapping[str, Any], backend: str) -> jax.Array
     if "tiled" in layer and x.shape[2] >= _TILED_WIDTH:
         return winograd.convolve(x, layer["tiled"]) + layer["bias"]
     return convolution.convolve(x, layer["kernel"], layer["bias"], backend=backend)
-
-
-def _max_pool2(x: jax.Array) -> jax.Array:
-    # Compares and selects, since reduce_window's gradient (select_and_scatter) is slow
-    # on every backend. `>=` hands a tie's whole gradient to the first, as PyTorch does.
-    b, h, w, c = x.shape
-    x = x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c)
-    left, right = x[:, :, :, :, 0], x[:, :, :, :, 1]
-    x = jnp.where(left >= right, left, right)  # [B, h/2, 2, w/2, C]
-    top, bottom = x[:, :, 0], x[:, :, 1]
-    return jnp.where(top >= bottom, top, bottom)

@@ -3,21 +3,19 @@
 import dataclasses
 import importlib.util
 import json
-import pathlib
 import sys
 
-import jax
 import numpy as np
 import pytest
 import run_factory
 
 from dpa_jax import config as config_lib
-from dpa_jax import stages, state, vgg
+from dpa_jax import frozen, stages
 from dpa_jax.compiling import ahead, hlo, targets
 from dpa_jax.platform import Platform
 from dpa_jax.training.run import Run
 from dpa_jax.training.setup import Problem, Setup
-from dpa_jax.weights import files
+from dpa_jax.weights import statistics_files
 
 HERE = Platform.here()
 V5E = targets.ACCELERATORS["v5e"]
@@ -32,28 +30,26 @@ def quick():
     return config, found
 
 
-def test_a_stage_is_compiled_as_training_compiles_it():
+def test_a_stage_is_compiled_as_training_compiles_it(trained):
     config = run_factory.tiny_config()
-    plan = stages.schedule(config)
+    plan, layers = stages.schedule(config), ("r11", "r12")
     setup = ahead.abstract_setup(config, HERE, 24)
-    drawn, names = files.load_vgg19("random:0"), ("r11", "r12")
     problem = Problem(
         plan=plan,
         images=run_factory.images()[..., None],
         rows=np.arange(24),
         held_out=np.zeros(0, np.int64),
-        weights={name: drawn[name] for name in vgg.CONVOLUTIONS[:2]},
-        statistics={n: dict.fromkeys(("mean", "std"), np.ones(64, "f")) for n in names},
+        weights=frozen.load_weights(config, layers),
+        statistics=statistics_files.load(str(trained / frozen.STATISTICS)),
         precision="float32",
     )
-    parameters = state.initialize(jax.random.key(0), setup.architecture, plan)
-    run = Run(config, pathlib.Path(), jax.device_get(parameters))
-    trained = Setup([run], problem, HERE)
+    run = Run(config, trained, run_factory.arrays(trained)["parameters"])
+    training = Setup([run], problem, HERE)
     for stage in plan:
-        assert setup.shapes(stage) == trained.shapes(stage)
-        assert setup.spec(stage) == trained.spec(stage)
-        assert setup.chunk_steps(stage) == trained.chunk_steps(stage)
-        assert setup.caches_targets(stage) == trained.caches_targets(stage)
+        assert setup.shapes(stage) == training.shapes(stage)
+        assert setup.spec(stage) == training.spec(stage)
+        assert setup.chunk_steps(stage) == training.chunk_steps(stage)
+        assert setup.caches_targets(stage) == training.caches_targets(stage)
 
 
 def test_a_streamed_stage_takes_a_chunks_images():

@@ -208,8 +208,8 @@ class _Module:
     def _turns(self, loop: _Instruction) -> int:
         """Returns how often a loop turns; 1 where its text does not tell.
 
-        Where XLA has not noted it, the condition of a `lax.scan` does: its counter, from
-        0, is below a constant.
+        Where XLA has not noted it, the condition of a `lax.scan` does: its counter,
+        from 0, is below a constant.
         """
         noted = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
         if noted:
