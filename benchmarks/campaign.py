@@ -9,6 +9,8 @@ results of before are, goes on with what is missing.
 
 import argparse
 import dataclasses
+import importlib
+import importlib.util
 import pathlib
 import subprocess
 import sys
@@ -16,20 +18,13 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 
-from benchmarks import (
-    end_to_end,
-    kernels,
-    measure,
-    phantom_auc,
-    population,
-    precision,
-    score,
-    train_step,
-)
+from benchmarks import measure
 from dpa_jax import config_files, errors, stages
 
 CONFIGS = ("configs/nih.py:subset,pg", "configs/camelyon16.py:pg")
 PARITY = "tests/test_parity.py"
+# what training writes with, beyond jax, flax, optax, numpy and ml_collections
+WRITERS = ("PIL", "safetensors", "tensorboardX")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +53,25 @@ def run(argv: list[str]) -> None:
     Raises:
       DpaError: a job failed; the others ran.
     """
+    args = arguments().parse_args(argv)
+    if not args.minutes > 0:
+        raise errors.UsageError(f"--minutes is {args.minutes}, not a number above 0")
+    listed = jobs(args)
+    chosen = measure.one_of("--jobs", args.jobs, [job.name for job in listed])
+    if args.baselines != "none":
+        measure.share_gpu()
+    out = pathlib.Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    work(
+        [job for job in listed if job.name in chosen],
+        60 * args.minutes,
+        out,
+        pathlib.Path(args.resume or args.out),
+    )
+
+
+def arguments() -> argparse.ArgumentParser:
+    """Returns the parser of the command line."""
     parser = argparse.ArgumentParser(
         "python -m benchmarks.campaign", description=__doc__
     )
@@ -70,19 +84,7 @@ def run(argv: list[str]) -> None:
     add("--batch", type=int, default=128, help="images per step")
     add("--images", type=int, default=4096, help="training images")
     add("--baselines", default="published,tuned", help="none leaves PyTorch out")
-    args = parser.parse_args(argv)
-    if not args.minutes > 0:
-        raise errors.UsageError(f"--minutes is {args.minutes}, not a number above 0")
-    listed = jobs(args)
-    chosen = measure.one_of("--jobs", args.jobs, [job.name for job in listed])
-    if args.baselines != "none":
-        measure.share_gpu()
-    work(
-        [job for job in listed if job.name in chosen],
-        60 * args.minutes,
-        pathlib.Path(args.out),
-        pathlib.Path(args.resume or args.out),
-    )
+    return parser
 
 
 def work(
@@ -133,53 +135,54 @@ def jobs(args: argparse.Namespace) -> list[Job]:
     s ours and 22 to 40 s tuned (benchmarks/results).
     """
     first, *others = args.config or CONFIGS
-    turn = args.minutes / 18  # seconds: half of one in nine minutes
-    shared = [f"--images={args.images}"]
-    ours = [f"--config={first}", f"--batch={args.batch}", *shared]
-    turns = [f"--seconds={turn}", "--repeats=5"]
-
-    def job(name: str, share: float, program, *arguments: str) -> Job:
-        return Job(
-            name, share, lambda path: program.main([*arguments, f"--out={path}"])
-        )
-
-    def steps(config: str) -> list[Job]:
-        plan = stages.schedule(config_files.load(config))
-        return [
-            job(
-                f"{pathlib.Path(config.partition(':')[0]).stem}_{stage.name}",
-                0.12,
-                train_step,
-                *(f"--config={config}", f"--batch={args.batch}", *shared, *turns),
-                *(f"--stages={stage.name}", f"--baselines={args.baselines}"),
-            )
-            for stage in reversed(plan)  # the most expensive first
-        ]
-
-    final = stages.schedule(config_files.load(first))[-1].name
-    low = [
-        stage.name
-        for stage in stages.schedule(config_files.load(first))
-        if stage.resolution <= 32
-    ]
-    listed = [
+    batch, images = f"--batch={args.batch}", f"--images={args.images}"
+    ours = [f"--config={first}", batch, images]
+    turns = [f"--seconds={args.minutes / 18}", "--repeats=5"]  # 0.5 s in nine minutes
+    baselines = f"--baselines={args.baselines}"
+    plan = stages.schedule(config_files.load(first))
+    final = f"--stages={plan[-1].name}"
+    low = [stage.name for stage in plan if stage.resolution <= 32]
+    missing = [name for name in WRITERS if importlib.util.find_spec(name) is None]
+    whole = ["--through=programs"] if missing else []
+    return [
         Job("parity", 0.1, parity),
-        job("precision", 0.1, precision, *ours, f"--stages={final}"),
-        *steps(first),
-        job("kernels", 0.06, kernels, *ours, f"--stages={final}"),
-        *(one for config in others for one in steps(config)),
-        job(
-            *("score", 0.12, score, f"--config={first}", f"--batch={args.batch}"),
-            *(*shared, *turns, f"--baselines={args.baselines}"),
+        _job("precision", 0.1, "precision", *ours, final),
+        *_stages(first, batch, images, *turns, baselines),
+        _job("kernels", 0.06, "kernels", *ours, final),
+        *(
+            job
+            for other in others
+            for job in _stages(other, batch, images, *turns, baselines)
         ),
-        job("end_to_end", 0.25, end_to_end, *ours, "--steps-scale=0.02"),
-        job(
-            *("population", 0.3, population, *ours, *turns),
+        _job("score", 0.12, "score", *ours, *turns, baselines),
+        _job("end_to_end", 0.25, "end_to_end", *ours, "--steps-scale=0.02", *whole),
+        _job(
+            *("population", 0.3, "population", *ours, *turns),
             *("--members=1,8", f"--stages={','.join(low)}"),
         ),
-        job("phantom_auc", 0.3, phantom_auc),
+        _job("phantom_auc", 0.3, "phantom_auc"),
     ]
-    return listed
+
+
+def _job(name: str, share: float, program: str, *arguments: str) -> Job:
+    def run(path: pathlib.Path) -> int:
+        # imported late: some need more packages than others
+        main = importlib.import_module(f"benchmarks.{program}").main
+        return main([*arguments, f"--out={path}"])
+
+    return Job(name, share, run)
+
+
+def _stages(config: str, *arguments: str) -> list[Job]:
+    """Returns a job for each stage of a run, the most expensive first."""
+    stem = pathlib.Path(config.partition(":")[0]).stem
+    return [
+        _job(
+            *(f"{stem}_{stage.name}", 0.12, "train_step", f"--config={config}"),
+            *(f"--stages={stage.name}", *arguments),
+        )
+        for stage in reversed(stages.schedule(config_files.load(config)))
+    ]
 
 
 def parity(path: pathlib.Path) -> int:

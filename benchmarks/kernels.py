@@ -23,6 +23,8 @@ COLUMNS = {
 }
 # of each kind of device the lines of a trace that hold its kernels
 _LINES = {"gpu": "Stream", "tpu": "XLA Ops", "cpu": "tf_XLA"}
+# what else stands in those of a CPU: what runs kernels, and when they end
+_FRAMES = re.compile(r"ThunkExecutor|end: |(while|call)\b")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -96,6 +98,8 @@ def by_kernel(trace: Any, backend: str) -> tuple[collections.Counter, ...]:
             if not line.name.startswith(_LINES[backend]):
                 continue
             for event in line.events:
+                if _FRAMES.match(event.name):
+                    continue
                 name = re.sub(r"[._\d]+$", "", event.name)
                 spent[name] += event.duration_ns
                 counts[name] += 1

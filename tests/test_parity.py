@@ -18,6 +18,7 @@ from dpa_jax import models, stages, state, step, validation, vgg
 from dpa_jax.interop import reference_checkpoint
 from dpa_jax.losses import stage_per_image
 from dpa_jax.ops.compute import Compute
+from dpa_jax.platform import Platform
 from dpa_jax.weights import statistics_files
 
 TOLERANCE = 1e-5
@@ -101,7 +102,8 @@ class Published:
                 for key in arrays.files
                 if key.startswith(f"{name}/")
             }
-        spec = step.StepSpec.from_config(config, stage, Compute("float32", "cpu"))
+        compute = Compute("float32", Platform.here().backend)
+        spec = step.StepSpec.from_config(config, stage, compute)
         held = HeldAlpha(
             stage.resolution, stage.transition, stage.steps, held=float(self["alpha"])
         )
