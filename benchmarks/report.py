@@ -222,7 +222,10 @@ PENS = {
     "population": _population,
 }
 # a few numbers, which are told and not drawn
-TABLES = ("rounding", "interruptions", "host_memory")
+TABLES = (
+    *("compiled", "host_memory", "interruptions", "kernels", "parity"),
+    *("phantom_auc", "precision", "rounding"),
+)
 
 if __name__ == "__main__":
     raise SystemExit(main())

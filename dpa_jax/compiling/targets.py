@@ -116,6 +116,7 @@ def prepare(target: str) -> None:
     # any, or libtpu complains that it cannot tell on which TPU it runs
     os.environ["TPU_ACCELERATOR_TYPE"] = "v5litepod-8"
     os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # no TPU is taken from another
     os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)
