@@ -15,7 +15,7 @@ from dpa_jax.compiling.hlo import Cost
 from dpa_jax.platform import Platform
 from dpa_jax.processes import ProcessGroup
 
-# the share of a GPU's memory that JAX takes, unless XLA_PYTHON_CLIENT_MEM_FRACTION says
+# the share of a GPU's memory that JAX takes, unless it is told otherwise
 _GPU_SHARE = 0.75
 
 
@@ -74,6 +74,8 @@ ACCELERATORS = {
     "v6e": Accelerator("TPU v6 lite", "tpu", 32e9, 1.638e12, 918e12),
 }
 HERE = "here"
+# how targets say how many devices: of GPUs their number, of TPUs their arrangement
+_COUNTS = {"gpu": r"[1-9]\d*", "tpu": r"[1-9]\d*(x[1-9]\d*){1,2}"}
 
 # What XLA knows of a Hopper GPU; the H100 and the H200 differ in their memory alone.
 _HOPPER = """
@@ -143,7 +145,7 @@ def describe(target: str) -> tuple[Platform, Accelerator | None]:
         return dataclasses.replace(here, compiles_ahead=False), next(known, None)
     name, _, count = target.partition(":")
     accelerator = ACCELERATORS.get(name)
-    pattern = r"[1-9]\d*" if name.startswith("h") else r"[1-9]\d*(x[1-9]\d*){1,2}"
+    pattern = _COUNTS[accelerator.backend] if accelerator else ""
     if accelerator is None or not re.fullmatch(pattern, count):
         gpus, tpus = (
             ", ".join(n for n, a in ACCELERATORS.items() if a.backend == backend)
@@ -155,8 +157,7 @@ def describe(target: str) -> tuple[Platform, Accelerator | None]:
         )
     if accelerator.backend == "gpu":
         devices = _gpus(accelerator, count)
-        share = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", _GPU_SHARE))
-        memory = share * accelerator.memory
+        memory = _GPU_SHARE * accelerator.memory
     else:
         devices, memory = _tpus(target), accelerator.memory
     return _platform(accelerator.backend, devices, int(memory)), accelerator
@@ -181,16 +182,15 @@ def _platform(backend: str, devices: list[Any], memory: int) -> Platform:
 
 
 def _gpus(accelerator: Accelerator, count: str) -> list[Any]:
-    if not any(
-        map(importlib.util.find_spec, ("jax_cuda12_plugin", "jax_cuda13_plugin"))
-    ):
+    plugins = "jax_cuda12_plugin", "jax_cuda13_plugin"
+    if not any(map(importlib.util.find_spec, plugins)):
         raise errors.DpaError(
             "JAX's compiler for NVIDIA GPUs is missing: pip install 'dpa_jax[cuda12]', "
             "or cuda13; a GPU is not needed"
         )
-    return _topology(
-        "cuda", f"1x1x{count}", target_config=_HOPPER.format(**vars(accelerator))
-    )
+    # machines, processes in each, GPUs of each
+    layout, config = f"1x1x{count}", _HOPPER.format(**vars(accelerator))
+    return _topology("", "cuda", topology=layout, target_config=config)
 
 
 def _tpus(target: str) -> list[Any]:
@@ -199,17 +199,16 @@ def _tpus(target: str) -> list[Any]:
             "the compiler for TPUs, libtpu, is missing: pip install 'dpa_jax[aot]'; a "
             "TPU is not needed"
         )
-    return _topology("tpu", target)
+    # the two cores of a chip are one device, as they are on the machines themselves
+    options = {"chip_config_name": "megacore"} if target.startswith("v4:") else {}
+    return _topology(target, "tpu", **options)
 
 
-def _topology(platform: str, name: str, **options: str) -> list[Any]:
+def _topology(name: str, platform: str, **options: str) -> list[Any]:
     from jax.experimental import topologies
 
     try:
-        if platform == "cuda":
-            options = {"topology": name, **options}
-            return topologies.get_topology_desc(platform=platform, **options).devices
-        return topologies.get_topology_desc(name, platform).devices
+        return topologies.get_topology_desc(name, platform, **options).devices
     except (jax.errors.JaxRuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise errors.UsageError(f"there is no machine {name}: {reason}") from error
+        reason = str(error).strip().splitlines()[0]
+        raise errors.UsageError(f"there is no such machine: {reason}") from error
