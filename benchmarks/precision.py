@@ -10,10 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from benchmarks import measure, problem, train_step
 from dpa_jax import stages as stages_lib
-from dpa_jax import state, step
+from dpa_jax import step
 from dpa_jax.platform import Platform
 from dpa_jax.stages import Stage
 
@@ -84,7 +85,7 @@ def first_step(
         data = {"images": given.images[:batch].reshape(batch, -1)}
         take = jax.jit(step.gathering_step(setup.spec(stage)))
         after, scalars = take(begun, setup.resident_frozen(), data, np.arange(batch))
-    moments = jax.device_get(state.moments(after.optimizer)["mu"])
+    moments = jax.device_get(optax.tree_utils.tree_get(after.optimizer, "mu"))
     flat = [np.ravel(leaf).astype(np.float64) for leaf in jax.tree.leaves(moments)]
     return float(scalars["loss"][0]), np.concatenate(flat)
 

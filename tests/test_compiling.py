@@ -11,7 +11,7 @@ import run_factory
 
 from dpa_jax import config as config_lib
 from dpa_jax import frozen, stages
-from dpa_jax.compiling import ahead, hlo, targets
+from dpa_jax.compiling import ahead, counting, targets
 from dpa_jax.platform import Platform
 from dpa_jax.training.run import Run
 from dpa_jax.training.setup import Problem, Setup
@@ -67,7 +67,7 @@ def test_what_is_found_is_the_compilers_own_and_counted_in_its_program(quick):
     assert found.temporary_bytes == memory.temp_size_in_bytes > 0
     assert found.program.planned_bytes >= found.argument_bytes + found.temporary_bytes
     assert found.fits and found.advice is None
-    whole = hlo.cost(found.program.run.as_text())
+    whole = counting.count(found.program.run.as_text())
     assert found.program.steps == 6
     assert found.cost.kernels == pytest.approx(whole.kernels / 6)
 
@@ -90,7 +90,7 @@ def test_operations_are_those_of_a_step_whatever_its_parts():
 
 
 def test_the_least_time_is_that_of_what_takes_longest():
-    cost = hlo.Cost(kernels=100, bytes=3e9)
+    cost = counting.Cost(kernels=100, bytes=3e9)
     slow = dataclasses.replace(V5E, bandwidth=1e12, rate=1e14)
     assert slow.least_seconds(cost, 1e11) == {
         "bytes": pytest.approx(3e-3),

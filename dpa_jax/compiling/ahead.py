@@ -12,7 +12,7 @@ import numpy as np
 
 from dpa_jax import config as config_lib
 from dpa_jax import frozen, models, parallel, stages, state, step, vgg
-from dpa_jax.compiling import hlo
+from dpa_jax.compiling import counting
 from dpa_jax.compiling.targets import Accelerator
 from dpa_jax.ops import compute
 from dpa_jax.platform import Platform
@@ -44,7 +44,7 @@ class Compiled:
     stage: Stage
     seconds: float
     program: programs.Program | None
-    cost: hlo.Cost | None
+    cost: counting.Cost | None
     operations: float
     argument_bytes: int | None
     temporary_bytes: int | None
@@ -85,7 +85,7 @@ def compile_stages(
         operations = count_operations(setup, stage, share)
         if program is not None:
             memory = program.run.memory_analysis()
-            cost = hlo.cost(program.run.as_text()).times(1 / program.steps)
+            cost = counting.count(program.run.as_text()).times(1 / program.steps)
             if accelerator is not None:
                 least = accelerator.least_seconds(cost, operations)
         fits = program is not None and program.planned_bytes <= platform.memory

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from dpa_jax import errors, parallel
 from dpa_jax import platform as platform_lib
-from dpa_jax.compiling.hlo import Cost
+from dpa_jax.compiling.counting import Cost
 from dpa_jax.platform import Platform
 from dpa_jax.processes import ProcessGroup
 

@@ -4,14 +4,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dpa_jax.compiling import hlo
+from dpa_jax.compiling import counting
 
 
 def counted(entry, *computations):
     """Returns the cost of a program of some instructions and further computations."""
     body = "\n".join(f"  {line}" for line in entry.strip().splitlines())
     program = f"ENTRY %main (x: f32[8]) -> f32[8] {{\n{body}\n}}"
-    return hlo.cost("\n\n".join(["HloModule made", *computations, program]))
+    return counting.count("\n\n".join(["HloModule made", *computations, program]))
 
 
 ADD = """
@@ -136,6 +136,16 @@ ROOT %out = f32[100]{0} dynamic-update-slice(%x, %part, %i)
     assert found.bytes == (40 + 4 + 40) + (40 + 4 + 40)
 
 
+def test_a_part_is_read_and_written_wherever_it_is_kept_meanwhile():
+    found = counted("""
+%x = f32[100]{0} parameter(0)
+%i = s32[] parameter(1)
+%part = f32[10]{0:S(1)} dynamic-slice(%x, %i), dynamic_slice_sizes={10}
+ROOT %out = f32[100]{0} dynamic-update-slice(%x, %part, %i)
+""")
+    assert found.bytes == (40 + 4) + (4 + 40)
+
+
 def test_several_results_of_a_fusion_are_all_written():
     fused = """
 %two (p: f32[8]) -> (f32[8], bf16[8]) {
@@ -202,9 +212,9 @@ ROOT %d = f32[1,4,4,2]{3,2,1,0} convolution(%c, %k), window={size=3x3 pad=1_1x1_
 
 
 def test_a_share_of_a_cost_and_the_sum_of_two():
-    one = hlo.Cost(4, 2, 100, {"all-reduce": 2}, 10, {"a": 4})
-    other = hlo.Cost(1, 0, 5, {"all-gather": 1}, 5, {"a": 1, "b": 2})
-    assert one.times(0.5) + other == hlo.Cost(
+    one = counting.Cost(4, 2, 100, {"all-reduce": 2}, 10, {"a": 4})
+    other = counting.Cost(1, 0, 5, {"all-gather": 1}, 5, {"a": 1, "b": 2})
+    assert one.times(0.5) + other == counting.Cost(
         3, 1, 55, {"all-reduce": 1, "all-gather": 1}, 10, {"a": 3, "b": 2}
     )
 
@@ -217,7 +227,7 @@ def test_a_program_of_this_xla_is_read():
         return jax.lax.scan(body, x[0], index)
 
     given = jax.ShapeDtypeStruct((9, 16, 16), jnp.float32), jnp.zeros(7, jnp.int32)
-    found = hlo.cost(jax.jit(steps).lower(*given).compile().as_text())
+    found = counting.count(jax.jit(steps).lower(*given).compile().as_text())
     # each of the seven turns at least multiplies two matrices of 1 KiB, and adds one
     assert found.kernels >= 7 * 2
     assert 7 * 6 * 1024 <= found.bytes < 7 * 20 * 1024
@@ -225,4 +235,4 @@ def test_a_program_of_this_xla_is_read():
 
 def test_a_text_that_is_no_program_is_refused():
     with pytest.raises(ValueError, match="no entry computation"):
-        hlo.cost("HloModule empty")
+        counting.count("HloModule empty")
