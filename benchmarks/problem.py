@@ -53,21 +53,9 @@ class Problem:
         config = config_lib.updated(self.config, overrides, "benchmarks")
         return dataclasses.replace(self, config=config, plan=stages.schedule(config))
 
-    def select(self, wanted: str) -> list[stages.Stage]:
-        """Selects stages by name: `all`, or several separated by commas."""
-        known = {stage.name: stage for stage in self.plan}
-        if wanted == "all":
-            return list(self.plan)
-        names = wanted.split(",")
-        for name in names:
-            if name not in known:
-                raise errors.UsageError(
-                    f"--stages: there is no {name!r}; this config has "
-                    f"{', '.join(known)}"
-                )
-        return [known[name] for name in names]
-
-    def setup(self, precision: str, members: int = 1) -> setup_lib.Setup:
+    def setup(
+        self, precision: str, members: int = 1, platform: Platform | None = None
+    ) -> setup_lib.Setup:
         """Returns what `train` derives from it, images on the device.
 
         The next stage is not compiled while one is measured.
@@ -75,10 +63,12 @@ class Problem:
         Args:
           precision: to compute in.
           members: runs at once, all of the same parameters.
+          platform: the machine; None takes the one at hand.
         """
         config = self.changed({"data.residency": "device"}).config
         one = run_lib.Run(config, pathlib.Path(), self.parameters)
-        platform = dataclasses.replace(Platform.here(), compiles_ahead=False)
+        platform = platform or Platform.here()
+        platform = dataclasses.replace(platform, compiles_ahead=False)
         problem = setup_lib.Problem(
             plan=self.plan,
             images=self.images,

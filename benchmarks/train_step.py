@@ -21,6 +21,7 @@ import numpy as np
 
 from benchmarks import measure, problem
 from dpa_jax import errors, images, step
+from dpa_jax import stages as stages_lib
 from dpa_jax.devices import parallel
 from dpa_jax.devices.platform import Platform
 from dpa_jax.ops import compute
@@ -106,7 +107,7 @@ def run(argv: list[str]) -> None:
     if names:
         measure.share_gpu()
     given = problem.make(args.config, args.images, args.weights, args.batch)
-    chosen = given.select(args.stages)
+    chosen = stages_lib.select(given.plan, args.stages)
     parallel.check_batch(given.config.batch_size, jax.device_count())
     precision = compute.resolve(args.precision, jax.default_backend())
     peaks = measure.matmul_peak(precision, bool(names))
@@ -265,6 +266,7 @@ def ours(
     """
     setup, platform = given.setup(precision, members), Platform.here()
     data: dict[str, Any] = {"images": setup.resident_images()}
+    frozen = setup.resident_frozen()
     begun = time.perf_counter()
     program = setup.compiled(stage)
     built = time.perf_counter() - begun
@@ -273,9 +275,7 @@ def ours(
         with measure.CompileTime() as compiling:
             begun = time.perf_counter()
             data["targets"] = jax.block_until_ready(
-                programs.compute_targets(
-                    program.spec, platform, setup.frozen, data["images"]
-                )
+                programs.compute_targets(program.spec, platform, frozen, data["images"])
             )
             fill = time.perf_counter() - begun - compiling.seconds
     train_state = setup.begin(stage).replace(step=jnp.int32(first_step(stage)))
@@ -289,9 +289,7 @@ def ours(
         for done in range(0, count, program.steps):
             steps = min(program.steps, count - done)
             valid = parallel.replicate(np.int32(steps), platform)
-            train_state, scalars = program.run(
-                train_state, setup.frozen, data, rows, valid
-            )
+            train_state, scalars = program.run(train_state, frozen, data, rows, valid)
             if platform.chunks_in_flight == 1:
                 jax.block_until_ready(scalars)
             found.append(scalars["loss"][:steps])

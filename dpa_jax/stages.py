@@ -1,8 +1,11 @@
 """The schedule of progressive growing (section 3 of the paper) as plain values."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import ml_collections
+
+from dpa_jax import errors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,3 +67,24 @@ def schedule(config: ml_collections.ConfigDict) -> tuple[Stage, ...]:
         add(resolution, True, stages.transition_steps)
     add(final, False, stages.final_steps)
     return tuple(plan)
+
+
+def select(plan: Sequence[Stage], wanted: str) -> list[Stage]:
+    """Returns some stages of a plan.
+
+    Args:
+      plan: see `schedule`.
+      wanted: `all`, or names of stages separated by commas.
+
+    Raises:
+      UsageError: a name is none of the plan's.
+    """
+    known = {stage.name: stage for stage in plan}
+    if wanted == "all":
+        return list(plan)
+    for name in wanted.split(","):
+        if name not in known:
+            raise errors.UsageError(
+                f"--stages: there is no {name!r}; this config has {', '.join(known)}"
+            )
+    return [known[name] for name in wanted.split(",")]

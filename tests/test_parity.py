@@ -16,6 +16,7 @@ import pytest
 from dpa_jax import config as config_lib
 from dpa_jax import models, stages, state, step, validation
 from dpa_jax.backbones import base, vgg19
+from dpa_jax.devices.platform import Platform
 from dpa_jax.interop import reference_checkpoint
 from dpa_jax.losses import stage_per_image
 from dpa_jax.ops.compute import Compute
@@ -102,7 +103,8 @@ class Published:
                 for key in arrays.files
                 if key.startswith(f"{name}/")
             }
-        spec = step.StepSpec.from_config(config, stage, Compute("float32", "cpu"))
+        compute = Compute("float32", Platform.here().backend)
+        spec = step.StepSpec.from_config(config, stage, compute)
         held = HeldAlpha(
             stage.resolution, stage.transition, stage.steps, held=float(self["alpha"])
         )

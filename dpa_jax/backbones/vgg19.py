@@ -8,12 +8,12 @@ block's max pooling.
 from collections.abc import Collection, Mapping
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dpa_jax.backbones.base import Backbone, Weights
 from dpa_jax.ops import frozen_convolution
 from dpa_jax.ops.activations import relu
+from dpa_jax.ops.pooling import max_pool2
 from dpa_jax.weights import files, formats
 
 # block -> (convolutions, channels)
@@ -66,21 +66,10 @@ def apply(
         elif name[0] == "r":
             x = relu(x)
         else:
-            x = _max_pool2(x)
+            x = max_pool2(x)
         if name in layers:
             found[name] = x
     return found
-
-
-def _max_pool2(x: jax.Array) -> jax.Array:
-    # Compares and selects, since reduce_window's gradient (select_and_scatter) is slow
-    # on every backend. `>=` hands a tie's whole gradient to the first, as PyTorch does.
-    b, h, w, c = x.shape
-    x = x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c)
-    left, right = x[:, :, :, :, 0], x[:, :, :, :, 1]
-    x = jnp.where(left >= right, left, right)  # [B, h/2, 2, w/2, C]
-    top, bottom = x[:, :, 0], x[:, :, 1]
-    return jnp.where(top >= bottom, top, bottom)
 
 
 def shapes() -> files.Shapes:

@@ -10,7 +10,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from dpa_jax import errors
-from dpa_jax.cli.arguments import doctor, interop, preparing, scoring, training, weights
+from dpa_jax.cli.arguments import (
+    compiling,
+    doctor,
+    interop,
+    preparing,
+    scoring,
+    training,
+    weights,
+)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -45,7 +53,11 @@ def _parser() -> argparse.ArgumentParser:
         )
         return made
 
-    for family in (training, scoring, preparing, weights, interop, doctor):
+    families = (
+        *(training, compiling, scoring, preparing, weights),
+        *(interop, doctor),
+    )
+    for family in families:
         family.add_verbs(add)
     return parser
 
@@ -62,7 +74,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = _parser()
     options, left = parser.parse_known_args(arguments)
-    taken = {"train": ("--config.",), "tune": ("--config.", "--search.")}
+    taken = {
+        "train": ("--config.",),
+        "compile": ("--config.",),
+        "tune": ("--config.", "--search."),
+    }
     fields = taken.get(options.verb, ())
     strange = [a for a in left if not a.startswith(fields)]
     if strange:

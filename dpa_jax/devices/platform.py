@@ -20,7 +20,7 @@ from dpa_jax.devices import processes
 # step are launched as a few: its usual ones, and convolutions (benchmarks/results).
 _GRAPHS = "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,CONVOLUTION"
 # XLA's options that are faster here; experimental ones, which may be renamed.
-_OPTIONS: dict[str, dict[str, Any]] = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "gpu": {"xla_gpu_enable_command_buffer": _GRAPHS},
     # convolutions by Eigen rather than YNNPACK: 0.81 against 0.90 s a step at 64 pixels
     # (two cores, batch 32, JAX 0.10.2)
@@ -109,13 +109,24 @@ def usable_options(
     """
     if backend == "gpu" and keeps_programs:
         return {}, ()
-    return try_options(_OPTIONS.get(backend, {}))
+    return try_options(OPTIONS.get(backend, {}))
 
 
-def try_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Returns those of some compiler options that XLA takes, and the others' names."""
+def try_options(
+    options: Mapping[str, Any],
+    argument: jax.ShapeDtypeStruct | None = None,
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Returns those of some compiler options that XLA takes, and the others' names.
+
+    Args:
+      options: by name.
+      argument: of the program they are tried on, which may lie on devices that are not
+        at hand; None takes the default device.
+    """
     taken, refused = {}, []
-    nothing = jax.jit(lambda x: x).lower(jax.ShapeDtypeStruct((), jnp.float32))
+    if argument is None:
+        argument = jax.ShapeDtypeStruct((), jnp.float32)
+    nothing = jax.jit(lambda x: x).lower(argument)
     for name, value in options.items():
         try:
             nothing.compile({name: value})

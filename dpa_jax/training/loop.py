@@ -66,7 +66,8 @@ def train(
 
         bar = stack.enter_context(progress.TrainingBar(last.end, done, visible))
         stack.enter_context(interruption.deferred(group))
-        images, scorer = setup.resident_images(), None
+        images, frozen = setup.resident_images(), setup.resident_frozen()
+        scorer = None
         log = _Log(runs, config.batch_size, bar)
 
         for stage in plan:
@@ -87,7 +88,7 @@ def train(
             if setup.caches_targets(stage):
                 bar.describe(f"targets of {stage.name}")
                 data["targets"] = programs.compute_targets(
-                    compiled.spec, platform, setup.frozen, images
+                    compiled.spec, platform, frozen, images
                 )
             seconds = time.perf_counter() - begun
             bar.print_line(_description(compiled, setup, data, seconds))
@@ -101,7 +102,7 @@ def train(
                     jax.transfer_guard("disallow"),
                 ):
                     train_state, scalars = compiled.run(
-                        train_state, setup.frozen, block, rows, valid
+                        train_state, frozen, block, rows, valid
                     )
                     if platform.chunks_in_flight == 1:
                         jax.block_until_ready(scalars)

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -30,6 +31,8 @@ IMAGE_SHARE = 0.4
 class Problem:
     """What runs that are trained at once have in common.
 
+    To compile programs alone, shapes stand in the place of arrays.
+
     Attributes:
       plan: the stages.
       images: uint8 `[M, S, S, C]`, on the host; may be a memory map.
@@ -41,7 +44,7 @@ class Problem:
     """
 
     plan: Sequence[Stage]
-    images: np.ndarray
+    images: Any
     rows: np.ndarray
     held_out: np.ndarray
     weights: Any
@@ -58,7 +61,6 @@ class Setup:
       platform: the machine.
 
     Attributes:
-      frozen: what a step reads, on every device.
       is_streamed: whether images stay on the host and are sent chunk by chunk.
       saves: when checkpoints are due.
       grids: when pictures of reconstructions are due.
@@ -71,20 +73,6 @@ class Setup:
         self.architecture = models.Architecture.from_config(config)
         self._has_critic = bool(config.loss.adversarial)
         seed = config_lib.data_seed(config)
-        rates = [run.config.optimizer.learning_rate for run in runs]
-        self.frozen = parallel.replicate(
-            step.Frozen(
-                backbone=frozen_lib.place_weights(
-                    base.named(config.perceptual.backbone),
-                    problem.weights,
-                    self.compute,
-                ),
-                statistics=frozen_lib.cast(problem.statistics, self.compute.wide),
-                key=jax.random.fold_in(jax.random.key(seed), 1),
-                learning_rate=jnp.asarray(rates, jnp.float32),
-            ),
-            platform,
-        )
         size = len(problem.rows) * self._bytes_of_image
         self.is_streamed = config.data.residency == "stream" or (
             config.data.residency == "auto" and size > IMAGE_SHARE * platform.memory
@@ -103,6 +91,28 @@ class Setup:
     @property
     def _bytes_of_image(self) -> int:
         return int(np.prod(self._problem.images.shape[1:]))
+
+    def _frozen(self, weights: Any, statistics: Any) -> step.Frozen:
+        seed = config_lib.data_seed(self._config)
+        rates = [run.config.optimizer.learning_rate for run in self._runs]
+        return step.Frozen(
+            backbone=frozen_lib.place_weights(
+                base.named(self._config.perceptual.backbone), weights, self.compute
+            ),
+            statistics=frozen_lib.cast(statistics, self.compute.wide),
+            key=jax.random.fold_in(jax.random.key(seed), 1),
+            learning_rate=jnp.asarray(rates, jnp.float32),
+        )
+
+    @functools.cached_property
+    def _frozen_shapes(self) -> step.Frozen:
+        problem = self._problem
+        return jax.eval_shape(self._frozen, problem.weights, problem.statistics)
+
+    def resident_frozen(self) -> step.Frozen:
+        """Puts what steps read on every device, once."""
+        made = self._frozen(self._problem.weights, self._problem.statistics)
+        return parallel.replicate(made, self._platform)
 
     def spec(self, stage: Stage) -> step.StepSpec:
         """Returns what a step of the stage computes."""
@@ -144,34 +154,42 @@ class Setup:
         return found
 
     def _compile(self, stage: Stage) -> programs.Program:
-        config, spec = self._config, self.spec(stage)
-        steps = self.chunk_steps(stage)
-        count, flat = len(self._problem.rows), self._bytes_of_image
-        if self.is_streamed:
-            devices = len(self._platform.devices)
-            each = steps * spec.batches * config.batch_size // devices
-            shape = (len(self._platform.local_devices), each, flat)
-        else:
-            shape = (count, flat)
-        data = {"images": jax.ShapeDtypeStruct(shape, np.uint8)}
-        if self.caches_targets(stage):
-            data["targets"] = programs.target_shapes(spec, self.frozen, count)
         return programs.compile_stage(
-            spec,
+            self.spec(stage),
             self._platform,
-            jax.eval_shape(lambda: self.begin(stage)),
-            self.frozen,
-            data,
-            config.batch_size,
-            steps,
-            batch_parts=config.batch_parts,
+            *self.shapes(stage),
+            self._config.batch_size,
+            self.chunk_steps(stage),
+            batch_parts=self._config.batch_parts,
             is_streamed=self.is_streamed,
         )
 
+    def shapes(self, stage: Stage) -> tuple[Any, Any, Any]:
+        """Returns shapes of the stage's state, of what steps read, and of its data.
+
+        Nothing is computed, and nothing that it is derived from need be an array.
+        """
+        count, flat = len(self._problem.rows), self._bytes_of_image
+        if self.is_streamed:
+            images = self.chunk_steps(stage) * self.spec(stage).batches
+            images *= self._config.batch_size // len(self._platform.devices)
+            shape = (len(self._platform.local_devices), images, flat)
+        else:
+            shape = (count, flat)
+        data: dict[str, Any] = {"images": jax.ShapeDtypeStruct(shape, np.uint8)}
+        if self.caches_targets(stage):
+            data["targets"] = self._target_shapes(stage)
+        begin = functools.partial(self._begin, stage)
+        members = [run.parameters for run in self._runs]
+        return jax.eval_shape(begin, members), self._frozen_shapes, data
+
     def begin(self, stage: Stage) -> state.TrainState:
         """Returns the state that the stage begins with."""
+        return self._begin(stage, [run.parameters for run in self._runs])
+
+    def _begin(self, stage: Stage, members: Sequence[Any]) -> state.TrainState:
         return state.begin(
-            [run.parameters for run in self._runs],
+            members,
             self.architecture,
             stage,
             self._has_critic,
@@ -195,12 +213,16 @@ class Setup:
         count, spec = len(self._problem.rows), self.spec(stage)
         return not self.is_streamed and programs.caches_targets(
             spec,
-            programs.target_shapes(spec, self.frozen, count),
+            self._target_shapes(stage),
             stored_size=self._problem.images.shape[1],
             draws_per_image=stage.steps * self._config.batch_size / count,
             memory=self._platform.memory,
             wanted=self._config.perceptual.cache_targets,
         )
+
+    def _target_shapes(self, stage: Stage) -> Any:
+        count = len(self._problem.rows)
+        return programs.target_shapes(self.spec(stage), self._frozen_shapes, count)
 
     def resident_images(self) -> Any:
         """Puts the training images on every device, once; None if they are streamed."""

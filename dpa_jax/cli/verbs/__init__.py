@@ -2,7 +2,15 @@
 
 import argparse
 
-from dpa_jax.cli.verbs import doctor, interop, preparing, scoring, training, weights
+from dpa_jax.cli.verbs import (
+    compiling,
+    doctor,
+    interop,
+    preparing,
+    scoring,
+    training,
+    weights,
+)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -14,6 +22,7 @@ def run(options: argparse.Namespace) -> None:
         "demo": training.demo,
         "train": training.train,
         "tune": training.tune,
+        "compile": compiling.compile_run,
         "evaluate": scoring.evaluate,
         "score": scoring.score,
         "score-slide": scoring.score_slide,

@@ -48,6 +48,7 @@ def doctor(options: argparse.Namespace) -> None:
         else:
             tell(name, "not in the cache: dpa-jax weights fetch, see its --help")
     for extra, module in {
+        "aot": "libtpu",
         "torch": "torch",
         "dicom": "pydicom",
         "nifti": "nibabel",
