@@ -11,8 +11,8 @@ import numpy as np
 
 from benchmarks import measure
 from benchmarks.problem import Problem
-from dpa_jax import config as config_lib
 from dpa_jax import errors
+from dpa_jax.config import perceptual_layers
 from dpa_jax.stages import Stage
 
 try:
@@ -99,7 +99,7 @@ def stage_spec(config: ml_collections.ConfigDict, stage: Stage) -> steps.StageSp
             "the PyTorch versions know the relative perceptual loss alone; this config "
             "has other terms: measure it with --baselines=none"
         )
-    layers = config_lib.perceptual_layers(config.perceptual.layers)
+    layers = perceptual_layers(config.perceptual.layers)
     return steps.StageSpec(
         resolution=stage.resolution,
         transition=stage.transition,

@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 import dpa_jax
-from dpa_jax import config as config_lib
 from dpa_jax import data, errors
+from dpa_jax.config import default_config
 from dpa_jax.storage import checkpoints, config_files
 
 STEPS, _HALF = 240, 120
@@ -95,7 +95,7 @@ class Target:
 def _config(folder: pathlib.Path) -> ml_collections.ConfigDict:
     rng = np.random.default_rng(0)
     np.savez(folder / "images.npz", images=rng.integers(0, 256, (64, 8, 8), np.uint8))
-    config = config_lib.default_config()
+    config = default_config()
     config.data.train = str(folder / "images.npz")
     config.data.resolution = config.stages.initial_resolution = 8
     config.model.latent_channels = 4

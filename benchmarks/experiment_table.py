@@ -11,8 +11,8 @@ from typing import Any
 import ml_collections
 
 from benchmarks import measure
-from dpa_jax import config as config_lib
 from dpa_jax import errors
+from dpa_jax.config import flat
 from dpa_jax.storage import config_files, workdir
 from dpa_jax.weights import formats
 
@@ -145,10 +145,10 @@ def _changes(
     config: ml_collections.ConfigDict, published: ml_collections.ConfigDict
 ) -> list[str]:
     """Names what a run's settings differ in from the published ones."""
-    usual = config_lib.flat(published)
+    usual = flat(published)
     changes = [
         f"{name}={value}"
-        for name, value in sorted(config_lib.flat(config).items())
+        for name, value in sorted(flat(config).items())
         if value != usual[name] and name != "data.data_dir"
     ]
     return [f"not the published settings: {' '.join(changes)}"] if changes else []

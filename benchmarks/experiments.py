@@ -21,8 +21,8 @@ import ml_collections
 
 from benchmarks import experiment_table, measure
 from benchmarks.experiment_table import EXPERIMENTS, PROTOCOLS, Experiment
-from dpa_jax import config as config_lib
 from dpa_jax import console, errors, stages, validation
+from dpa_jax.config import with_flags
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -121,7 +121,7 @@ def _configured(
     config: ml_collections.ConfigDict, data_dir: str, overrides: Sequence[str]
 ) -> ml_collections.ConfigDict:
     config.data.data_dir = data_dir
-    config = config_lib.with_flags(config, overrides)
+    config = with_flags(config, overrides)
     validation.validate(config)
     if config.population.seeds > 1:
         raise errors.UsageError("population.seeds: the seeds are the published ones")

@@ -19,8 +19,8 @@ import numpy as np
 
 import dpa_jax
 from benchmarks import measure
-from dpa_jax import config as config_lib
 from dpa_jax import errors
+from dpa_jax.config import default_config
 from dpa_jax.storage import checkpoints, config_files
 
 SIGNALS = ("SIGKILL", "SIGTERM", "SIGINT")
@@ -75,7 +75,7 @@ def run(argv: list[str]) -> None:
 def _config(place: pathlib.Path, steps: int):
     rng = np.random.default_rng(0)
     np.savez(place / "images.npz", images=rng.integers(0, 256, (64, 8, 8), np.uint8))
-    config = config_lib.default_config()
+    config = default_config()
     config.data.train = str(place / "images.npz")
     config.data.resolution = config.stages.initial_resolution = 8
     config.model.latent_channels = 4

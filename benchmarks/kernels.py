@@ -10,9 +10,8 @@ import jax
 
 from benchmarks import measure, problem, train_step
 from dpa_jax import errors
-from dpa_jax import stages as stages_lib
 from dpa_jax.ops import compute
-from dpa_jax.stages import Stage
+from dpa_jax.stages import Stage, select
 
 COLUMNS = {
     "stage": "s",
@@ -45,7 +44,7 @@ def run(argv: list[str]) -> None:
     given = problem.make(args.config, args.images, "random:0", args.batch)
     precision = compute.resolve(args.precision, jax.default_backend())
     rows: list[dict[str, Any]] = []
-    for stage in stages_lib.select(given.plan, args.stages):
+    for stage in select(given.plan, args.stages):
         found = profiled(given, stage, precision)
         measure.show(found[:30], COLUMNS)
         rows += found

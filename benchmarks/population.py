@@ -12,10 +12,9 @@ import jax
 
 from benchmarks import measure, problem, train_step
 from dpa_jax import errors
-from dpa_jax import stages as stages_lib
 from dpa_jax.devices import parallel
 from dpa_jax.ops import compute
-from dpa_jax.stages import Stage
+from dpa_jax.stages import Stage, select
 
 COLUMNS = {
     "stage": "s",
@@ -61,7 +60,7 @@ def run(argv: list[str]) -> None:
     precision = compute.resolve(args.precision, jax.default_backend())
     print(problem.NOTE)
     rows: list[dict[str, Any]] = []
-    for stage in stages_lib.select(given.plan, args.stages):
+    for stage in select(given.plan, args.stages):
         found = measure_stage(
             given, stage, precision, counts, args.repeats, args.seconds
         )

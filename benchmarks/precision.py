@@ -13,10 +13,9 @@ import numpy as np
 import optax
 
 from benchmarks import measure, problem, train_step
-from dpa_jax import stages as stages_lib
 from dpa_jax import step
 from dpa_jax.devices.platform import Platform
-from dpa_jax.stages import Stage
+from dpa_jax.stages import Stage, select
 
 COLUMNS = {
     "stage": "s",
@@ -51,7 +50,7 @@ def run(argv: list[str]) -> None:
         here, backend="cpu", devices=cpus, local_devices=cpus, options={}
     )
     rows: list[dict[str, Any]] = []
-    for stage in stages_lib.select(given.plan, args.stages):
+    for stage in select(given.plan, args.stages):
         exact = first_step(given, stage, "float32", here)
         found = {"bfloat16": (first_step(given, stage, "bfloat16", here), exact)}
         if here.backend != "cpu":

@@ -13,13 +13,13 @@ import jax
 import ml_collections
 import numpy as np
 
-from dpa_jax import config as config_lib
 from dpa_jax import errors, models, stages, state, validation
 from dpa_jax.backbones import base, frozen
+from dpa_jax.config import stored_size, updated
 from dpa_jax.devices.platform import Platform
 from dpa_jax.storage import config_files
-from dpa_jax.training import run as run_lib
-from dpa_jax.training import setup as setup_lib
+from dpa_jax.training import setup
+from dpa_jax.training.run import Run
 from dpa_jax.weights import statistics_files
 
 NOTE = (
@@ -50,12 +50,12 @@ class Problem:
 
     def changed(self, overrides: Mapping[str, Any]) -> "Problem":
         """Returns the same with some fields of the configuration replaced."""
-        config = config_lib.updated(self.config, overrides, "benchmarks")
+        config = updated(self.config, overrides, "benchmarks")
         return dataclasses.replace(self, config=config, plan=stages.schedule(config))
 
     def setup(
         self, precision: str, members: int = 1, platform: Platform | None = None
-    ) -> setup_lib.Setup:
+    ) -> setup.Setup:
         """Returns what `train` derives from it, images on the device.
 
         The next stage is not compiled while one is measured.
@@ -66,10 +66,10 @@ class Problem:
           platform: the machine; None takes the one at hand.
         """
         config = self.changed({"data.residency": "device"}).config
-        one = run_lib.Run(config, pathlib.Path(), self.parameters)
+        one = Run(config, pathlib.Path(), self.parameters)
         platform = platform or Platform.here()
         platform = dataclasses.replace(platform, compiles_ahead=False)
-        problem = setup_lib.Problem(
+        problem = setup.Problem(
             plan=self.plan,
             images=self.images,
             rows=np.arange(len(self.images)),
@@ -78,7 +78,7 @@ class Problem:
             statistics=self.statistics,
             precision=precision,
         )
-        return setup_lib.Setup([one] * members, problem, platform)
+        return setup.Setup([one] * members, problem, platform)
 
 
 def make(
@@ -130,7 +130,7 @@ def make(
 
 def noise(config: ml_collections.ConfigDict, count: int) -> np.ndarray:
     """Draws images as a run would hold them, uint8 `[count, S, S, C]`."""
-    side = config_lib.stored_size(config)
+    side = stored_size(config)
     shape = count, side, side, config.data.channels
     return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
@@ -163,4 +163,4 @@ def as_run(problem: Problem, folder: pathlib.Path) -> ml_collections.ConfigDict:
     changes: dict[str, Any] = {"data.train": str(images)}
     if problem.statistics:
         changes["perceptual.statistics"] = str(statistics)
-    return config_lib.updated(problem.config, changes, "benchmarks")
+    return updated(problem.config, changes, "benchmarks")

@@ -115,7 +115,7 @@ def _ours(row: dict[str, Any]) -> bool:
 
 
 def _same(name: str, other: str) -> bool:
-    """Says whether two series are of one implementation."""
+    """Returns whether two series are of one implementation."""
     return name.partition(" ")[0] == other.partition(" ")[0]
 
 

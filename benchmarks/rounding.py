@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks import measure
-from dpa_jax import config as config_lib
 from dpa_jax import errors
+from dpa_jax.config import default_config
 from dpa_jax.storage import config_files
 
 COLUMNS = {
@@ -76,7 +76,7 @@ def _apart(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _config(folder: pathlib.Path):
-    config = config_lib.default_config()
+    config = default_config()
     config.data.train = str(folder / "images.npz")
     config.data.resolution, config.stages.initial_resolution = 16, 16
     config.model.latent_channels = 4

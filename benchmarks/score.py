@@ -17,8 +17,8 @@ import numpy as np
 from benchmarks import measure, problem
 from benchmarks.train_step import TOLERANCE
 from dpa_jax import errors
-from dpa_jax import images as images_lib
 from dpa_jax.devices.platform import Platform
+from dpa_jax.images import center_crop
 from dpa_jax.scoring.scorer import Scorer
 
 COLUMNS = {
@@ -90,7 +90,7 @@ def measure_batch(
     images = given.images[: len(given.images) // batch * batch]
     # ours crops the centre on the device; PyTorch's know nothing of it
     size = given.config.data.resolution
-    centre = np.array(images_lib.center_crop(jnp.asarray(images), size))
+    centre = np.array(center_crop(jnp.asarray(images), size))
     made: dict[tuple[str, str], Callable[[int], Any]] = {}
     compile_s: dict[tuple[str, str], float] = {}
     scores: dict[tuple[str, str], np.ndarray] = {}

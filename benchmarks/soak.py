@@ -20,8 +20,8 @@ from PIL import Image
 
 import dpa_jax
 from benchmarks import measure
-from dpa_jax import config as config_lib
 from dpa_jax import data, errors
+from dpa_jax.config import default_config
 from dpa_jax.storage import checkpoints
 
 MEBIBYTES, FILES, THREADS = 64, 4, 2  # growth that is allowed
@@ -114,7 +114,7 @@ def _config(folder: pathlib.Path) -> ml_collections.ConfigDict:
     (folder / "pictures").mkdir()
     for i, image in enumerate(images):
         Image.fromarray(image).save(folder / "pictures" / f"{i:02d}.png")
-    config = config_lib.default_config()
+    config = default_config()
     config.data.train = str(folder / "images.npz")
     config.data.resolution = config.stages.initial_resolution = 8
     config.model.latent_channels = 4

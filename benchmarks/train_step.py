@@ -21,12 +21,11 @@ import numpy as np
 
 from benchmarks import measure, problem
 from dpa_jax import errors, images, step
-from dpa_jax import stages as stages_lib
 from dpa_jax.devices import parallel
 from dpa_jax.devices.platform import Platform
 from dpa_jax.ops import compute
 from dpa_jax.ops.compute import Compute
-from dpa_jax.stages import Stage
+from dpa_jax.stages import Stage, select
 from dpa_jax.training import feeding, programs
 
 # how far the first losses may lie apart, relatively, by the coarser precision
@@ -107,7 +106,7 @@ def run(argv: list[str]) -> None:
     if names:
         measure.share_gpu()
     given = problem.make(args.config, args.images, args.weights, args.batch)
-    chosen = stages_lib.select(given.plan, args.stages)
+    chosen = select(given.plan, args.stages)
     parallel.check_batch(given.config.batch_size, jax.device_count())
     precision = compute.resolve(args.precision, jax.default_backend())
     peaks = measure.matmul_peak(precision, bool(names))

@@ -5,9 +5,9 @@
 Other configs start from it. `dpa_jax/config.py` describes every field.
 """
 
-from dpa_jax import config as config_lib
+from dpa_jax.config import default_config
 
 
 def get_config():
     """Returns the default configuration."""
-    return config_lib.default_config()
+    return default_config()

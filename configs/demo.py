@@ -6,12 +6,12 @@ About a minute on two CPU cores, compiling included. Random weights: it shows th
 everything works, not how well the method does.
 """
 
-from dpa_jax import config as config_lib
+from dpa_jax.config import default_config
 
 
 def get_config():
     """Returns the configuration; `dpa_jax/cli/demo.py` adds where the images are."""
-    config = config_lib.default_config()
+    config = default_config()
     config.data.resolution = 32
     config.model.latent_channels = 32
     config.model.encoder_channels = (32, 32, 32, 32)

@@ -11,8 +11,8 @@ weights at hand, to try the path: --config.perceptual.weights=random:0
 CPU can train.
 """
 
-from dpa_jax import config as config_lib
 from dpa_jax import errors
+from dpa_jax.config import default_config
 
 
 def get_config(resolution: str = "64"):
@@ -21,7 +21,7 @@ def get_config(resolution: str = "64"):
     Args:
       resolution: `64` or `32`, in pixels.
     """
-    config = config_lib.default_config()
+    config = default_config()
     if resolution == "64":
         config.stages.transition_steps = 4_000
         config.stages.stabilization_steps = 4_000

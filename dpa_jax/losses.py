@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from dpa_jax import config as config_lib
 from dpa_jax import errors, extensions, images
 from dpa_jax.backbones import base as backbones
+from dpa_jax.config import is_perceptual, perceptual_layers
 from dpa_jax.stages import Stage
 
 # a layer's features, or at IMAGE the preprocessed image itself
@@ -80,11 +80,11 @@ class Loss:
     @classmethod
     def from_config(cls, config: ml_collections.ConfigDict, resolution: int) -> "Loss":
         """Takes the loss at `resolution` from a validated configuration."""
-        layers = config_lib.perceptual_layers(config.perceptual.layers)
+        layers = perceptual_layers(config.perceptual.layers)
         extra = config.loss.extra
         return cls(
             backbone=backbones.named(config.perceptual.backbone),
-            layers=layers[resolution] if config_lib.is_perceptual(config) else (),
+            layers=layers[resolution] if is_perceptual(config) else (),
             image_weight=config.perceptual.image_weight,
             relative_perceptual=config.loss.relative_perceptual,
             perceptual=config.loss.perceptual,

@@ -17,11 +17,11 @@ import ml_collections
 import optax
 
 from dpa_jax import adversarial, losses, models, optim
-from dpa_jax import images as images_lib
-from dpa_jax import state as state_lib
 from dpa_jax.backbones import base as backbones
+from dpa_jax.images import augment, center_crop, downsample, mix, normalize
 from dpa_jax.ops.compute import Compute
 from dpa_jax.stages import Stage
+from dpa_jax.state import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +106,7 @@ class StepSpec:
         return 1 + self.discriminator_steps if self.adversarial else 1
 
     def augments(self, stored_size: int) -> bool:
-        """Says whether an image looks different each time it is drawn."""
+        """Returns whether an image looks different each time it is drawn."""
         return (
             self.horizontal_flip
             or self.vertical_flip
@@ -130,19 +130,19 @@ def prepare(
     """
     size, stage = spec.architecture.resolution, spec.stage
     if keys is None or not spec.augments(images.shape[1]):
-        images = images_lib.center_crop(images, size)
+        images = center_crop(images, size)
     else:
-        images = images_lib.augment(
+        images = augment(
             keys,
             images,
             size=size,
             horizontal_flip=spec.horizontal_flip,
             vertical_flip=spec.vertical_flip,
         )
-    x = images_lib.normalize(images, spec.compute.wide)
+    x = normalize(images, spec.compute.wide)
     if stage.transition:
-        return images_lib.mix(x, stage.resolution, alpha)
-    return images_lib.downsample(x, stage.resolution)
+        return mix(x, stage.resolution, alpha)
+    return downsample(x, stage.resolution)
 
 
 def targets(spec: StepSpec, frozen: Frozen, x: jax.Array):
@@ -152,12 +152,12 @@ def targets(spec: StepSpec, frozen: Frozen, x: jax.Array):
 
 def train_step(
     spec: StepSpec,
-    state: state_lib.TrainState,
+    state: TrainState,
     frozen: Frozen,
     images: jax.Array,
     cached: Any = None,
     axis_name: str | None = None,
-) -> tuple[state_lib.TrainState, dict[str, jax.Array]]:
+) -> tuple[TrainState, dict[str, jax.Array]]:
     """Takes one step of the optimizer on the mean loss of a batch.
 
     With a critic this first takes its own steps, each on a batch of its own (method,
@@ -329,7 +329,7 @@ def _critic(spec, parameters, alpha):
 
 def gathering_step(
     spec: StepSpec, axis_name: str | None = None
-) -> Callable[..., tuple[state_lib.TrainState, dict[str, jax.Array]]]:
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """Returns a step that gathers its own batch: `(state, frozen, data, index)`.
 
     Its `data` are `{"images": uint8 [N, S*S*C]}` and, with cached targets,
@@ -353,7 +353,7 @@ def gathering_step(
 
 def chunk(
     spec: StepSpec, axis_name: str | None = None
-) -> Callable[..., tuple[state_lib.TrainState, dict[str, jax.Array]]]:
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """Returns several steps as one program: `(state, frozen, data, indices, valid)`.
 
     It takes `indices` `[K, ...]` of K steps, and leaves the state alone after the first

@@ -7,10 +7,18 @@ from typing import Any
 
 import ml_collections
 
-from dpa_jax import config as config_lib
 from dpa_jax import errors, extensions, models, optim
-from dpa_jax import stages as stages_lib
+from dpa_jax.config import (
+    default_config,
+    flat,
+    is_perceptual,
+    lowest_resolution,
+    perceptual_layers,
+    stored_size,
+    unknown_key,
+)
 from dpa_jax.ops import compute
+from dpa_jax.stages import schedule
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
@@ -24,7 +32,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         if not condition:
             raise errors.UsageError(message)
 
-    _check_fields(config_lib.flat(config), config_lib.flat(config_lib.default_config()))
+    _check_fields(flat(config), flat(default_config()))
     data, model, stages = config.data, config.model, config.stages
     for name, least in (
         ("data.resize", 0),
@@ -49,7 +57,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         ("checkpoint_every", 1),
         ("sample_every", 1),
     ):
-        value = config_lib.flat(config)[name]
+        value = flat(config)[name]
         check(value >= least, f"{name} is {value}; it must be at least {least}")
     check(
         data.channels in (1, 3), f"data.channels is {data.channels}; it may be 1 or 3"
@@ -63,7 +71,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         "perceptual.cache_targets": ("auto", "always", "never"),
     }
     for name, options in choices.items():
-        value = config_lib.flat(config)[name]
+        value = flat(config)[name]
         if name in extensions.FIELDS and extensions.is_extension(value):
             extensions.load(value, name)
             continue
@@ -87,7 +95,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
             value >= 1 and value & (value - 1) == 0,
             f"{name} is {value}; it must be a power of two",
         )
-    base = config_lib.lowest_resolution(latent)
+    base = lowest_resolution(latent)
     check(
         first <= final,
         f"stages.initial_resolution is {first}, above data.resolution {final}",
@@ -103,7 +111,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
                 stages[name] >= 1,
                 f"stages.{name} is {stages[name]}; growing needs at least 1",
             )
-    size = config_lib.stored_size(config)
+    size = stored_size(config)
     check(
         data.random_crop or size == final,
         f"data.size is {size} but data.resolution {final}: "
@@ -168,7 +176,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
 def _check_fields(values: Mapping[str, Any], known: Mapping[str, Any]) -> None:
     for name in values:
         if name not in known:
-            raise errors.UsageError(config_lib.unknown_key(name, known))
+            raise errors.UsageError(unknown_key(name, known))
     for name, default in known.items():
         if name not in values:
             raise errors.UsageError(f"the config lacks {name}")
@@ -187,7 +195,7 @@ def _check_fields(values: Mapping[str, Any], known: Mapping[str, Any]) -> None:
 def _validate_optimizer(config, check) -> None:
     given, shortest = (
         config.optimizer,
-        min(s.steps for s in stages_lib.schedule(config)),
+        min(s.steps for s in schedule(config)),
     )
     for name in ("warmup_steps", "gradient_clip", "weight_decay"):
         check(given[name] >= 0, f"optimizer.{name} is {given[name]}; it is negative")
@@ -207,14 +215,14 @@ def _validate_layers(config, check) -> None:
     from dpa_jax.backbones import base
 
     backbone = base.named(config.perceptual.backbone)
-    if not config_lib.is_perceptual(config):
+    if not is_perceptual(config):
         return
     check(
         config.perceptual.statistics != "imagenet" or backbone.name == "vgg19",
         "perceptual.statistics=imagenet are those of vgg19; with perceptual.backbone="
         f"{backbone.name} set it to train, or to a file",
     )
-    layers = config_lib.perceptual_layers(config.perceptual.layers)
+    layers = perceptual_layers(config.perceptual.layers)
     resolution = config.stages.initial_resolution
     while resolution <= config.data.resolution:
         check(

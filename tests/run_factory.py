@@ -15,15 +15,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dpa_jax import config as config_lib
 from dpa_jax import training
 from dpa_jax.cli import main
+from dpa_jax.config import default_config
 from dpa_jax.storage import checkpoints, config_files
 
 
 def tiny_config():
     """Two stages and a transition of four steps each, 8 to 16 pixels, with VGG19."""
-    config = config_lib.default_config()
+    config = default_config()
     config.data.resolution = 16
     config.model.kind = "residual9"  # half of residual18's time to compile
     config.model.latent_channels = 4

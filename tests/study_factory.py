@@ -9,7 +9,7 @@ from dpa_jax.data import ImageSet
 optuna = pytest.importorskip("optuna", reason="the extra tune is not installed")
 
 from dpa_jax.tuning import anomalies, queue, selection  # noqa: E402
-from dpa_jax.tuning import search as search_lib  # noqa: E402
+from dpa_jax.tuning.search import load  # noqa: E402
 
 NORMAL = np.arange(10, dtype=np.float32)  # held-out scores 0 to 9 of every fold
 
@@ -33,7 +33,7 @@ def search(folder, config=None, source=SEARCH, **options):
     path = folder / "search.py"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(source)
-    found = search_lib.load(path, config or run_factory.quick_config())
+    found = load(path, config or run_factory.quick_config())
     for name, value in options.items():
         target = found.options
         *sections, last = name.split("__")

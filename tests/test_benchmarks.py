@@ -17,8 +17,8 @@ from benchmarks import (
     score,
     train_step,
 )
-from dpa_jax import config as config_lib
 from dpa_jax import errors, losses, stages, step
+from dpa_jax.config import updated
 from dpa_jax.datasets import nih_prepare
 from dpa_jax.storage import config_files
 from dpa_jax.training import programs
@@ -46,7 +46,7 @@ def config_file(tiny_config, tmp_path):
         path = tmp_path / "config.json"
         # the smaller network, which compiles in half the time
         changes = {"model.kind": "residual9", **overrides}
-        config = config_lib.updated(tiny_config, changes, "a test")
+        config = updated(tiny_config, changes, "a test")
         path.write_text(config_files.to_json(config))
         return f"--config={path}"
 

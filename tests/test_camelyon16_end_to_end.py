@@ -11,7 +11,7 @@ import slide_factory
 
 from dpa_jax.cli import main
 from dpa_jax.data import test_set
-from dpa_jax.scoring import loading as score_lib
+from dpa_jax.scoring.loading import Scorer, load
 from dpa_jax.slides import heatmap, provenance, stain
 from dpa_jax.storage import workdir
 
@@ -159,7 +159,7 @@ def test_run_keeps_what_its_stains_were_normalised_to(run):
 
 def test_slide_is_scored_in_the_stains_of_the_run(root, run, scored, tmp_path):
     kept = stain.load(run / "stain_target.npz")
-    scorer = score_lib.load(run, batch_size=8)  # compiled before
+    scorer = load(run, batch_size=8)  # compiled before
     # The upper left tile of the cell at 768, 768: the patch that training would see.
     cell = stain.normalize(picture(5)[768:1536, 768:1536], kept)
     tile = np.asarray(heatmap.Image.fromarray(cell).resize((192, 192), 2))[:64, :64]
@@ -179,7 +179,7 @@ def test_slide_is_scored_in_the_stains_of_the_run(root, run, scored, tmp_path):
 
 
 def test_interrupted_slide_goes_on(root, run, scored, tmp_path, monkeypatch, capsys):
-    call, sizes = score_lib.Scorer.__call__, []
+    call, sizes = Scorer.__call__, []
 
     def interrupted(self, images, progress=None):
         if len(sizes) == 2:
@@ -187,7 +187,7 @@ def test_interrupted_slide_goes_on(root, run, scored, tmp_path, monkeypatch, cap
         sizes.append(len(images))
         return call(self, images, progress)
 
-    monkeypatch.setattr(score_lib.Scorer, "__call__", interrupted)
+    monkeypatch.setattr(Scorer, "__call__", interrupted)
     out = tmp_path / "out"
     assert score_slide(root, run, out) == 130
     assert "the same command goes on" in capsys.readouterr().err
@@ -197,7 +197,7 @@ def test_interrupted_slide_goes_on(root, run, scored, tmp_path, monkeypatch, cap
         sizes.append(len(images))
         return call(self, images, progress)
 
-    monkeypatch.setattr(score_lib.Scorer, "__call__", counted)
+    monkeypatch.setattr(Scorer, "__call__", counted)
     assert score_slide(root, run, out) == 0
     assert sizes == [8] * 4  # 28 tiles
     assert (out / "tiles.csv").read_text() == (scored / "tiles.csv").read_text()

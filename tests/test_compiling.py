@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import run_factory
 
-from dpa_jax import config as config_lib
 from dpa_jax import stages
 from dpa_jax.backbones import frozen
 from dpa_jax.compiling import ahead, counting, targets
+from dpa_jax.config import updated
 from dpa_jax.devices.platform import Platform
 from dpa_jax.training.run import Run
 from dpa_jax.training.setup import Problem, Setup
@@ -75,7 +75,7 @@ def test_what_is_found_is_the_compilers_own_and_counted_in_its_program(quick):
 
 def test_operations_are_those_of_a_step_whatever_its_parts():
     def counted(**changes):
-        config = config_lib.updated(run_factory.quick_config(), changes, "a test")
+        config = updated(run_factory.quick_config(), changes, "a test")
         setup, (stage,) = (
             ahead.abstract_setup(config, HERE, 24),
             stages.schedule(config),
@@ -108,7 +108,7 @@ def test_the_least_time_is_that_of_what_takes_longest():
 
 def test_the_parts_of_a_batch_that_fit_are_found(quick):
     config, found = quick
-    config = config_lib.updated(config, {"batch_parts": 1}, "a test")
+    config = updated(config, {"batch_parts": 1}, "a test")
     small = dataclasses.replace(HERE, memory=found.program.planned_bytes - 1)
     plan = stages.schedule(config)
     (less,) = ahead.compile_stages(config, small, None, plan, 24)

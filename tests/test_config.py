@@ -1,12 +1,12 @@
 import pytest
 
-from dpa_jax import config as config_lib
 from dpa_jax import errors, validation
+from dpa_jax.config import default_config, flat, perceptual_layers, with_flags
 
 
 @pytest.fixture
 def config():
-    return config_lib.default_config()
+    return default_config()
 
 
 def test_default_is_the_published_nih_subset_run(config):
@@ -31,16 +31,16 @@ def test_default_is_the_published_nih_subset_run(config):
     ],
 )
 def test_flags_set_fields(config, flag, name, value):
-    found = config_lib.flat(config_lib.with_flags(config, [flag]))
+    found = flat(with_flags(config, [flag]))
     assert found[name] == value and type(found[name]) is type(value)
-    assert config_lib.flat(config)[name] != value  # a copy
+    assert flat(config)[name] != value  # a copy
 
 
 def test_flags_do_not_depend_on_the_arguments_of_the_process(config, monkeypatch):
     # config_flags would look there for what is overridden
     argv = ["dpa-jax", "train", "--config=x.py", "--config.seed=3"]
     monkeypatch.setattr("sys.argv", argv)
-    found = config_lib.with_flags(config, ["--config.batch_size=4"])
+    found = with_flags(config, ["--config.batch_size=4"])
     assert (found.batch_size, found.seed) == (4, 0)
 
 
@@ -59,9 +59,9 @@ def test_flags_do_not_depend_on_the_arguments_of_the_process(config, monkeypatch
 )
 def test_wrong_flags_are_named_with_what_is_right(config, flag, message):
     with pytest.raises(errors.UsageError, match=message):
-        validation.validate(config_lib.with_flags(config, [flag]))
+        validation.validate(with_flags(config, [flag]))
 
 
 def test_layers_are_read_with_their_weights():
-    found = config_lib.perceptual_layers("8:r12 64:r32*1+r42*0.5")
+    found = perceptual_layers("8:r12 64:r32*1+r42*0.5")
     assert found == {8: (("r12", 1.0),), 64: (("r32", 1.0), ("r42", 0.5))}

@@ -3,14 +3,14 @@ import json
 import ml_collections
 import pytest
 
-from dpa_jax import config as config_lib
 from dpa_jax import errors
+from dpa_jax.config import default_config
 from dpa_jax.storage import config_files
 
 
 @pytest.fixture
 def config():
-    return config_lib.default_config()
+    return default_config()
 
 
 def test_json_gives_the_same_config_back(config):
@@ -109,7 +109,7 @@ def test_shipped_configs_are_found_from_anywhere(tmp_path, monkeypatch):
 def test_a_file_in_the_working_folder_comes_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").mkdir()
-    mine = config_lib.default_config()
+    mine = default_config()
     mine.seed = 77
     write(tmp_path / "configs" / "demo.json", config_files.to_json(mine))
     assert config_files.load("configs/demo.json").seed == 77

@@ -4,11 +4,11 @@ import pathlib
 
 import pytest
 
-from dpa_jax import config as config_lib
 from dpa_jax import errors, stages, validation
+from dpa_jax.config import __file__
 from dpa_jax.storage import config_files
 
-FOLDER = pathlib.Path(config_lib.__file__).parents[1] / "configs"
+FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 
 
 @pytest.mark.parametrize(

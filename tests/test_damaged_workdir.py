@@ -10,7 +10,7 @@ from dpa_jax.backbones import frozen
 from dpa_jax.data import ImageSet
 from dpa_jax.storage import checkpoints, lock, metrics, workdir
 from dpa_jax.training import early_stopping
-from dpa_jax.training import run as run_lib
+from dpa_jax.training.run import past_failure
 from dpa_jax.weights import statistics_files
 
 STOPPED = '{"steps": 4, "trained": 12, "loss": 0.5, "stopped": true}'
@@ -23,7 +23,7 @@ READERS = {
     "data.json": lambda folder: workdir.record_images(folder, IMAGES),
     "early_stopping.json": early_stopping.result,
     "environment.json": workdir.precision,
-    "failure.json": run_lib.past_failure,
+    "failure.json": past_failure,
     "metrics.jsonl": lambda folder: metrics.Writer(folder, 12).close(),
     "statistics.npz": lambda folder: statistics_files.load(
         str(folder / "statistics.npz")

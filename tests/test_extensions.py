@@ -190,9 +190,9 @@ def test_built_in_scores_by_hand(rng):
     ],
 )
 def test_what_cannot_work_is_refused_by_name(changes, message):
-    from dpa_jax import config as config_lib
+    from dpa_jax.config import default_config, updated
 
-    config = config_lib.updated(config_lib.default_config(), changes, "test")
+    config = updated(default_config(), changes, "test")
     with pytest.raises(errors.UsageError, match=message):
         validation.validate(config)
 

@@ -7,8 +7,8 @@ import yaml
 from test_interop import GROWING, published_state
 
 import dpa_jax
-from dpa_jax import config as config_lib
 from dpa_jax.backbones import vgg19
+from dpa_jax.config import default_config, updated
 from dpa_jax.interop import reference_config
 from dpa_jax.stages import Stage
 from dpa_jax.storage import checkpoints, config_files
@@ -25,7 +25,7 @@ def made(tmp_path_factory):
     """A checkpoint of the published layout, its tensors, and statistics."""
     folder = tmp_path_factory.mktemp("published")
     overrides, _ = reference_config.from_reference(yaml.safe_load(GROWING))
-    config = config_lib.updated(config_lib.default_config(), overrides, "")
+    config = updated(default_config(), overrides, "")
     state = published_state(config, Stage(32, False, 50))
     encoder, decoder = (
         {name: torch.from_numpy(0.3 * value) for name, value in part.items()}

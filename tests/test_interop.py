@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import yaml
 
-from dpa_jax import config as config_lib
 from dpa_jax import errors, models, stages, validation
+from dpa_jax.config import default_config, flat, updated
 from dpa_jax.interop import reference_checkpoint, reference_config
 from dpa_jax.storage import config_files
 
@@ -185,7 +185,7 @@ def test_a_composed_adversarial_run_on_random_crops_is_mapped():
     }
     assert {name: overrides[name] for name in expected} == expected
     assert "stages.transition_steps" not in overrides
-    validation.validate(config_lib.updated(config_lib.default_config(), overrides, ""))
+    validation.validate(updated(default_config(), overrides, ""))
     assert "not read by the published code: batch_size=32" in notes
 
 
@@ -540,7 +540,7 @@ def checkpoint(tmp_path):
 
     def write(changes=(), stage="stab"):
         overrides, _ = reference_config.from_reference(yaml.safe_load(GROWING))
-        config = config_lib.updated(config_lib.default_config(), overrides, "")
+        config = updated(default_config(), overrides, "")
         at = stages.Stage(32, stage == "trns", 50)
         encoder, decoder = published_state(config, at)
         content = {
@@ -624,17 +624,17 @@ def test_the_published_checkpoint(shared):
     overrides, _, parameters, info = reference_checkpoint.read_checkpoint(path)
     assert info["parameters"] == 92_049
     assert (info["stage"], info["resolution"]) == ("stabilization", 64)
-    config = config_lib.updated(config_lib.default_config(), overrides, "")
+    config = updated(default_config(), overrides, "")
     # the default configuration is this very run, but for its seed and its data
-    ours = config_lib.flat(config_lib.default_config())
-    differing = {k for k, v in config_lib.flat(config).items() if ours[k] != v}
+    ours = flat(default_config())
+    differing = {k for k, v in flat(config).items() if ours[k] != v}
     assert differing <= {"seed", "data.crop", "data.resize"}
     stage = stages.schedule(config)[-1]
     reference_checkpoint.check_shapes(parameters, expected_shapes(config, stage))
 
 
 def test_every_stage_of_the_published_run(shared):
-    config = config_lib.default_config()
+    config = default_config()
     with np.load(shared / "fixtures" / "stages_nih_subset_pg.npz") as archive:
         for stage in stages.schedule(config):
             for kind in ("param", "grad"):

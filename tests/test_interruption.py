@@ -11,9 +11,9 @@ import run_factory
 
 import dpa_jax
 from dpa_jax import errors
+from dpa_jax.devices import interruption
 from dpa_jax.devices.processes import ProcessGroup
 from dpa_jax.storage import checkpoints, lock
-from dpa_jax.training import interruption
 
 
 def test_a_signal_is_noted_and_the_second_has_its_usual_effect():

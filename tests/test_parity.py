@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dpa_jax import config as config_lib
 from dpa_jax import models, stages, state, step, validation
 from dpa_jax.backbones import base, vgg19
+from dpa_jax.config import default_config, updated
 from dpa_jax.devices.platform import Platform
 from dpa_jax.interop import reference_checkpoint
 from dpa_jax.losses import stage_per_image
@@ -46,7 +46,7 @@ FILES = {
 
 
 def configured(file):
-    config = config_lib.updated(config_lib.default_config(), FILES[file], file)
+    config = updated(default_config(), FILES[file], file)
     validation.validate(config)
     return config
 

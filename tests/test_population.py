@@ -12,9 +12,9 @@ import sklearn.metrics
 import tiny_factory as tiny
 
 import dpa_jax
-from dpa_jax import config as config_lib
 from dpa_jax import errors, step, training
 from dpa_jax.backbones import statistics
+from dpa_jax.config import updated
 from dpa_jax.ops.compute import Compute
 from dpa_jax.scoring import loading
 from dpa_jax.storage import checkpoints, config_files
@@ -111,8 +111,7 @@ def quick(tmp_path):
 
 def with_rates(config, *rates):
     return [
-        config_lib.updated(config, {"optimizer.learning_rate": rate}, "test")
-        for rate in rates
+        updated(config, {"optimizer.learning_rate": rate}, "test") for rate in rates
     ]
 
 
@@ -245,10 +244,10 @@ def test_after_a_stage_a_member_may_be_given_up(config, tmp_path):
 
 
 def test_what_one_program_cannot_train_is_refused(quick, tmp_path):
-    other = config_lib.updated(quick, {"batch_size": 4}, "test")
+    other = updated(quick, {"batch_size": 4}, "test")
     with pytest.raises(errors.UsageError, match="differ in batch_size: 8 and 4"):
         training.train_together([quick, other], [tmp_path / "a", tmp_path / "b"])
-    other = config_lib.updated(quick, {"seed": 1}, "test")
+    other = updated(quick, {"seed": 1}, "test")
     with pytest.raises(errors.UsageError, match="the same data.seed"):
         training.train_together([quick, other], [tmp_path / "a", tmp_path / "b"])
 

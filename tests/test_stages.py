@@ -2,13 +2,13 @@
 
 import pytest
 
-from dpa_jax import config as config_lib
 from dpa_jax import stages
+from dpa_jax.config import default_config
 
 
 @pytest.fixture
 def config():
-    return config_lib.default_config()
+    return default_config()
 
 
 def test_the_published_schedule(config):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import tiny_factory as tiny
 
-from dpa_jax import images as images_lib
 from dpa_jax import step
+from dpa_jax.images import augment
 from dpa_jax.ops.compute import Compute
 from dpa_jax.stages import Stage
 
@@ -151,9 +151,7 @@ def test_with_keys_images_are_cropped_and_flipped():
     x = jnp.asarray(tiny.images(3, size=20))
     keys = jax.random.split(jax.random.key(0), 3)
     spec = tiny.spec(tiny.GROWN, horizontal_flip=True)
-    cut = images_lib.augment(
-        keys, x, size=16, horizontal_flip=True, vertical_flip=False
-    )
+    cut = augment(keys, x, size=16, horizontal_flip=True, vertical_flip=False)
     expected = np.asarray(cut) / 127.5 - 1
     found = step.prepare(spec, x, keys, 1.0)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)

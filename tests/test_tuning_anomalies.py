@@ -9,13 +9,13 @@ import study_factory
 from dpa_jax import errors, training
 from dpa_jax.data import ImageSet, test_set
 from dpa_jax.tuning import anomalies
-from dpa_jax.tuning import search as search_lib
+from dpa_jax.tuning.search import default_options
 
 
 def load(source, **more):
     config = run_factory.quick_config()
     config.data.update(more.pop("data", {}))
-    options = search_lib.default_options().anomalies
+    options = default_options().anomalies
     options.update({"source": str(source), "count": 2, **more})
     return anomalies.load(options, config, False)
 

@@ -7,9 +7,9 @@ import study_factory
 
 from dpa_jax import errors, validation
 from dpa_jax.storage import config_files
-from dpa_jax.tuning import search as search_lib
+from dpa_jax.tuning.search import __file__, load
 
-CONFIGS = pathlib.Path(search_lib.__file__).parents[2] / "configs"
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 SEARCHES = [
     ("folder", "folder.py"),
     ("folder", "folder.py:32"),
@@ -50,7 +50,7 @@ def test_fold_s_config_has_the_options_of_the_search(tmp_path, config):
 def test_options_of_a_file_and_of_a_study_are_completed_and_the_same(tmp_path, config):
     found = study_factory.search(tmp_path, anomalies__count=5)
     assert (found.options.folds, found.options.early_stopping.patience) == (2, 3)
-    again = search_lib.load(found.path, config, found.values())
+    again = load(found.path, config, found.values())
     assert again.values() == found.values() and again.plan() == found.plan()
 
 
@@ -88,7 +88,7 @@ def test_suggestion_that_cannot_work_is_refused_before_training(
     tmp_path, config, body, message
 ):
     with pytest.raises(errors.UsageError, match=message):
-        search_lib.load(write(tmp_path, body), config).check(config)
+        load(write(tmp_path, body), config).check(config)
 
 
 @pytest.mark.parametrize(
@@ -104,9 +104,7 @@ def test_grid_that_does_not_fit_the_suggestions_is_refused(
     tmp_path, config, grid, message
 ):
     body = "config.optimizer.learning_rate = trial.suggest_float('rate', 1e-4, 1e-2)"
-    found = search_lib.load(
-        write(tmp_path, body, {"sampler": "grid", "grid": grid}), config
-    )
+    found = load(write(tmp_path, body, {"sampler": "grid", "grid": grid}), config)
     with pytest.raises(errors.UsageError, match=message), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Optuna alone takes what is out of range
         found.check(config)
@@ -125,8 +123,8 @@ def test_without_anomalies_what_the_loss_measures_may_not_be_searched(
     if field == "loss.l1":
         body = f"{target}['{name}'] = trial.suggest_float('x', 0.5, 1)"
     path = write(tmp_path, body)
-    search_lib.load(path, config, {"anomalies": {"source": "x"}}).check(config)
-    found = search_lib.load(path, config)
+    load(path, config, {"anomalies": {"source": "x"}}).check(config)
+    found = load(path, config)
     if comparable:
         found.check(config)
     else:
@@ -148,13 +146,13 @@ def test_without_anomalies_what_the_loss_measures_may_not_be_searched(
 def test_file_that_cannot_be_read_is_refused(tmp_path, config, source, message):
     (tmp_path / "own.py").write_text(source)
     with pytest.raises(errors.UsageError, match=message):
-        search_lib.load(tmp_path / "own.py", config)
+        load(tmp_path / "own.py", config)
 
 
 @pytest.mark.parametrize("name, location", SEARCHES)
 def test_searches_of_the_package_lead_to_configs_that_work(name, location):
     config = config_files.load(str(CONFIGS / location))
-    found = search_lib.load(CONFIGS / "search" / f"{name}.py", config)
+    found = load(CONFIGS / "search" / f"{name}.py", config)
     found.options.anomalies.source = "somewhere"
     found.check(config)
     found.options.sampler = "grid"

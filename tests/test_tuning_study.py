@@ -12,7 +12,7 @@ from dpa_jax.data import folds
 from dpa_jax.storage import config_files
 from dpa_jax.training import early_stopping, programs
 from dpa_jax.tuning import queue, selection, study, trials
-from dpa_jax.tuning import search as search_lib
+from dpa_jax.tuning.search import load
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,7 @@ def test_another_study_is_refused_with_the_fields(
     changed.batch_size = change.get("batch_size", 8)
     (tmp_path / "search.py").write_text(study_factory.SEARCH + change.get("source", ""))
     values = {**search.values(), "folds": change.get("folds", 2)}
-    found = search_lib.load(tmp_path / "search.py", config, values)
+    found = load(tmp_path / "search.py", config, values)
     before = run_factory.files(finished / "trials")
     kept = (finished / "config.json").read_bytes()
     with pytest.raises(errors.UsageError, match=message):

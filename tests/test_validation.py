@@ -1,13 +1,13 @@
 import ml_collections
 import pytest
 
-from dpa_jax import config as config_lib
 from dpa_jax import errors, validation
+from dpa_jax.config import default_config
 
 
 @pytest.fixture
 def config():
-    return config_lib.default_config()
+    return default_config()
 
 
 def changed(config, **values):

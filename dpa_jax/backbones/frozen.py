@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from dpa_jax import config as config_lib
 from dpa_jax import console, errors
 from dpa_jax.backbones import base, statistics
+from dpa_jax.config import is_perceptual, perceptual_layers
 from dpa_jax.data.image_set import ImageSet
 from dpa_jax.ops.compute import Compute
 from dpa_jax.stages import Stage
@@ -25,9 +25,9 @@ def layers_in_use(
     config: ml_collections.ConfigDict, plan: Iterable[Stage]
 ) -> dict[str, int]:
     """Returns the backbone's layers of a run, each with its highest resolution."""
-    if not config_lib.is_perceptual(config):
+    if not is_perceptual(config):
         return {}
-    layers = config_lib.perceptual_layers(config.perceptual.layers)
+    layers = perceptual_layers(config.perceptual.layers)
     return {
         name: stage.resolution
         for stage in sorted(plan, key=lambda stage: stage.resolution)
@@ -53,7 +53,7 @@ def load_weights(
             config.perceptual.weights, tuple(layers)
         ).items()
     }
-    used = config_lib.perceptual_layers(config.perceptual.layers)
+    used = perceptual_layers(config.perceptual.layers)
     for resolution, terms in used.items():
         if config.stages.initial_resolution <= resolution <= config.data.resolution:
             names = [name for name, _ in terms]

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dpa_jax import images as images_lib
 from dpa_jax.backbones import base
 from dpa_jax.data.image_set import ImageSet
+from dpa_jax.images import center_crop, downsample, normalize
 
 
 def feature_statistics(
@@ -49,10 +49,10 @@ def feature_statistics(
 
     @jax.jit
     def moments(weights, batch, valid):
-        x = images_lib.normalize(images_lib.center_crop(batch, largest))
+        x = normalize(center_crop(batch, largest))
         found = {}
         for resolution, layers in by_resolution.items():
-            small = images_lib.downsample(x, resolution)
+            small = downsample(x, resolution)
             for layer, f in backbone.features(
                 weights, small, tuple(layers), backend
             ).items():

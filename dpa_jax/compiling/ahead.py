@@ -10,16 +10,16 @@ import jax
 import ml_collections
 import numpy as np
 
-from dpa_jax import config as config_lib
-from dpa_jax import models, stages, state, step
+from dpa_jax import models, population, stages, state, step
 from dpa_jax.backbones import base, frozen
 from dpa_jax.compiling import counting
 from dpa_jax.compiling.targets import Accelerator
+from dpa_jax.config import stored_size, updated
 from dpa_jax.devices import parallel
 from dpa_jax.devices.platform import Platform
 from dpa_jax.ops import compute
 from dpa_jax.stages import Stage
-from dpa_jax.training import population, programs
+from dpa_jax.training import programs
 from dpa_jax.training.run import Run
 from dpa_jax.training.setup import Problem, Setup
 
@@ -123,8 +123,8 @@ def abstract_setup(
         lambda key: state.initialize(key, architecture, plan, has_critic),
         jax.random.key(0),
     )
-    side = config_lib.stored_size(config)
-    weights, statistics = _feature_shapes(frozen.layers_in_use(config, plan))
+    side = stored_size(config)
+    weights, statistics = _feature_shapes(config, frozen.layers_in_use(config, plan))
     problem = Problem(
         plan=plan,
         images=jax.ShapeDtypeStruct(
@@ -157,7 +157,7 @@ def what_fits(
     """
 
     def fitting(**changes: int) -> programs.Program | None:
-        changed = config_lib.updated(config, {"batch_parts": 0, **changes}, "compile")
+        changed = updated(config, {"batch_parts": 0, **changes}, "compile")
         program = _compiled(abstract_setup(changed, platform, images), stage)
         if program is None or program.planned_bytes > platform.memory:
             return None

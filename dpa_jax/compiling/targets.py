@@ -12,8 +12,7 @@ import jax.numpy as jnp
 from dpa_jax import errors
 from dpa_jax.compiling.counting import Cost
 from dpa_jax.devices import parallel
-from dpa_jax.devices import platform as platform_lib
-from dpa_jax.devices.platform import Platform
+from dpa_jax.devices.platform import OPTIONS, Platform, host_memory, try_options
 from dpa_jax.devices.processes import ProcessGroup
 
 # the share of a GPU's memory that JAX takes, unless it is told otherwise
@@ -172,13 +171,11 @@ def _platform(backend: str, devices: list[Any], memory: int) -> Platform:
         devices=tuple(devices),
         local_devices=tuple(d for d in devices if d.process_index == processes[0]),
         memory=memory,
-        host_memory=platform_lib.host_memory(),
+        host_memory=host_memory(),
         group=ProcessGroup(count=len(processes)),
     )
     nothing = parallel.abstract(jax.ShapeDtypeStruct((), jnp.float32), described)
-    options, refused = platform_lib.try_options(
-        platform_lib.OPTIONS.get(backend, {}), nothing
-    )
+    options, refused = try_options(OPTIONS.get(backend, {}), nothing)
     return dataclasses.replace(described, options=options, refused_options=refused)
 
 

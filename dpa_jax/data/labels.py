@@ -44,7 +44,7 @@ def check_fields(
 
 
 def matches(images: ImageSet, condition: str) -> np.ndarray:
-    """Tells which images a condition such as `class=cat` is true of.
+    """Returns which images a condition such as `class=cat` is true of.
 
     Args:
       images: with columns.

@@ -76,7 +76,7 @@ def make_phantoms(
 
 
 def _holds(folder: pathlib.Path, made: dict, names: set[str]) -> bool:
-    """Says whether the folder holds the phantoms (True) or nothing (False)."""
+    """Returns whether the folder holds the phantoms (True) or nothing (False)."""
     if not folder.exists():
         return False
     found = {

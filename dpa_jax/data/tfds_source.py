@@ -211,7 +211,7 @@ def _find(name: str, data_dir: str | os.PathLike | None):
 
 
 def _how(name: str) -> str:
-    """Says how a data set is prepared."""
+    """Describes how a data set is prepared."""
     if name.startswith("camelyon16"):
         return "run dpa-jax prepare camelyon16 --source SLIDES --data_dir DIR"
     if name.startswith("nih_chest_xray14"):

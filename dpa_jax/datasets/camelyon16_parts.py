@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from dpa_jax.data import filesystems
-from dpa_jax.datasets import camelyon16_patches as patches_lib
+from dpa_jax.datasets import camelyon16_patches
 from dpa_jax.errors import DpaError, UsageError
 
 BEAM_RUNNERS = {
@@ -34,8 +34,8 @@ class PartTask:
     Where the slide cannot be cut, the reason is written beside it.
     """
 
-    task: patches_lib.SlideTask
-    settings: patches_lib.Settings
+    task: camelyon16_patches.SlideTask
+    settings: camelyon16_patches.Settings
     path: str
 
     @property
@@ -45,8 +45,8 @@ class PartTask:
 
 
 def plan(
-    tasks: Sequence[patches_lib.SlideTask],
-    settings: patches_lib.Settings,
+    tasks: Sequence[camelyon16_patches.SlideTask],
+    settings: camelyon16_patches.Settings,
     sizes: Mapping[str, int],
     folder: str | os.PathLike,
 ) -> list[PartTask]:
@@ -81,7 +81,7 @@ def make_part(part: PartTask) -> None:
     if filesystems.exists(part.path):
         return
     try:
-        cut = patches_lib.cut(part.task, part.settings)
+        cut = camelyon16_patches.cut(part.task, part.settings)
     except UsageError:
         raise
     except DpaError as error:
@@ -98,14 +98,14 @@ def make_part(part: PartTask) -> None:
     filesystems.write(part.path, buffer.getvalue())
 
 
-def read_part(part: PartTask) -> patches_lib.Patches | str:
+def read_part(part: PartTask) -> camelyon16_patches.Patches | str:
     """Reads the patches of one slide, or why there are none."""
     if not filesystems.exists(part.path):
         return filesystems.read(part.failure).decode()
     content = io.BytesIO(filesystems.read(part.path))
     with np.load(content, allow_pickle=False) as arrays:
         notes = json.loads(str(arrays["notes"]))
-        return patches_lib.Patches(**{**arrays, "notes": notes})
+        return camelyon16_patches.Patches(**{**arrays, "notes": notes})
 
 
 def run(

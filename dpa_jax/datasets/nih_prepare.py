@@ -116,7 +116,7 @@ def prepare(
 
 
 def describe(prepared: Prepared) -> str:
-    """Says in a few lines what was made, where, and what was left out."""
+    """Returns in a few lines what was made, where, and what was left out."""
     lines = []
     for name, splits in prepared.counts.items():
         parts = [

@@ -93,7 +93,7 @@ class ProcessGroup:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        """Tells the others how this process ends."""
+        """Sends the others how this process ends."""
         if self.count == 1:
             return
         is_error = error is not None and not isinstance(error, errors.Interrupted)

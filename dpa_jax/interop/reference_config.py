@@ -17,8 +17,8 @@ from typing import Any
 import ml_collections
 import yaml
 
-from dpa_jax import config as config_lib
 from dpa_jax import errors, models
+from dpa_jax.config import default_config, lowest_resolution, updated
 from dpa_jax.interop import reference_keys as keys
 from dpa_jax.interop import reference_losses
 
@@ -89,7 +89,7 @@ def load(path: str | os.PathLike) -> ml_collections.ConfigDict:
     logging.getLogger("dpa_jax").warning(
         "%s: these keys have no counterpart:\n  %s", path, "\n  ".join(notes)
     )
-    return config_lib.updated(config_lib.default_config(), overrides, str(path))
+    return updated(default_config(), overrides, str(path))
 
 
 def from_reference(
@@ -243,7 +243,7 @@ def _model(left: Values, resolution: int) -> Values:
     encoder, decoder = (
         keys.take(left, f"{part}.kwargs.inner_dims", list) for part in ("enc", "dec")
     )
-    needed, lowest = 1, config_lib.lowest_resolution(latent)
+    needed, lowest = 1, lowest_resolution(latent)
     while 0 < lowest < resolution:
         needed, lowest = needed + 1, 2 * lowest
     for part, channels in (("enc", encoder), ("dec", decoder)):

@@ -5,9 +5,9 @@ import pathlib
 
 import jax
 
-from dpa_jax import config as config_lib
 from dpa_jax import errors, models, stages, state, validation
 from dpa_jax.backbones import frozen
+from dpa_jax.config import default_config, updated
 from dpa_jax.interop import reference_checkpoint
 from dpa_jax.storage import checkpoints, workdir
 from dpa_jax.weights import statistics_files
@@ -35,7 +35,7 @@ def import_checkpoint(
         cannot be mapped (it is named), or the workdir is taken.
     """
     overrides, notes, parameters, info = reference_checkpoint.read_checkpoint(path)
-    config = config_lib.updated(config_lib.default_config(), overrides, str(path))
+    config = updated(default_config(), overrides, str(path))
     config.perceptual.weights = weights
     config.perceptual.statistics = statistics
     validation.validate(config)

@@ -45,7 +45,7 @@ def convolve(
 
 
 def is_thin(kernel: tuple[int, ...]) -> bool:
-    """Says whether `product` is faster than `arranged` with a kernel `(k, k, c, f)`."""
+    """Returns whether `product` is the faster with a kernel of shape `(k, k, c, f)`."""
     return kernel[:2] == (3, 3) and min(kernel[2:]) <= _FEW_CHANNELS
 
 

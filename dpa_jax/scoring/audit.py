@@ -15,7 +15,7 @@ _FEWEST = 10  # images of a finding that is named as the best or the worst
 
 
 def audit(images: ImageSet, scores: np.ndarray) -> dict[str, Any]:
-    """Tells apart what the ROC AUC of a whole set mixes.
+    """Separates what the ROC AUC of a whole set mixes.
 
     Args:
       images: with labels; what their source says beside is in the columns `view`,
@@ -88,7 +88,7 @@ def shortcuts(images: ImageSet) -> dict[str, float]:
 
 
 def describe(result: Mapping[str, Any]) -> list[str]:
-    """Says in a few lines what `audit` has found, without its warnings."""
+    """Returns in a few lines what `audit` has found, without its warnings."""
     lines = []
     views = result.get("by_view", {})
     if len(views) > 1:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import sklearn.metrics
 
-from dpa_jax import config as config_lib
 from dpa_jax import errors
+from dpa_jax.config import is_perceptual
 from dpa_jax.data.image_set import ImageSet
 from dpa_jax.scoring import audit, roc
 from dpa_jax.scoring.scorer import Scorer
@@ -110,13 +110,13 @@ def report(scorer: Scorer, images: ImageSet, scores: np.ndarray) -> dict[str, An
         "trained_steps": scorer.trained,
         "stage": scorer.stage.name,
         "vgg_weights": scorer.config.perceptual.weights,
-        "random_weights": config_lib.is_perceptual(scorer.config)
+        "random_weights": is_perceptual(scorer.config)
         and scorer.config.perceptual.weights.startswith("random:"),
     }
 
 
 def describe(result: dict[str, Any]) -> list[str]:
-    """Says in a few lines what `report` found."""
+    """Returns in a few lines what `report` found."""
     low, high = result["roc_auc_interval"]
     lines = [
         f"ROC AUC {result['roc_auc']:.4f} (95% {low:.4f} to {high:.4f}), "

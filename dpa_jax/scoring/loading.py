@@ -8,7 +8,7 @@ from dpa_jax.backbones import frozen
 from dpa_jax.devices.platform import Platform
 from dpa_jax.scoring.scorer import Scorer
 from dpa_jax.storage import checkpoints
-from dpa_jax.storage import workdir as workdir_lib
+from dpa_jax.storage.workdir import MEMBERS, check_extensions, read_config
 from dpa_jax.training import early_stopping
 from dpa_jax.weights import statistics_files
 
@@ -39,13 +39,13 @@ def load(
         that are not trusted or not there.
     """
     folder = pathlib.Path(workdir)
-    config = workdir_lib.read_config(folder)
+    config = read_config(folder)
     if config.population.seeds > 1:
         raise errors.DpaError(
             f"{folder} holds {config.population.seeds} runs; give one of them, such as "
-            f"{folder / workdir_lib.MEMBERS / '0'}"
+            f"{folder / MEMBERS / '0'}"
         )
-    workdir_lib.check_extensions(folder, config, trust)
+    check_extensions(folder, config, trust)
     stopped = early_stopping.result(folder)
     trained = stopped.trained if stopped else checkpoints.latest(folder)
     if trained is None:

@@ -15,7 +15,7 @@ _LEAST = 256  # pixels of an overlay's side
 def files(
     folder: pathlib.Path, names: Sequence[str], overwrite: bool = False
 ) -> list[pathlib.Path]:
-    """Says where the maps of some images go; beside each PNG lies an .npy.
+    """Returns where the maps of some images go; beside each PNG lies an .npy.
 
     Args:
       folder: for them.

@@ -9,10 +9,10 @@ import ml_collections
 import numpy as np
 
 from dpa_jax import errors, models, stages, state
-from dpa_jax import images as images_lib
-from dpa_jax import losses as losses_lib
 from dpa_jax.backbones import frozen
 from dpa_jax.devices.platform import Platform
+from dpa_jax.images import center_crop, downsample, mix, normalize
+from dpa_jax.losses import Loss, compare, extract
 from dpa_jax.ops.compute import Compute
 from dpa_jax.scoring import scores
 
@@ -46,7 +46,7 @@ class Scorer:
         self.config, self.stage, self.trained = config, stage, trained
         self.batch_size = batch_size
         self._architecture = models.Architecture.from_config(config)
-        self._loss = losses_lib.Loss.from_config(config, stage.resolution)
+        self._loss = Loss.from_config(config, stage.resolution)
         self._compute = Compute(precision, platform.backend)
         self._options = dict(platform.options) or None
         self._alpha = float(stage.alpha(trained - 1 - stage.start))
@@ -125,7 +125,7 @@ class Scorer:
         }
 
     def maps(self, images: np.ndarray, progress: Progress | None = None) -> np.ndarray:
-        """Says where images are abnormal.
+        """Computes where images are abnormal.
 
         Returns:
           float32 `[N, R, R]`, R the run's resolution; the mean of a map is about the
@@ -142,12 +142,12 @@ class Scorer:
 
         def run(parameters, weights, statistics, images):
             with self._compute.matmul_precision():
-                images = images_lib.center_crop(images, self._architecture.resolution)
-                x = images_lib.normalize(images, self._compute.wide)
+                images = center_crop(images, self._architecture.resolution)
+                x = normalize(images, self._compute.wide)
                 if stage.transition:
-                    x = images_lib.mix(x, stage.resolution, self._alpha)
+                    x = mix(x, stage.resolution, self._alpha)
                 else:
-                    x = images_lib.downsample(x, stage.resolution)
+                    x = downsample(x, stage.resolution)
                 z, y = models.reconstruct(
                     parameters,
                     x,
@@ -158,8 +158,8 @@ class Scorer:
                 )
                 if names == (_RECONSTRUCTION,):
                     return {_RECONSTRUCTION: y}
-                real = losses_lib.extract(weights, x, loss, backend)
-                comparison = losses_lib.compare(loss, weights, real, x, y, z, backend)
+                real = extract(weights, x, loss, backend)
+                comparison = compare(loss, weights, real, x, y, z, backend)
                 found = {}
                 for name in names:
                     found |= scores.compute(name, loss, statistics, comparison)

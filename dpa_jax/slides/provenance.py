@@ -10,8 +10,8 @@ import jax
 import ml_collections
 import numpy as np
 
-from dpa_jax import config as config_lib
 from dpa_jax.backbones import frozen
+from dpa_jax.config import is_perceptual
 from dpa_jax.errors import DpaError
 from dpa_jax.slides import stain
 from dpa_jax.storage import checkpoints
@@ -81,5 +81,5 @@ def model(folder: pathlib.Path, config: ml_collections.ConfigDict, trained: int)
     for name in (frozen.STATISTICS, frozen.FINGERPRINT):  # absent with plain L1
         if (folder / name).exists():
             digest.update(formats.file_sha256(folder / name).encode())
-    vgg19 = config.perceptual.weights if config_lib.is_perceptual(config) else "none"
+    vgg19 = config.perceptual.weights if is_perceptual(config) else "none"
     return f"step {trained}, VGG19 {vgg19}, sha256 {digest.hexdigest()[:16]}"

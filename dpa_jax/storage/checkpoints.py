@@ -76,7 +76,7 @@ class Checkpoints:
             self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
-        """Tells Orbax which checkpoints stay."""
+        """Returns which checkpoints stay; Orbax calls it."""
         del context
         last = sorted(found.step for found in checkpoints)[-2:]
         kept = {*self._keep, *self._best, *last}

@@ -10,8 +10,8 @@ from typing import Any
 
 import ml_collections
 
-from dpa_jax import config as config_lib
 from dpa_jax import errors
+from dpa_jax.config import default_config, flattened, updated
 from dpa_jax.storage import json_files
 from dpa_jax.weights import formats
 
@@ -100,9 +100,7 @@ def read(path: pathlib.Path, remedy: str) -> ml_collections.ConfigDict:
 
 def from_values(values: Mapping[str, Any], source: str) -> ml_collections.ConfigDict:
     """Returns the configuration of nested values; `source` names it in errors."""
-    return config_lib.updated(
-        config_lib.default_config(), dict(config_lib.flattened(values)), source
-    )
+    return updated(default_config(), dict(flattened(values)), source)
 
 
 def to_json(config: ml_collections.ConfigDict) -> str:

@@ -118,7 +118,7 @@ class Stopwatch:
         self.start()
 
     def start(self) -> None:
-        """Begins anew, with no image."""
+        """Starts the clock, no image counted yet."""
         self._begun, self._images = time.perf_counter(), 0
 
     def add(self, images: int) -> float:

@@ -16,8 +16,8 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from dpa_jax import config as config_lib
 from dpa_jax import console, errors, extensions
+from dpa_jax.config import flat
 from dpa_jax.data.image_set import ImageSet
 from dpa_jax.devices.platform import Platform
 from dpa_jax.storage import config_files, json_files
@@ -138,7 +138,7 @@ def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
 
 
 def _begun(workdir: pathlib.Path) -> bool:
-    """Says whether anything was trained in a workdir."""
+    """Returns whether anything was trained in a workdir."""
     log = workdir / "metrics.jsonl"
     if log.exists() and log.stat().st_size:
         return True
@@ -146,8 +146,8 @@ def _begun(workdir: pathlib.Path) -> bool:
 
 
 def _check_same(path: pathlib.Path, config: ml_collections.ConfigDict) -> None:
-    before = config_lib.flat(read_config(path.parent))
-    now = config_lib.flat(config)
+    before = flat(read_config(path.parent))
+    now = flat(config)
     different = [
         f"{name} was {before.get(name)!r}, is {now[name]!r}"
         for name in now

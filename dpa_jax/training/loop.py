@@ -10,15 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from dpa_jax import console, errors, state
-from dpa_jax.devices import parallel
+from dpa_jax.devices import interruption, parallel
 from dpa_jax.devices.platform import Platform
 from dpa_jax.scoring.scorer import Scorer
 from dpa_jax.stages import Stage
 from dpa_jax.storage import metrics
-from dpa_jax.training import interruption, programs, progress, samples
-from dpa_jax.training import run as run_lib
+from dpa_jax.training import programs, progress, samples
 from dpa_jax.training.chunks import Chunk
-from dpa_jax.training.run import Run
+from dpa_jax.training.run import Run, newest_common
 from dpa_jax.training.setup import Problem, Setup
 
 # Called after each stage but the last with the number of a run, the stage, and the run
@@ -175,7 +174,7 @@ def _restore(
     """Reads what the runs go on from; returns its step and each run's arrays."""
     for run in runs:
         run.open(plan)
-    found, set_aside = run_lib.newest_common(runs)
+    found, set_aside = newest_common(runs)
     for line in set_aside if visible else ():
         console.print_line(line)
     for number, run in enumerate(runs):

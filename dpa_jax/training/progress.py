@@ -41,7 +41,7 @@ class TrainingBar:
             self._bar.stop()
 
     def describe(self, text: str) -> None:
-        """Says what is going on."""
+        """Shows what is going on."""
         if self._bar is not None:
             self._bar.update(self._task, description=text)
 

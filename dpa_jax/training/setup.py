@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dpa_jax import config as config_lib
 from dpa_jax import models, state, step
 from dpa_jax.backbones import base
-from dpa_jax.backbones import frozen as frozen_lib
+from dpa_jax.backbones.frozen import cast, place_weights
+from dpa_jax.config import data_seed
 from dpa_jax.devices import parallel
 from dpa_jax.devices.platform import Platform
 from dpa_jax.ops.compute import Compute
@@ -72,7 +72,7 @@ class Setup:
         self.compute = Compute(problem.precision, platform.backend)
         self.architecture = models.Architecture.from_config(config)
         self._has_critic = bool(config.loss.adversarial)
-        seed = config_lib.data_seed(config)
+        seed = data_seed(config)
         size = len(problem.rows) * self._bytes_of_image
         self.is_streamed = config.data.residency == "stream" or (
             config.data.residency == "auto" and size > IMAGE_SHARE * platform.memory
@@ -93,13 +93,13 @@ class Setup:
         return int(np.prod(self._problem.images.shape[1:]))
 
     def _frozen(self, weights: Any, statistics: Any) -> step.Frozen:
-        seed = config_lib.data_seed(self._config)
+        seed = data_seed(self._config)
         rates = [run.config.optimizer.learning_rate for run in self._runs]
         return step.Frozen(
-            backbone=frozen_lib.place_weights(
+            backbone=place_weights(
                 base.named(self._config.perceptual.backbone), weights, self.compute
             ),
-            statistics=frozen_lib.cast(statistics, self.compute.wide),
+            statistics=cast(statistics, self.compute.wide),
             key=jax.random.fold_in(jax.random.key(seed), 1),
             learning_rate=jnp.asarray(rates, jnp.float32),
         )

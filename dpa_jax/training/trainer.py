@@ -10,17 +10,17 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from dpa_jax import console, data, errors, stages, validation
+from dpa_jax import console, data, errors, population, stages, validation
 from dpa_jax.backbones import frozen
+from dpa_jax.data import training_images
 from dpa_jax.devices import parallel, processes
 from dpa_jax.devices.platform import Platform
 from dpa_jax.ops import compute
 from dpa_jax.slides import provenance
 from dpa_jax.storage import checkpoints, lock, workdir
-from dpa_jax.training import early_stopping, events, feeding, loading, loop, population
-from dpa_jax.training import run as run_lib
+from dpa_jax.training import early_stopping, events, feeding, loop
 from dpa_jax.training.loop import AfterStage
-from dpa_jax.training.run import Run
+from dpa_jax.training.run import Run, past_failure
 from dpa_jax.training.setup import Problem
 
 
@@ -182,7 +182,7 @@ def _train(
                 stack.enter_context(held)
             for pair in all_pairs:
                 workdir.claim(*pair)
-            reasons = [run_lib.past_failure(place) for place in folders]
+            reasons = [past_failure(place) for place in folders]
             return {"todo": todo, "failures": reasons}
 
         claimed = group.decide(claim)
@@ -197,17 +197,19 @@ def _train(
 
         # --- images ---
         if images is None:
-            images = loading.training_images(config, platform=platform, visible=visible)
+            images = training_images.training_images(
+                config, platform=platform, visible=visible
+            )
         elif not isinstance(images, data.ImageSet):
             images = data.from_array(images, data.Preprocessing.from_config(config))
         else:
-            images = loading.normal(images, visible)
+            images = training_images.normal(images, visible)
         if images.skipped and visible:
             console.print_line(
                 f"{len(images.skipped)} of {len(images) + len(images.skipped)} images "
                 f"cannot be used and are left out: see {runs[0].folder}/skipped.csv"
             )
-        images, held_out = loading.divided(images, config)
+        images, held_out = training_images.divided(images, config)
         # refused before anything is computed, if there are too few images
         feeding.batch_indices(0, len(images), config.batch_size, 0, 1)
 
@@ -257,7 +259,7 @@ def _train(
 
 def _remaining(folder: pathlib.Path, config, end: int) -> bool:
     """Returns whether there is something left to train of a run."""
-    if run_lib.past_failure(folder) is not None:
+    if past_failure(folder) is not None:
         return False
     stopped = early_stopping.result(folder)
     if stopped is not None and stopped.stopped:

@@ -15,7 +15,7 @@ from dpa_jax.data import folds, test_set
 from dpa_jax.scoring import roc
 from dpa_jax.storage import workdir
 from dpa_jax.tuning import anomalies, queue, report, selection, study, trials
-from dpa_jax.tuning import search as search_lib
+from dpa_jax.tuning.search import check_comparable
 
 
 def learning_curve(
@@ -68,7 +68,7 @@ def learning_curve(
             "share no patient or slide with images trained on"
         )
     if 0 in counts:
-        search_lib.check_comparable([search.config(config, t.parameters) for t in done])
+        check_comparable([search.config(config, t.parameters) for t in done])
 
     # --- choose, and test what was chosen ---
     alone = np.array([selection.alone(trial.folds).mean(axis=0) for trial in done])

@@ -11,12 +11,11 @@ import ml_collections
 import numpy as np
 import optuna
 
-from dpa_jax import config as config_lib
 from dpa_jax import errors
+from dpa_jax.config import is_perceptual
 from dpa_jax.storage import config_files, workdir
-from dpa_jax.tuning import search as search_lib
 from dpa_jax.tuning import selection
-from dpa_jax.tuning.search import Search
+from dpa_jax.tuning.search import Search, check_comparable
 from dpa_jax.tuning.selection import Ranking
 from dpa_jax.weights import formats
 
@@ -47,11 +46,11 @@ def write(
     basis += [f"Trial {t.number} failed: {t.reason}." for t in trials if t.reason]
     if not known["drawn"]:
         try:
-            search_lib.check_comparable(configs)
+            check_comparable(configs)
         except errors.UsageError as error:
             basis.append(f"Not ranked: {error}.")
             ranking = selection.rank([], drawn)
-    weights = [c.perceptual.weights for c in configs if config_lib.is_perceptual(c)]
+    weights = [c.perceptual.weights for c in configs if is_perceptual(c)]
     if any(name.startswith("random:") for name in weights):
         basis.append("VGG19's weights are random: with others, others may be best.")
     header, *rows = _rows(ranking)

@@ -12,8 +12,8 @@ from typing import Any
 import ml_collections
 import optuna
 
-from dpa_jax import config as config_lib
 from dpa_jax import errors, validation
+from dpa_jax.config import flat, flattened, updated
 from dpa_jax.storage import config_files
 
 _CHECKED = 8  # suggestions that are checked before anything is trained
@@ -108,7 +108,7 @@ class Search:
 
     def check(self, base: ml_collections.ConfigDict) -> None:
         """Checks the options, and the configs of a grid or of some suggestions."""
-        for name, value in config_lib.flat(self.options).items():
+        for name, value in flat(self.options).items():
             possible, least = _POSSIBLE.get(name, (value,)), _LEAST.get(name, 0)
             if value not in possible or not isinstance(value, str) and value < least:
                 wanted = " or ".join(possible) if name in _POSSIBLE else f">= {least}"
@@ -163,14 +163,13 @@ def load(
         grid = {name: tuple(values) for name, values in given.pop("grid", {}).items()}
     if not callable(defined.get("suggest")):
         raise errors.UsageError(f"{path} defines no suggest(trial, config)")
-    flat = dict(config_lib.flattened(given))
-    completed = config_lib.updated(default_options(), flat, str(path))
+    completed = updated(default_options(), dict(flattened(given)), str(path))
     return Search(defined["suggest"], completed, grid, path, source)
 
 
 def check_comparable(configs: Sequence[ml_collections.ConfigDict]) -> None:
     """Refuses to rank runs by loss if their losses may measure different things."""
-    values = [config_lib.flat(config) for config in configs]
+    values = [flat(config) for config in configs]
     for name, first in values[0].items() if values else ():
         if name.startswith(_MEASURE) and any(v[name] != first for v in values):
             raise errors.UsageError(

@@ -15,13 +15,13 @@ import ml_collections
 import numpy as np
 import optuna
 
-from dpa_jax import config as config_lib
 from dpa_jax import console, errors
+from dpa_jax.config import flat, flattened
 from dpa_jax.data import folds, test_set
 from dpa_jax.storage import config_files, json_files, workdir
 from dpa_jax.tuning import anomalies, queue, report, selection, trials
-from dpa_jax.tuning import search as search_lib
 from dpa_jax.tuning.search import Search
+from dpa_jax.tuning.search import load as load_search
 from dpa_jax.weights import formats
 
 _POLL = 1.0  # seconds between queries for trials that other workers leave behind
@@ -130,14 +130,14 @@ def load(folder: pathlib.Path) -> tuple[ml_collections.ConfigDict, Search]:
         raise errors.DpaError(f"there is no study in {folder}: it has no search.py")
     config = workdir.read_config(folder)
     options = json_files.read(folder / "search.json", {}, "restore it from a copy")
-    return config, search_lib.load(folder / "search.py", config, options)
+    return config, load_search(folder / "search.py", config, options)
 
 
 def _identity(config, search: Search, pool: anomalies.Pool | None) -> dict[str, Any]:
     """Returns what makes a study another one, as JSON has it, by name."""
     pixels = "" if pool is None else "".join(folds.fingerprints(pool.images))
-    found = {f"config.{k}": v for k, v in config_lib.flat(config).items()}
-    found |= dict(config_lib.flattened(search.values(), "search."))
+    found = {f"config.{k}": v for k, v in flat(config).items()}
+    found |= dict(flattened(search.values(), "search."))
     for name, text in (("search.py", search.source), ("anomalies", pixels)):
         found[name] = hashlib.sha256(text.encode()).hexdigest()
     kept = {k: v for k, v in found.items() if k.partition(".")[2] not in _FREE}

@@ -3,8 +3,8 @@
 import argparse
 import pathlib
 
-from dpa_jax import config as config_lib
 from dpa_jax import errors, stages, validation
+from dpa_jax.config import with_flags
 from dpa_jax.storage import config_files, workdir
 
 
@@ -13,7 +13,7 @@ def compile_run(options: argparse.Namespace) -> None:
     from dpa_jax.compiling import ahead, report, targets
 
     targets.prepare(options.target)
-    config = config_lib.with_flags(config_files.load(options.config), options.overrides)
+    config = with_flags(config_files.load(options.config), options.overrides)
     if options.batch is not None:
         config.batch_size = options.batch
     validation.validate(config)

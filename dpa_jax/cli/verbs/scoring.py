@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from dpa_jax import config as config_lib
 from dpa_jax import console, data, errors
+from dpa_jax.config import is_perceptual
 from dpa_jax.data import labels
 from dpa_jax.storage import workdir
 from dpa_jax.weights import formats
@@ -295,5 +295,5 @@ def score_slide(options: argparse.Namespace) -> None:
             "their stains cannot be estimated"
         )
     weights = scorer.config.perceptual.weights
-    if config_lib.is_perceptual(scorer.config) and weights.startswith("random:"):
+    if is_perceptual(scorer.config) and weights.startswith("random:"):
         print(f"VGG19's weights are random ({weights})")

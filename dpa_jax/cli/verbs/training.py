@@ -6,8 +6,8 @@ import pathlib
 import statistics
 import sys
 
-from dpa_jax import config as config_lib
 from dpa_jax import errors, validation
+from dpa_jax.config import updated, with_flags
 from dpa_jax.storage import config_files
 
 
@@ -26,7 +26,7 @@ def train(options: argparse.Namespace) -> None:
 
     def load():
         found = config_files.load(options.config)
-        found = config_lib.with_flags(found, options.overrides)
+        found = with_flags(found, options.overrides)
         validation.validate(found)
         return found
 
@@ -99,21 +99,19 @@ def _check_alone(options) -> None:
 
 def _study(options, folder: pathlib.Path):
     """Returns the config and the search of a study: from the options, else its own."""
-    from dpa_jax.tuning import search as search_lib
     from dpa_jax.tuning import study
+    from dpa_jax.tuning.search import load as load_search
 
     if not (options.config and options.search) and not (folder / "search.py").exists():
         missing = "config" if not options.config else "search"
         raise errors.UsageError(f"--{missing} is missing: {folder} holds no study yet")
     location = options.config or str(folder / "config.json")
-    config = config_lib.with_flags(config_files.load(location), options.overrides)
+    config = with_flags(config_files.load(location), options.overrides)
     if options.search:
-        search = search_lib.load(options.search, config)
+        search = load_search(options.search, config)
     else:
         search = study.load(folder)[1]
-    changed = config_lib.with_flags(
-        search.options, options.search_overrides, prefix="search"
-    )
+    changed = with_flags(search.options, options.search_overrides, prefix="search")
     for name, value in (
         ("trials", options.trials),
         ("folds", options.folds),
@@ -121,7 +119,7 @@ def _study(options, folder: pathlib.Path):
         ("anomalies.source", options.anomalies_from),
     ):
         if value is not None:
-            changed = config_lib.updated(changed, {name: value}, "the search")
+            changed = updated(changed, {name: value}, "the search")
     if options.trials and changed.sampler == "grid":
         raise errors.UsageError("--trials: a grid tries all its combinations; leave it")
     return config, dataclasses.replace(search, options=changed)

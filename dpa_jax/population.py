@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import ml_collections
 
-from dpa_jax import config as config_lib
 from dpa_jax import errors
+from dpa_jax.config import data_seed, flat, updated
 from dpa_jax.devices.platform import Platform
 from dpa_jax.storage import config_files, workdir
 
@@ -26,12 +26,12 @@ def members(
     if count == 1:
         return [config]
     return [
-        config_lib.updated(
+        updated(
             config,
             {
                 "population.seeds": 1,
                 "seed": config.seed + i,
-                "data.seed": config_lib.data_seed(config),
+                "data.seed": data_seed(config),
             },
             "population",
         )
@@ -41,15 +41,15 @@ def members(
 
 def check_alike(configs: Sequence[ml_collections.ConfigDict]) -> None:
     """Refuses runs that one program cannot train together."""
-    first = config_lib.flat(configs[0])
-    for other in map(config_lib.flat, configs[1:]):
+    first = flat(configs[0])
+    for other in map(flat, configs[1:]):
         for name, value in first.items():
             if name not in _OWN and other[name] != value:
                 raise errors.UsageError(
                     f"runs trained together differ in {name}: {value!r} and "
                     f"{other[name]!r}; only {' and '.join(_OWN)} may differ"
                 )
-    if len(configs) > 1 and len({config_lib.data_seed(one) for one in configs}) > 1:
+    if len(configs) > 1 and len({data_seed(one) for one in configs}) > 1:
         raise errors.UsageError(
             "runs trained together see the same batches: give them the same data.seed"
         )
@@ -61,8 +61,8 @@ def check_same_everywhere(
     """Refuses a process whose configuration is not that of process 0."""
     own = [one.to_dict() for one in configs]
     for theirs, ours in zip(platform.group.decide(lambda: own), configs, strict=True):
-        first = config_lib.flat(config_files.from_values(theirs, "process 0"))
-        for name, value in config_lib.flat(ours).items():
+        first = flat(config_files.from_values(theirs, "process 0"))
+        for name, value in flat(ours).items():
             if name not in workdir.FREE | _LOCAL and value != first[name]:
                 raise errors.UsageError(
                     f"process {platform.group.index} has {name}={value!r}, process 0 "
