@@ -184,7 +184,7 @@ def with_flags(
 
 
 def unknown_key(name: str, known: Mapping[str, Any]) -> str:
-    """Returns a message that a config key does not exist, with the nearest that does."""
+    """Returns a message that a config key does not exist, and the nearest that does."""
     near = difflib.get_close_matches(name, known, 1, 0.5)
     leaf = name.rpartition(".")[2]
     near = [k for k in known if k.rpartition(".")[2] == leaf][:1] or near
