@@ -7,6 +7,7 @@ import os
 import pathlib
 import shutil
 import signal
+import types
 import zipfile
 
 import numpy as np
@@ -33,7 +34,7 @@ def prepare(source, data_dir, allow_missing=False, **given):
     """Prepares by the rule: the published lists are of slides that no test has."""
     own = {field.name for field in dataclasses.fields(camelyon16_prepare.Options)}
     options = {"lists": "none"} | {k: v for k, v in given.items() if k in own}
-    return camelyon16_prepare.prepare(
+    builder, existed = camelyon16_prepare.prepare(
         source,
         data_dir,
         camelyon16_prepare.Options(**options),
@@ -41,6 +42,12 @@ def prepare(source, data_dir, allow_missing=False, **given):
             camelyon16_parts.run, **{k: v for k, v in given.items() if k not in own}
         ),
         allow_missing=allow_missing,
+    )
+    return types.SimpleNamespace(
+        location=str(builder.data_dir),
+        existed=existed,
+        text=camelyon16_prepare.describe(builder, existed),
+        **builder.info.metadata,
     )
 
 
@@ -103,7 +110,7 @@ def test_report_counts_slides_and_patches(prepared):
         "test": {"normal": 2, "tumor": 1, "slides": 2},
     }
     assert not report.problems and not report.existed
-    assert "test: 2 normal and 1 tumour patches of 2 slides" in report.text()
+    assert "test: 2 normal and 1 tumour patches of 2 slides" in report.text
     # The patches of each slide were kept only until the data set was there.
     assert [path.name for path in data_dir.iterdir()] == ["camelyon16"]
 

@@ -17,7 +17,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from dpa_jax.data import labels, tfds_source
-from dpa_jax.datasets import nih_collect, nih_pack, nih_prepare, nih_protocols
+from dpa_jax.datasets import nih_cache, nih_collect, nih_prepare, nih_protocols
 from dpa_jax.errors import DpaError, UsageError
 
 NAMES = nih_factory.NAMES
@@ -342,9 +342,9 @@ def count_decoding(monkeypatch):
     """Returns a list to which everything that is decoded from now on is added."""
     decoded, original = [], nih_collect._decode
 
-    def counted(packs, item):
+    def counted(caches, item):
         decoded.append(item.name)
-        return original(packs, item)
+        return original(caches, item)
 
     monkeypatch.setattr(nih_collect, "_decode", counted)
     return decoded
@@ -591,6 +591,6 @@ def test_a_full_disk_is_told(tmp_path, source, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(nih_pack.Pack, "add", full)
+    monkeypatch.setattr(nih_cache.ImageCache, "add", full)
     with pytest.raises(DpaError, match="data: No space left on device"):
         nih_prepare.prepare(source, tmp_path / "data", "pa")

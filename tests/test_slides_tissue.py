@@ -1,5 +1,7 @@
 """Tissue masks and the grid of cells in them."""
 
+import sys
+
 import numpy as np
 import pytest
 import slide_factory
@@ -45,6 +47,13 @@ def test_empty_slide_is_named(tmp_path, value):
         image[:] = value
     with open_picture(tmp_path, image) as slide:
         with pytest.raises(DpaError, match=r"a\.tif: no tissue"):
+            tissue.tissue_mask(slide)
+
+
+def test_a_library_that_is_missing_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "skimage", None)
+    with open_picture(tmp_path, slide_factory.picture(512, 512, [])) as slide:
+        with pytest.raises(DpaError, match=r"tissue needs .*'dpa_jax\[wsi\]'"):
             tissue.tissue_mask(slide)
 
 

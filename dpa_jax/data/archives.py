@@ -20,13 +20,13 @@ DAMAGE = (
 
 
 def members(
-    archive: str | os.PathLike, wanted: Callable[[str], bool], largest: int
+    archive: str | os.PathLike, is_needed: Callable[[str], bool], largest: int
 ) -> Iterator[tuple[str, bytes]]:
     """Yields files of an archive; at most one is in memory. Links are left out.
 
     Args:
       archive: a .zip, or a .tar of any compression, which is read as a stream.
-      wanted: called with a file's name without its folders.
+      is_needed: called with a file's name without its folders.
       largest: bytes that any member may have.
 
     Yields:
@@ -40,13 +40,13 @@ def members(
         with zipfile.ZipFile(archive) as packed:
             for entry in packed.infolist():
                 name = check(archive, entry.filename, entry.file_size, largest)
-                if wanted(name) and not stat.S_ISLNK(entry.external_attr >> 16):
+                if is_needed(name) and not stat.S_ISLNK(entry.external_attr >> 16):
                     yield name, read_member(packed, entry)
         return
     with tarfile.open(archive, "r|*", tarinfo=_Member) as packed:
         for member in packed:
             name = check(archive, member.name, member.size, largest)
-            if wanted(name) and member.isfile():
+            if is_needed(name) and member.isfile():
                 content = packed.extractfile(member)
                 assert content is not None  # of a regular file it never is
                 yield name, content.read()

@@ -101,9 +101,9 @@ def bmad(source: pathlib.Path) -> Iterator[Row]:
             mask = ""
             if "ungood" in kinds and "img" in kinds:
                 for name in masks:
-                    place = [name if n.lower() == "img" else n for n in within]
-                    if top.joinpath(*place).is_dir():
-                        mask = top.joinpath(*place, path.name)
+                    mirrored = [name if n.lower() == "img" else n for n in within]
+                    if top.joinpath(*mirrored).is_dir():
+                        mask = top.joinpath(*mirrored, path.name)
             group = path.stem.partition("_")[0]
             numbers = re.fullmatch(r"\d+_\d+", path.stem)
             yield Row(

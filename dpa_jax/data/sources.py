@@ -292,8 +292,8 @@ def _gather(
     count, size = len(listing.paths), preprocessing.size
     threads = workers or os.cpu_count() or 1
 
-    def read(images: disk_cache.Writable, wanted: range) -> tuple[dict[int, str], int]:
-        return _decode(listing, images, skip_corrupt, threads, progress, wanted)
+    def read(images: disk_cache.Writable, indices: range) -> tuple[dict[int, str], int]:
+        return _decode(listing, images, skip_corrupt, threads, progress, indices)
 
     def check(failed: dict[int, str], done: int) -> None:
         if failed and (len(failed) == count or not skip_corrupt):
@@ -346,9 +346,9 @@ def _decode(
     skip_corrupt: bool,
     workers: int,
     progress: Progress | None,
-    wanted: range,
+    indices: range,
 ) -> tuple[dict[int, str], int]:
-    """Decodes the `wanted` images of a listing into their places.
+    """Decodes the `indices` images of a listing into their places.
 
     Threads, as Pillow lets go of the interpreter while it decodes and resizes, and a
     fork is not safe once JAX has started.
@@ -367,7 +367,7 @@ def _decode(
         return len(block), failed
 
     failed: dict[int, str] = {}
-    done, count = 0, len(wanted)
+    done, count = 0, len(indices)
     with warnings.catch_warnings():
         # Of what Pillow only warns of here, `decode` makes an error; pydicom raises one
         # itself where it cannot read on, and has coped with what it warns of.
@@ -376,7 +376,7 @@ def _decode(
         pool = concurrent.futures.ThreadPoolExecutor(workers)
         length = max(1, min(_BLOCK, -(-count // workers)))
         futures = [
-            pool.submit(read, wanted[i : i + length]) for i in range(0, count, length)
+            pool.submit(read, indices[i : i + length]) for i in range(0, count, length)
         ]
         try:
             for future in concurrent.futures.as_completed(futures):
@@ -400,7 +400,7 @@ def _decode(
 def _unusable(
     paths: Sequence[str], failed: dict[int, str], done: int
 ) -> errors.DpaError:
-    """Words the end of a run by its bad images, of which the first is told in full."""
+    """Returns the error that ends a run at its bad images: the first one in full."""
     first = min(failed)
     message = f"{paths[first]}: {failed[first]}"
     if len(paths) == 1:

@@ -50,7 +50,7 @@ def read(folder: Traversable) -> Corners:
     Raises:
       DpaError: there is no list, or a name in one cannot be read.
     """
-    wanted: dict[tuple[str, str, int], dict[tuple[int, int], None]] = {}
+    patches: dict[tuple[str, str, int], dict[tuple[int, int], None]] = {}
     found = [name for name in LISTS if (folder / name).is_file()]
     if not found:
         raise DpaError(
@@ -67,12 +67,12 @@ def read(folder: Traversable) -> Corners:
                     "normal_001_normal_x_768_y_1536_w_768_h_768.jpg"
                 )
             slide = camelyon16_layout.canonical(match[1].lower(), match[2])
-            corners = wanted.setdefault((split, slide, label), {})
+            corners = patches.setdefault((split, slide, label), {})
             corner = (int(match[4]), int(match[5]))
             if corner in corners:
                 raise DpaError(f"{path}, entry {number}: {line!r} is there twice")
             corners[corner] = None
-    return {key: tuple(corners) for key, corners in wanted.items()}
+    return {key: tuple(corners) for key, corners in patches.items()}
 
 
 def digest(folder: Traversable) -> str:

@@ -15,13 +15,7 @@ from dpa_jax.data import filesystems
 from dpa_jax.datasets import camelyon16_patches
 from dpa_jax.errors import DpaError, UsageError
 
-BEAM_RUNNERS = {
-    "direct": "DirectRunner",
-    "spark": "SparkRunner",
-    "flink": "FlinkRunner",
-    "dataflow": "DataflowRunner",
-}
-RUNNERS = ("multiprocess", *BEAM_RUNNERS)
+RUNNERS = ("multiprocess", "direct", "spark", "flink", "dataflow")
 
 # (slides done, slides in all, the name of the last)
 Progress = Callable[[int, int, str], None]
@@ -119,7 +113,7 @@ def run(
 
     Args:
       parts: from `plan`.
-      runner: `multiprocess`, or a key of `BEAM_RUNNERS`.
+      runner: one of `RUNNERS`; all but the first are Apache Beam's.
       jobs: processes of `multiprocess`; 0 for one per core.
       beam_options: flags of Apache Beam, such as `--project=...`.
       progress: called after each slide, by `multiprocess` alone.
@@ -133,7 +127,7 @@ def run(
     if beam_options and runner == "multiprocess":
         raise UsageError("flags of Apache Beam need a --runner of it, such as direct")
     if runner != "multiprocess":
-        _run_beam(parts, BEAM_RUNNERS[runner], beam_options)
+        _run_beam(parts, f"{runner.capitalize()}Runner", beam_options)
         return
     left = [part for part in parts if not filesystems.exists(part.path)]
     before = len(parts) - len(left)

@@ -144,7 +144,7 @@ def _task(layout, split, name, label, corners) -> SlideTask:
 
 
 def tasks_by_lists(
-    layout: camelyon16_layout.Layout, wanted: camelyon16_lists.Corners
+    layout: camelyon16_layout.Layout, listed: camelyon16_lists.Corners
 ) -> tuple[list[SlideTask], list[str]]:
     """Matches the lists with the slides at hand.
 
@@ -153,7 +153,7 @@ def tasks_by_lists(
     """
     tasks: list[SlideTask] = []
     missing: dict[str, int] = {}
-    for (split, slide, label), corners in sorted(wanted.items()):
+    for (split, slide, label), corners in sorted(listed.items()):
         if slide in layout.slides:
             tasks.append(_task(layout, split, slide, label, tuple(corners)))
         else:

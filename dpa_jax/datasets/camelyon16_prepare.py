@@ -59,45 +59,6 @@ class Options:
         return {**vars(self), "stain_target": target, "lists": digest}
 
 
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """What `prepare` did.
-
-    Attributes:
-      location: the folder of the prepared data set.
-      counts: by split, the number of slides and of normal and tumour patches.
-      problems: what could not be used, and the patches lost where that is known.
-      notes: what was left out on purpose, mended, or may surprise.
-      existed: the data set was there already, and nothing was done.
-    """
-
-    location: str
-    counts: dict[str, dict[str, int]]
-    problems: Sequence[str]
-    notes: Sequence[str]
-    existed: bool = False
-
-    def text(self) -> str:
-        """Returns the report as lines to print."""
-        state = "already prepared" if self.existed else "prepared"
-        lines = [f"{state}: {self.location}"]
-        for split, count in self.counts.items():
-            plural = "s" * (count["slides"] > 1)
-            lines.append(
-                f"  {split}: {count['normal']} normal and {count['tumor']} tumour "
-                f"patches of {count['slides']} slide{plural}"
-            )
-        lines += [f"  note: {note}" for note in self.notes]
-        if self.problems:
-            lines.append(_problem_text(self.problems))
-        return "\n".join(lines)
-
-
-def _problem_text(problems: Sequence[str]) -> str:
-    count = f"{len(problems)} problem" + ("s" if len(problems) > 1 else "")
-    return "\n".join([f"{count}:", *(f"  {problem}" for problem in problems)])
-
-
 def prepare(
     source: str | os.PathLike,
     data_dir: str | os.PathLike,
@@ -106,7 +67,7 @@ def prepare(
     run: Callable[[Parts], None] = camelyon16_parts.run,
     parts: str | os.PathLike | None = None,
     allow_missing: bool = False,
-) -> Report:
+) -> tuple[camelyon16.Camelyon16, bool]:
     """Cuts the patches of all slides and writes them as a TFDS data set.
 
     The patches of each slide are kept until the data set is complete, so that an
@@ -121,6 +82,10 @@ def prepare(
         that all workers reach; None for `data_dir`.
       allow_missing: go on without the slides that are missing or unusable.
 
+    Returns:
+      The builder of the data set, whose metadata say how it was made: options, counts
+      of slides and patches, problems and notes; and whether it was there already.
+
     Raises:
       DpaError: slides are missing or unusable and `allow_missing` is not set; the
         target's slide is absent; or the data set exists with other settings.
@@ -131,16 +96,36 @@ def prepare(
     if options.seed and options.lists != camelyon16_lists.NO_LISTS:
         raise UsageError("--seed draws patches, but --lists names them all")
     if found := _existing(data_dir, options):
-        return found
+        return found, True
     plan = _plan(source, options, allow_missing)
     with writing.locked(data_dir, camelyon16.Camelyon16.name, config):
         if found := _existing(data_dir, options):
-            return found
+            return found, True
         builder = camelyon16.Camelyon16(config=config, data_dir=data_dir)
         folder = _cut(builder, plan, options, parts, run, allow_missing)
         writing.write(builder)
         filesystems.remove(folder)
-    return _report(builder)
+    return builder, False
+
+
+def describe(builder: camelyon16.Camelyon16, existed: bool) -> str:
+    """Returns in a few lines what was prepared, what was left out or mended, and lost."""
+    made = builder.info.metadata
+    lines = [f"{'already ' * existed}prepared: {builder.data_dir}"]
+    for split, count in made["counts"].items():
+        plural = "s" * (count["slides"] > 1)
+        lines.append(
+            f"  {split}: {count['normal']} normal and {count['tumor']} tumour "
+            f"patches of {count['slides']} slide{plural}"
+        )
+    lines += [f"  note: {note}" for note in made["notes"]]
+    lines += [_problem_text(made["problems"])] if made["problems"] else []
+    return "\n".join(lines)
+
+
+def _problem_text(problems: Sequence[str]) -> str:
+    count = f"{len(problems)} problem" + ("s" if len(problems) > 1 else "")
+    return "\n".join([f"{count}:", *(f"  {problem}" for problem in problems)])
 
 
 def fill(builder: camelyon16.Camelyon16, source: str | os.PathLike) -> str:
@@ -158,8 +143,10 @@ def fill(builder: camelyon16.Camelyon16, source: str | os.PathLike) -> str:
     return _cut(builder, _plan(source, options, False), options)
 
 
-def _existing(data_dir: str | os.PathLike, options: Options) -> Report | None:
-    """Returns the report of a data set that is there, if it is the one asked for."""
+def _existing(
+    data_dir: str | os.PathLike, options: Options
+) -> camelyon16.Camelyon16 | None:
+    """Returns the builder of a data set that is there, if it is the one asked for."""
     config = f"x{options.magnification}"
     builder = camelyon16.Camelyon16(config=config, data_dir=data_dir)
     if not builder.data_path.exists():
@@ -175,13 +162,7 @@ def _existing(data_dir: str | os.PathLike, options: Options) -> Report | None:
             f"{builder.data_dir} was prepared with other settings: "
             f"{', '.join(changed)}; choose another --data_dir or remove that folder"
         )
-    return _report(builder, existed=True)
-
-
-def _report(builder: camelyon16.Camelyon16, existed: bool = False) -> Report:
-    made = dict(builder.info.metadata)
-    del made["settings"]
-    return Report(str(builder.data_dir), existed=existed, **made)
+    return builder
 
 
 @dataclasses.dataclass(frozen=True)

@@ -49,7 +49,7 @@ class NihChestXray14(writing.Builder, tfds.core.ShardBasedBuilder):
         """
         super().__init__(**kwargs)
         self._lists = pathlib.Path(lists) if lists else None
-        self._work_dir: pathlib.Path | None = None
+        self._cache_dir: pathlib.Path | None = None
 
     def _info(self) -> tfds.core.DatasetInfo:
         config = self.builder_config
@@ -136,13 +136,13 @@ class NihChestXray14(writing.Builder, tfds.core.ShardBasedBuilder):
     def _collect(self, source: pathlib.Path) -> nih_collect.Collected:
         config = self.builder_config
         root = pathlib.Path(self.data_dir_root)
-        self._work_dir = nih_collect.work_dir(root, source, config.name)
+        self._cache_dir = nih_collect.cache_dir(root, source, config.name)
         planned = nih_collect.plan(source, [config], self._lists)
-        return nih_collect.collect(planned, self._work_dir)
+        return nih_collect.collect(planned, self._cache_dir)
 
     def _post_download_and_prepare_hook(self) -> None:
-        if self._work_dir:
-            shutil.rmtree(self._work_dir)
+        if self._cache_dir:
+            shutil.rmtree(self._cache_dir)
 
 
 def _examples(

@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from dpa_jax.data.decode import ImageError, Preprocessing, prepare, read_image
-from dpa_jax.datasets import nih_metadata, nih_pack, nih_protocols, nih_source
+from dpa_jax.datasets import nih_metadata, nih_protocols, nih_source
+from dpa_jax.datasets.nih_cache import ImageCache
 from dpa_jax.datasets.nih_source import Problem
 from dpa_jax.errors import DpaError
 from dpa_jax.prefetch import prefetch
@@ -73,7 +74,7 @@ def plan(
 
 def collect(
     plan: Plan,
-    work_dir: pathlib.Path,
+    cache_dir: pathlib.Path,
     jobs: int = 0,
     allowed: Collection[str] = (),
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -82,7 +83,7 @@ def collect(
 
     Args:
       plan: which.
-      work_dir: keeps decoded images; those that it has from before are not decoded
+      cache_dir: keeps decoded images; those that it has from before are not decoded
         again if their files are the same. A list of problems, if any, goes into it.
       jobs: threads; 0 for one a core.
       allowed: the kinds of problems to go on with: see `Problem`.
@@ -97,22 +98,23 @@ def collect(
     for config, parts in plan.requested.items():
         names = needed.setdefault(nih_protocols.find(config).preprocessing, set())
         names.update(name for split in parts.values() for name, _ in split)
-    wanted = sorted(set().union(*needed.values()))
-    report = work_dir / "problems.csv"
-    absent = _check_files(plan.source, wanted)
+    required = sorted(set().union(*needed.values()))
+    report = cache_dir / "problems.csv"
+    absent = _check_files(plan.source, required)
     _refuse(absent, allowed, report)
-    packs = {way: nih_pack.Pack(work_dir, list(plan.entries), way) for way in needed}
-    lacking: dict[str, list[nih_pack.Pack]] = {}
+    ids = list(plan.entries)
+    caches = {way: ImageCache(cache_dir, ids, way) for way in needed}
+    lacking: dict[str, list[ImageCache]] = {}
     stamps = nih_source.stamps(plan.source)
-    for name in wanted:
+    for name in required:
         current = stamps(name)
-        for way, pack in packs.items():
-            if name in needed[way] and not pack.find(name, current):
-                lacking.setdefault(name, []).append(pack)
+        for way, cache in caches.items():
+            if name in needed[way] and not cache.find(name, current):
+                lacking.setdefault(name, []).append(cache)
     problems: list[Problem] = []
-    total, count = len(wanted) - len(absent), len(wanted) - len(lacking)
+    total, count = len(required) - len(absent), len(required) - len(lacking)
     progress(count, total)
-    items = nih_source.read(plan.source, set(wanted), lacking, problems.append)
+    items = nih_source.read(plan.source, set(required), lacking, problems.append)
     threads = jobs or os.cpu_count() or 1
     decode = functools.partial(_decode, lacking)
     for result in prefetch(decode, items, threads, 4 * threads):
@@ -120,11 +122,13 @@ def collect(
             problems.append(result)
         else:
             item, size, images = result
-            for pack, image in zip(lacking[item.name], images, strict=True):
-                pack.add(item.name, image, size, item.stamp)
+            for cache, image in zip(lacking[item.name], images, strict=True):
+                cache.add(item.name, image, size, item.stamp)
         count += 1
         progress(count, total)
-    sizes = {name: size for pack in packs.values() for name, size in pack.sizes.items()}
+    sizes = {
+        name: size for cache in caches.values() for name, size in cache.sizes.items()
+    }
     problems += [
         Problem(name, "size", f"{size[0]} x {size[1]}")
         for name, size in sizes.items()
@@ -133,14 +137,14 @@ def collect(
     problems.sort(key=lambda problem: problem.name)
     _refuse(problems, allowed, report)
     chosen = {
-        name: packs[nih_protocols.find(name).preprocessing] for name in plan.requested
+        name: caches[nih_protocols.find(name).preprocessing] for name in plan.requested
     }
     splits = {
         config: {
-            part: [(name, label) for name, label in split if name in pack.sizes]
+            part: [(name, label) for name, label in split if name in cache.sizes]
             for part, split in plan.requested[config].items()
         }
-        for config, pack in chosen.items()
+        for config, cache in chosen.items()
     }
     for config, parts in splits.items():
         if not any(parts.values()):
@@ -149,11 +153,11 @@ def collect(
                 f"no image of {config} is left to go on with:\n{summarize(problems)}\n"
                 f"All are listed in {report}."
             )
-    images = {config: pack.image for config, pack in chosen.items()}
+    images = {config: cache.image for config, cache in chosen.items()}
     return Collected(plan, splits, images, problems)
 
 
-def work_dir(
+def cache_dir(
     data_dir: pathlib.Path, source: pathlib.Path, protocol: str
 ) -> pathlib.Path:
     """Returns where images decoded from a source are kept till they are written.
@@ -190,31 +194,31 @@ def write_problems(problems: Sequence[Problem], path: pathlib.Path) -> None:
     workdir.write_csv(path, ("name", "kind", "reason"), rows)
 
 
-def _check_files(source: nih_source.Source, wanted: Collection[str]) -> list[Problem]:
+def _check_files(source: nih_source.Source, required: Collection[str]) -> list[Problem]:
     """Returns what can be known to be missing before anything is decoded."""
-    nih_source.check_copies(source, wanted)
+    nih_source.check_copies(source, required)
     if source.archives:
         return []
-    absent = [name for name in wanted if name not in source.files]
-    if len(absent) == len(wanted):
+    absent = [name for name in required if name not in source.files]
+    if len(absent) == len(required):
         raise DpaError(
-            f"none of the {len(wanted):,} images (00000001_000.png and so on) is "
+            f"none of the {len(required):,} images (00000001_000.png and so on) is "
             f"below {source.root}, nor is any images_*.tar.gz or .zip"
         )
     return [Problem(name, "missing", "") for name in absent]
 
 
 def _decode(
-    packs: Mapping[str, Sequence[nih_pack.Pack]], item: nih_source.Item
+    caches: Mapping[str, Sequence[ImageCache]], item: nih_source.Item
 ) -> tuple[nih_source.Item, tuple[int, int], list[np.ndarray]] | Problem:
-    """Returns an image with its size, decoded once for all packs that lack it."""
+    """Returns an image with its size, decoded once for all caches that lack it."""
     try:
         content = item.read()
         if content[128:132] == b"DICM":  # which `read_image` would read
             raise DpaError("DICOM in a file named .png, and NIH's are PNG")
         image = read_image(content, "the image")
         whole = Image.fromarray(prepare(image, nih_protocols.WHOLE, "")[:, :, 0])
-        ways = [pack.preprocessing for pack in packs[item.name]]
+        ways = [cache.preprocessing for cache in caches[item.name]]
         images = [prepare(whole, way, "") for way in ways]
         return item, image.size, images
     except DpaError as error:

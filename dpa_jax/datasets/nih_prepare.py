@@ -69,7 +69,7 @@ def prepare(
     configs = nih_protocols.configs_of(protocol, lists is not None)
     allowed = {"missing", "unreadable"} if allow_missing else set()
     allowed |= {"size"} if allow_resized else set()
-    work_dir = nih_collect.work_dir(data_dir, source, protocol)
+    cache_dir = nih_collect.cache_dir(data_dir, source, protocol)
     try:
         with contextlib.ExitStack() as stack:
             plan = nih_collect.plan(source, configs, lists)
@@ -90,7 +90,7 @@ def prepare(
             if left:
                 collected = nih_collect.collect(
                     dataclasses.replace(plan, requested=left),
-                    work_dir,
+                    cache_dir,
                     jobs,
                     allowed,
                     progress,
@@ -99,8 +99,8 @@ def prepare(
                 for name in left:
                     builders[name].collected = collected
                     writing.write(builders[name])
-            if work_dir.exists():
-                shutil.rmtree(work_dir)
+            if cache_dir.exists():
+                shutil.rmtree(cache_dir)
     except OSError as error:
         raise DpaError(f"{error.filename or data_dir}: {error.strerror}") from error
     return Prepared(

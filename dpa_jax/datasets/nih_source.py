@@ -112,13 +112,13 @@ def find(root: pathlib.Path) -> Source:
     return Source(root, files, packed, tables)
 
 
-def check_copies(source: Source, wanted: Collection[str]) -> None:
+def check_copies(source: Source, required: Collection[str]) -> None:
     """Checks that the unpacked files of one name are the same.
 
     Raises:
       DpaError: naming two files of one name with different content.
     """
-    for name in wanted:
+    for name in required:
         _same(source.files.get(name, ()))
 
 
@@ -145,7 +145,7 @@ def _stamp(path: str | pathlib.Path) -> int:
 
 def read(
     source: Source,
-    wanted: Collection[str],
+    required: Collection[str],
     missing: Collection[str],
     problem: Callable[[Problem], None],
 ) -> Iterator[Item]:
@@ -156,8 +156,8 @@ def read(
 
     Args:
       source: what `find` found.
-      wanted: names whose copies must not differ.
-      missing: those of `wanted` to yield.
+      required: names whose copies must not differ.
+      missing: those of `required` to yield.
       problem: called with what is not there or is damaged.
 
     Raises:
@@ -173,7 +173,7 @@ def read(
         stamp = _stamp(archive)
         try:
             for name, content in archives.members(
-                archive, lambda name: name in wanted, _LARGEST
+                archive, lambda name: name in required, _LARGEST
             ):
                 for path in source.files.get(name, ())[:1]:
                     seen.setdefault(name, (_digest(_content(path)), path))

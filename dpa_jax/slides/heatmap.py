@@ -82,10 +82,13 @@ def write_scores(path: pathlib.Path, scores: np.ndarray, pixel: float) -> None:
       pixel: micrometres a side of a tile, for the resolution tags.
     """
     import tifffile
+    from skimage import measure
 
     levels = [scores]
-    while max(levels[-1].shape) > 64:
-        levels.append(_halved(levels[-1]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # no score in any of four
+        while max(levels[-1].shape) > 64:
+            levels.append(measure.block_reduce(levels[-1], 2, np.nanmean, np.nan))
     with (
         formats.replacing(path) as temporary,
         tifffile.TiffWriter(temporary, bigtiff=True) as tiff,
@@ -101,15 +104,6 @@ def write_scores(path: pathlib.Path, scores: np.ndarray, pixel: float) -> None:
                 resolutionunit="CENTIMETER",
                 metadata=None,
             )
-
-
-def _halved(scores: np.ndarray) -> np.ndarray:
-    """Returns the means of 2x2 scores, of those that there are."""
-    from skimage import measure
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # no score in any of the four
-        return measure.block_reduce(scores, 2, np.nanmean, cval=np.nan)
 
 
 def write_regions(

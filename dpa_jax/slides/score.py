@@ -20,7 +20,6 @@ from dpa_jax.weights import formats
 Score = Callable[[np.ndarray], np.ndarray]
 
 _RECORD = np.dtype([("row", "<i4"), ("column", "<i4"), ("score", "<f4")])
-_SUMMARY = "summary.json"
 
 
 def score_slide(
@@ -114,7 +113,7 @@ def score_slide(
         "regions": count,
         "tiles_per_second": rate,
     }
-    workdir.write_json(out / _SUMMARY, summary)
+    workdir.write_json(out / "summary.json", summary)
     return summary
 
 

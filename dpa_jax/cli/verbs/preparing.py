@@ -30,7 +30,7 @@ def camelyon16(options: argparse.Namespace) -> None:
     from dpa_jax.datasets import camelyon16_parts, camelyon16_prepare
 
     with console.counting("preparing", "slides") as show:
-        found = camelyon16_prepare.prepare(
+        made = camelyon16_prepare.prepare(
             options.source,
             options.data_dir,
             camelyon16_prepare.Options(
@@ -50,7 +50,7 @@ def camelyon16(options: argparse.Namespace) -> None:
             parts=options.parts,
             allow_missing=options.allow_missing,
         )
-    print(found.text())
+    print(camelyon16_prepare.describe(*made))
 
 
 def cifar10_svhn(options: argparse.Namespace) -> None:

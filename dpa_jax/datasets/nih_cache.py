@@ -1,4 +1,4 @@
-"""Decoded images in a file, kept till the data set is written, so that work resumes."""
+"""Decoded images in a file, kept till the data set is written, so that it resumes."""
 
 import hashlib
 import pathlib
@@ -10,7 +10,7 @@ import numpy as np
 from dpa_jax.data.decode import Preprocessing
 
 
-class Pack:
+class ImageCache:
     """Decoded images side by side in a file, each with what it was made of.
 
     A record begins with a checksum of its rest, so that one that was half written when
@@ -25,11 +25,11 @@ class Pack:
     def __init__(
         self, folder: pathlib.Path, names: Sequence[str], preprocessing: Preprocessing
     ):
-        """Opens a pack, or makes an empty one.
+        """Opens a cache, or makes an empty one.
 
         Args:
           folder: where; made if need be.
-          names: of all images that the pack has room for.
+          names: of all images that the cache has room for.
           preprocessing: that its images went through.
         """
         self.preprocessing = preprocessing
