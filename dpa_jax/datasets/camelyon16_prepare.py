@@ -109,7 +109,7 @@ def prepare(
 
 
 def describe(builder: camelyon16.Camelyon16, existed: bool) -> str:
-    """Returns in a few lines what was prepared, what was left out or mended, and lost."""
+    """Returns in a few lines what was prepared, left out, mended and lost."""
     made = builder.info.metadata
     lines = [f"{'already ' * existed}prepared: {builder.data_dir}"]
     for split, count in made["counts"].items():
