@@ -17,6 +17,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.core.download import download_manager as tfds_downloads
 
+from dpa_jax.data import checksums
 from dpa_jax.errors import DpaError
 
 _FOLDER = "cifar-10-batches-bin"  # in CIFAR10's archive
@@ -58,6 +59,7 @@ def prepare(
         # TFDS tells of its progress on stdout, which is for results
         with contextlib.redirect_stdout(sys.stderr):
             builder.download_and_prepare(download_config=options)
+            checksums.write(builder.data_path)
     except tfds_downloads.NonMatchingChecksumError as error:
         raise DpaError(
             f"{name}: {str(error).partition(chr(10))[0]} delete it and try again"

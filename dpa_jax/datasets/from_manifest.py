@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from dpa_jax.data import decode, manifest, masks, volumes
+from dpa_jax.data import checksums, decode, manifest, masks, volumes
 from dpa_jax.datasets import writing
 from dpa_jax.errors import DpaError, UsageError
 
@@ -81,6 +81,7 @@ def prepare(
     # TFDS shows its progress on stdout, which is for results
     with contextlib.redirect_stdout(sys.stderr):
         builder.download_and_prepare()
+    checksums.write(builder.data_path)
     labels = None if found.labels is None else [LABELS[label] for label in found.labels]
     return [
         *manifest.describe(splits, labels, found.groups),

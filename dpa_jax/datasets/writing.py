@@ -9,6 +9,8 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import writer
 from tensorflow_datasets.proto import tf_example_pb2
 
+from dpa_jax.data import checksums
+
 
 def write(
     builder: tfds.core.DatasetBuilder, source: str | os.PathLike | None = None
@@ -30,6 +32,7 @@ def write(
                     manual_dir=source, try_download_gcs=False
                 ),
             )
+    checksums.write(builder.data_path)
 
 
 class OrderedWriter(writer.ExampleWriter):
