@@ -1,3 +1,4 @@
+import json
 import os
 import pathlib
 import shutil
@@ -152,6 +153,20 @@ def test_a_checkpoint_without_digests_is_of_an_earlier_version(tmp_path):
     shutil.rmtree(tmp_path / "checkpoints" / "4" / "meta")
     found = checkpoints.restore(tmp_path, 4)
     assert found.notes == {} and found.arrays["optimizer"]["count"] == 7
+
+
+def test_a_checkpoint_without_a_digest_of_its_notes_is_of_an_earlier_version(tmp_path):
+    with checkpoints.Checkpoints(tmp_path) as kept:
+        kept.save(4, tree(), {"window": 7})
+    path = tmp_path / "checkpoints" / "4" / "meta" / "metadata"
+    notes = json.loads(path.read_text())
+    del notes["sha256"]["meta"]
+    path.write_text(json.dumps(notes))
+    assert checkpoints.restore(tmp_path, 4).notes == {"window": 7}
+    notes["sha256"]["parameters/encoder/block_0/kernel"] = "0" * 64
+    path.write_text(json.dumps(notes))
+    with pytest.raises(checkpoints.DamagedError, match="block_0/kernel not as written"):
+        checkpoints.restore(tmp_path, 4)
 
 
 def test_one_that_is_set_aside_is_none_any_more(tmp_path):

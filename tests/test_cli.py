@@ -241,6 +241,15 @@ def test_evaluate_two_folders(run, copy):
     assert names == {"metrics.json", "scores.csv", "roc.png", "histogram.png"}
 
 
+def test_evaluate_refuses_an_image_that_is_normal_and_abnormal(run, copy):
+    code, _, err = run_factory.call(
+        *("evaluate", "--workdir", copy),
+        *("--normal", run / "normal", "--abnormal", run / "normal"),
+    )
+    assert code == 1
+    assert f"{run}/normal/00.png is among the normal and the abnormal images" in err
+
+
 def test_evaluate_does_not_replace_an_evaluation_unasked(run, copy):
     command = (
         *("evaluate", "--workdir", copy),

@@ -186,5 +186,5 @@ def test_a_damaged_file_of_a_data_set_is_noticed_or_not_needed(listed):
             except DpaError as error:
                 assert "mine" in str(error), path
             else:
-                np.testing.assert_array_equal(found.images, expected.images)
+                assert_equal(found, expected)
         path.write_bytes(content)

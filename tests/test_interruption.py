@@ -1,6 +1,7 @@
 """Signals and kill -9 at any moment: nothing is lost, and the end is the same."""
 
 import os
+import resource
 import signal
 import threading
 import time
@@ -127,3 +128,14 @@ def test_a_workdir_that_cannot_be_locked_is_named(tmp_path):
     with pytest.raises(errors.DpaError, match="lock: the lock cannot be written"):
         with lock.hold(tmp_path / "lock", "", ""):
             pass
+
+
+def test_a_lock_that_cannot_be_filled_is_named(tmp_path):
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        with pytest.raises(errors.DpaError, match="lock: the workdir .* File too lar"):
+            with lock.hold(tmp_path):
+                pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))

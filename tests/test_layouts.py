@@ -68,7 +68,7 @@ def test_medianomaly_takes_the_lists_of_both_classes(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[]", "not an object of names and values"),
+        ("[]", "data.json: not an object of names and values"),
         ('{"train": ["a.png"]}', "not lists of names"),
         ('{"train": {"0": "a.png"}}', "not lists of names"),
         ('{"train": {"0": [1]}}', "not lists of names"),

@@ -31,11 +31,13 @@ WITH = {
 ALLOWED = {
     "__init__.py: import_module": "names of the package's own modules, from a table",
     "data/__init__.py: import_module": "names of its own modules, from a table",
-    "config_files.py: exec_module": "a config.py is a program, and said to be one",
+    "backbones/base.py: import_module": "modules of the package, from a list of names",
+    "extensions.py: import_module": "what a config names; of a workdir with --trust",
+    "storage/config_files.py: exec_module": "a config.py is a program, and said to be one",
     "tuning/search.py: exec": "a search file is a program, and said to be one",
     "tuning/search.py: compile": "of the same",
-    "verbs/workers.py: subprocess": "starts this program again as a worker",
-    "workdir.py: subprocess": "asks git for the commit of the package itself",
+    "cli/verbs/workers.py: subprocess": "starts this program again as a worker",
+    "storage/workdir.py: subprocess": "asks git for the commit of the package itself",
     "weights/formats.py: pickle": "an error of its name is caught; nothing is loaded",
 }
 

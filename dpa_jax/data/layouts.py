@@ -237,7 +237,7 @@ def _read_json(path: pathlib.Path) -> dict[str, dict[str, list[str]]]:
         try:
             found = json_files.parse(file.read(), {})
         except ValueError as error:
-            raise errors.DpaError(f"{path}: not JSON: {error}") from error
+            raise errors.DpaError(f"{path}: {error}") from error
     parts = list(found.values()) if isinstance(found, dict) else [None]
     lists = [
         part.get(key, []) if isinstance(part, dict) else None

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dpa_jax.data import disk_cache
+from dpa_jax.data import checksums, disk_cache
 from dpa_jax.data.decode import Preprocessing, prepare
 from dpa_jax.data.image_set import ImageSet
 from dpa_jax.errors import DpaError, UsageError
@@ -207,6 +207,7 @@ def _find(name: str, data_dir: str | os.PathLike | None):
             f"{name} is not prepared in {builder.data_dir_root}: {_how(name)}, or name "
             "the folder it is in by data.data_dir"
         )
+    checksums.check(builder.data_path)
     return builder
 
 

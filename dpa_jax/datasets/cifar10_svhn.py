@@ -17,6 +17,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.core.download import download_manager as tfds_downloads
 
+from dpa_jax.data import checksums
 from dpa_jax.datasets import writing
 from dpa_jax.errors import DpaError
 
@@ -61,6 +62,8 @@ def prepare(
         # TFDS tells of its progress on stdout, which is for results
         with held, contextlib.redirect_stdout(sys.stderr):
             builder.download_and_prepare(download_config=options)
+            if not there:
+                checksums.write(builder.data_path)
     except tfds_downloads.NonMatchingChecksumError as error:
         raise DpaError(
             f"{name}: {str(error).partition(chr(10))[0]} delete it and try again"

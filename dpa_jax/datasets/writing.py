@@ -13,6 +13,7 @@ from tensorflow_datasets.core import writer
 from tensorflow_datasets.proto import tf_example_pb2
 
 from dpa_jax import errors
+from dpa_jax.data import checksums
 from dpa_jax.storage import lock
 
 
@@ -59,6 +60,7 @@ def write(builder: tfds.core.DatasetBuilder) -> None:
                 download_dir=downloads,
                 download_config=tfds.download.DownloadConfig(try_download_gcs=False),
             )
+    checksums.write(builder.data_path)
 
 
 class OrderedWriter(writer.ExampleWriter):

@@ -29,11 +29,10 @@ def hold(path: pathlib.Path, conflict: str, advice: str) -> Iterator[None]:
       DpaError: the file cannot be written.
     """
     try:
-        file = open(path, "a+", encoding="utf-8")
+        # unbuffered: a write that fails is not tried again when it is closed
+        file = open(path, "a+b", buffering=0)
     except OSError as error:
-        raise errors.DpaError(
-            f"{path}: the lock cannot be written: {error.strerror}"
-        ) from error
+        raise _unwritable(path, error) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -44,16 +43,22 @@ def hold(path: pathlib.Path, conflict: str, advice: str) -> Iterator[None]:
                 "until it has ended"
             ) from None
         holder = {"host": socket.gethostname(), "process": os.getpid()}
-        file.seek(0)
-        file.truncate()
-        file.write(json.dumps(holder) + "\n")
-        file.flush()
+        try:
+            file.truncate(0)
+            file.write((json.dumps(holder) + "\n").encode())
+        except OSError as error:
+            raise _unwritable(path, error) from error
         yield
 
 
-def _holder(text: str) -> str:
+def _unwritable(path: pathlib.Path, error: OSError) -> errors.DpaError:
+    return errors.DpaError(f"{path}: the lock cannot be written: {error.strerror}")
+
+
+def _holder(content: bytes) -> str:
     try:
-        found = json_files.parse(text, {"process": int, "host": str})
+        fields = {"process": int, "host": str}
+        found = json_files.parse(content.decode("utf-8"), fields)
         return f"process {found['process']} on {found['host']}"
     except ValueError:
         return "another process"  # which has not written its name yet
