@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
+from jax.flatten_util import ravel_pytree
 
 from dpa_jax import adversarial, losses, models, optim
 from dpa_jax.backbones import base as backbones
@@ -262,7 +263,7 @@ def _autoencoder_step(spec, member, optimizer, frozen, x, real, alpha, axis_name
     slope = functools.partial(jax.grad(mean_loss, has_aux=True), member.parameters)
     gradient, scalars = _mean_over_parts(slope, spec.batch_parts, (x, real))
     if axis_name:
-        scalars, gradient = jax.lax.pmean((scalars, gradient), axis_name)
+        scalars, gradient = _mean_over_devices((scalars, gradient), axis_name)
     updates, after = optimizer.update(gradient, member.optimizer, member.parameters)
     parameters = optax.apply_updates(member.parameters, updates)
     return member.replace(parameters=parameters, optimizer=after), scalars
@@ -285,6 +286,12 @@ def _mean_over_parts(function, parts: int, batch):
     return jax.tree.map(lambda a: a / parts, total)
 
 
+def _mean_over_devices(values, axis_name: str):
+    """Averages arrays over the devices, as one vector: else each is copied apart."""
+    flat, unravel = ravel_pytree(values)
+    return unravel(jax.lax.pmean(flat, axis_name))
+
+
 def _critic_step(spec, member, optimizer, x, t, alpha, axis_name):
     """Updates the critic once on the images `x` and their reconstructions."""
     _, y = reconstruct(spec, member.parameters, x, alpha)
@@ -296,7 +303,7 @@ def _critic_step(spec, member, optimizer, x, t, alpha, axis_name):
 
     gradient, scalars = jax.grad(loss, has_aux=True)(member.critic)
     if axis_name:
-        scalars, gradient = jax.lax.pmean((scalars, gradient), axis_name)
+        scalars, gradient = _mean_over_devices((scalars, gradient), axis_name)
     updates, after = optimizer.update(gradient, member.critic_optimizer, member.critic)
     critic = optax.apply_updates(member.critic, updates)
     return member.replace(critic=critic, critic_optimizer=after), scalars
@@ -363,14 +370,25 @@ def chunk(
     step = gathering_step(spec, axis_name)
 
     def run(state, frozen, data, indices, valid):
-        def body(carry, index):
-            number, state = carry
-            after, scalars = step(state, frozen, data, index)
-            is_valid = number < valid
-            after = jax.tree.map(functools.partial(jnp.where, is_valid), after, state)
-            return (number + 1, after), scalars
+        # parameters are carried as one vector: to update each of some 90 arrays, and to
+        # choose it or the one before, is as many kernel launches (benchmarks/results)
+        _, unravel = ravel_pytree((state.parameters, state.critic))
 
-        (_, state), scalars = jax.lax.scan(body, (jnp.int32(0), state), indices)
-        return state, scalars
+        def pack(state):
+            flat, _ = ravel_pytree((state.parameters, state.critic))
+            return flat, state.replace(parameters=None, critic=None)
+
+        def unpack(flat, rest):
+            parameters, critic = unravel(flat)
+            return rest.replace(parameters=parameters, critic=critic)
+
+        def body(carry, index):
+            number, packed = carry
+            after, scalars = step(unpack(*packed), frozen, data, index)
+            choose = functools.partial(jnp.where, number < valid)
+            return (number + 1, jax.tree.map(choose, pack(after), packed)), scalars
+
+        (_, packed), scalars = jax.lax.scan(body, (jnp.int32(0), pack(state)), indices)
+        return unpack(*packed), scalars
 
     return run

@@ -1,5 +1,6 @@
 """What several tests need: the parity fixtures' place and a tiny configuration."""
 
+import os
 import pathlib
 
 import jax
@@ -63,10 +64,14 @@ def fixture_statistics(shared):
 def own_cache(tmp_path_factory):
     """Keeps weights and compiled programs apart from those of whoever runs the tests.
 
-    Compiled programs are shared by all tests, in this process and in others.
+    Compiled programs are shared by all tests, in this process and in others, those of
+    the other workers among them.
     """
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DPA_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("DPA_JAX_CACHE", str(folder / "cache"))
         patch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
         compilation_cache.enable()
         yield

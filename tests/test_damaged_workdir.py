@@ -31,7 +31,7 @@ READERS = {
     "weights.json": lambda folder: frozen.check_fingerprint(
         folder, workdir.read_config(folder), WEIGHTS
     ),
-    "lock": lambda folder: lock.hold(folder).__enter__(),
+    "lock": lambda folder: lock.hold(folder / "lock", "", "").__enter__(),
 }
 # what is written for people alone
 UNREAD = ("samples", "tensorboard")
@@ -77,7 +77,7 @@ def test_a_damaged_file_is_named(folder, name):
 
 def test_the_lock_is_no_matter_of_its_content(folder):
     (folder / "lock").write_bytes(DAMAGES["binary"])
-    with lock.hold(folder):
+    with lock.hold(folder / "lock", "", ""):
         pass
 
 

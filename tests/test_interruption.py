@@ -134,8 +134,8 @@ def test_a_lock_that_cannot_be_filled_is_named(tmp_path):
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
     try:
-        with pytest.raises(errors.DpaError, match="lock: the workdir .* File too lar"):
-            with lock.hold(tmp_path):
+        with pytest.raises(errors.DpaError, match="lock: the lock .* File too lar"):
+            with lock.hold(tmp_path / "lock", "", ""):
                 pass
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
