@@ -1,11 +1,14 @@
 import csv
+import gc
 import os
 import shutil
 import stat
+import weakref
 
 import numpy as np
 import pytest
 import run_factory
+import tiny_factory
 from PIL import Image
 
 import dpa_jax
@@ -41,6 +44,21 @@ def test_scores_are_finite_float32_one_for_each_image(scorer):
     assert found.shape == (7,) and found.dtype == np.float32
     assert np.isfinite(found).all() and (found > 0).all()
     assert len(set(found)) == 7
+
+
+def test_a_run_loaded_again_compiles_nothing_and_is_let_go(trained, scorer):
+    expected = scorer(IMAGES)
+    gc.disable()  # which would also break a cycle that keeps a scorer
+    try:
+        with tiny_factory.compilations() as compiled:
+            again = dpa_jax.load(trained)
+            np.testing.assert_array_equal(again(IMAGES), expected)
+        assert not compiled
+        kept = weakref.ref(again)
+        del again
+        assert kept() is None
+    finally:
+        gc.enable()
 
 
 def test_score_of_an_l1_run_is_the_mean_difference(plain):

@@ -3,6 +3,7 @@
 import copy
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import ml_collections
@@ -48,8 +49,6 @@ class Scorer:
         self._architecture = models.Architecture.from_config(config)
         self._loss = Loss.from_config(config, stage.resolution)
         self._compute = Compute(precision, platform.backend)
-        self._options = dict(platform.options) or None
-        self._alpha = float(stage.alpha(trained - 1 - stage.start))
         self._names = state.block_names(self._architecture, stage)
         self._arguments = jax.device_put(
             (
@@ -58,7 +57,15 @@ class Scorer:
                 frozen.cast(statistics, self._compute.wide),
             )
         )
-        self._run = functools.cache(self._program)
+        self._program = functools.partial(
+            _compiled,
+            self._architecture,
+            self._loss,
+            stage,
+            float(stage.alpha(trained - 1 - stage.start)),
+            self._compute,
+            tuple(sorted(platform.options.items())),
+        )
 
     def with_parameters(self, parameters: state.Parameters, trained: int) -> "Scorer":
         """Returns the same with the parameters of another step of a stabilization.
@@ -137,43 +144,13 @@ class Scorer:
         """Returns what the autoencoder makes of images: float32 `[N, R, R, C]`."""
         return self._each(images, (_RECONSTRUCTION,), None)[_RECONSTRUCTION]
 
-    def _program(self, names: tuple[str, ...]):
-        loss, stage, backend = self._loss, self.stage, self._compute.backend
-
-        def run(parameters, weights, statistics, images):
-            with self._compute.matmul_precision():
-                images = center_crop(images, self._architecture.resolution)
-                x = normalize(images, self._compute.wide)
-                if stage.transition:
-                    x = mix(x, stage.resolution, self._alpha)
-                else:
-                    x = downsample(x, stage.resolution)
-                z, y = models.reconstruct(
-                    parameters,
-                    x,
-                    self._alpha,
-                    architecture=self._architecture,
-                    stage=stage,
-                    compute=self._compute,
-                )
-                if names == (_RECONSTRUCTION,):
-                    return {_RECONSTRUCTION: y}
-                real = extract(weights, x, loss, backend)
-                comparison = compare(loss, weights, real, x, y, z, backend)
-                found = {}
-                for name in names:
-                    found |= scores.compute(name, loss, statistics, comparison)
-                return found
-
-        return jax.jit(run, compiler_options=self._options)
-
     def _each(
         self, images, names: tuple[str, ...], progress: Progress | None
     ) -> dict[str, np.ndarray]:
         images = self._checked(images)
         # one executable for any number of images: the last batch is filled up
         size = self.batch_size
-        run, done, pending = self._run(names), [], None
+        run, done, pending = self._program(names), [], None
 
         def fetched(result, count: int) -> dict[str, np.ndarray]:
             return {name: np.asarray(a)[:count] for name, a in result.items()}
@@ -224,3 +201,48 @@ class Scorer:
                 )
             images = images.astype(np.float32)
         return images
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled(
+    architecture: models.Architecture,
+    loss: Loss,
+    stage: stages.Stage,
+    alpha: float,
+    compute: Compute,
+    options: tuple[tuple[str, Any], ...],
+    names: tuple[str, ...],
+) -> Callable[..., dict[str, jax.Array]]:
+    """Returns the program of some scores, the same for every run that is made alike.
+
+    It takes parameters, the backbone's weights, statistics, and images as
+    `Scorer.__call__` does.
+    """
+    backend = compute.backend
+
+    def run(parameters, weights, statistics, images):
+        with compute.matmul_precision():
+            images = center_crop(images, architecture.resolution)
+            x = normalize(images, compute.wide)
+            if stage.transition:
+                x = mix(x, stage.resolution, alpha)
+            else:
+                x = downsample(x, stage.resolution)
+            z, y = models.reconstruct(
+                parameters,
+                x,
+                alpha,
+                architecture=architecture,
+                stage=stage,
+                compute=compute,
+            )
+            if names == (_RECONSTRUCTION,):
+                return {_RECONSTRUCTION: y}
+            real = extract(weights, x, loss, backend)
+            comparison = compare(loss, weights, real, x, y, z, backend)
+            found = {}
+            for name in names:
+                found |= scores.compute(name, loss, statistics, comparison)
+            return found
+
+    return jax.jit(run, compiler_options=dict(options) or None)
