@@ -139,6 +139,8 @@ def made_up_statistics(
     config: ml_collections.ConfigDict, weights: base.Weights, layers: Collection[str]
 ) -> dict[str, dict[str, np.ndarray]]:
     """Returns a mean of 1/2 and a standard deviation of 2 for every channel."""
+    if not layers:
+        return {}
     backbone = base.named(config.perceptual.backbone)
     shapes = backbone.feature_shapes(weights, layers, config.data.resolution)
     return {
