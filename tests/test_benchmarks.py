@@ -18,6 +18,7 @@ from benchmarks import (
     train_step,
 )
 from dpa_jax import errors, losses, stages, step
+from dpa_jax.backbones import vgg19
 from dpa_jax.config import updated
 from dpa_jax.datasets import nih_prepare
 from dpa_jax.storage import config_files
@@ -285,16 +286,18 @@ def test_a_chunk_is_as_long_as_in_training(config_file):
     assert made.unit == programs.default_steps(8) == 100
 
 
-def test_operations_of_vgg_are_counted():
-    # r11 at 8 and 4 pixels: 64 channels, each of 9 multiply-adds for 3 channels in;
-    # the two operations of each three times, for 5 images
-    every = 64 * 9 * 3 * (8 * 8 + 4 * 4) * 2 * 3 * 5
+def test_operations_of_a_backbone_are_counted():
+    # r11 at 8 and 4 pixels: 64 channels of 3 multiply-adds for each pixel that the 3x3
+    # windows see, which at the edges are fewer; a bias and a ReLU; three times, for 5
+    seen = (3 * 8 - 2) ** 2 + (3 * 4 - 2) ** 2
+    every = (64 * 3 * seen * 2 + 64 * (8 * 8 + 4 * 4) * 2) * 3 * 5
+    weights = vgg19.load("random:0", ["r11"])
     loss = losses.Loss((("r11", 1.0),))
     spec = step.StepSpec(
         stages.Stage(8, True, 1), None, losses.StageLoss(loss, loss), members=1
     )
-    assert measure.vgg_operations(spec, 5, cached=False) == every
-    assert measure.vgg_operations(spec, 5, cached=True) == every * 2 / 3
+    assert measure.backbone_operations(spec, weights, 5, cached=False) == every
+    assert measure.backbone_operations(spec, weights, 5, cached=True) == every * 2 / 3
 
 
 def test_memory_of_a_streamed_run_is_measured(config_file, tmp_path):
@@ -478,7 +481,7 @@ def test_the_suite_needs_six_packages_and_theirs():
     program = (
         f"import sys; sys.modules.update(dict.fromkeys({absent}))\n"
         "from benchmarks import campaign\n"
-        "from dpa_jax.weights import files\n"
+        "from dpa_jax.backbones import vgg19\n"
         "assert vgg19.load('random:0')\n"
         "campaign.main(['--help'])"
     )

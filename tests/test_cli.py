@@ -18,6 +18,7 @@ VERBS = [
     ["demo"],
     ["train"],
     ["tune"],
+    ["compile"],
     ["evaluate"],
     ["score"],
     ["score-slide"],

@@ -4,11 +4,11 @@ import pathlib
 
 import pytest
 
+import dpa_jax
 from dpa_jax import errors, stages, validation
-from dpa_jax.config import __file__
 from dpa_jax.storage import config_files
 
-FOLDER = pathlib.Path(__file__).parents[1] / "configs"
+FOLDER = pathlib.Path(dpa_jax.__file__).parents[1] / "configs"
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ import study_factory
 
 from dpa_jax import errors, validation
 from dpa_jax.storage import config_files
-from dpa_jax.tuning.search import __file__, load
+from dpa_jax.tuning.search import load
 
-CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 SEARCHES = [
     ("folder", "folder.py"),
     ("folder", "folder.py:32"),

@@ -235,7 +235,7 @@ def train_fold(tmp_path, monkeypatch, train_together, after_stage=None):
     config = run_factory.quick_config()
     config.data.folds, config.data.fold = 2, 0
     monkeypatch.setattr(trials.training, "train_together", train_together)
-    monkeypatch.setattr(trials.score, "load", lambda folder: brightness)
+    monkeypatch.setattr(trials.loading, "load", lambda folder: brightness)
     path = tmp_path / "fold_0" / "scores.npz"
     images = (NORMAL, NORMAL, study_factory.pool(5, [1, 3]))
     return path, trials.train_fold(config, path, images, after_stage, False)
