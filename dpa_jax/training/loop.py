@@ -157,7 +157,9 @@ def train(
                 _follow(
                     runs,
                     group.decide(
-                        lambda stage=stage: _ask(runs, setup, after_stage, stage)
+                        lambda stage=stage: _call_after_stage(
+                            runs, setup, after_stage, stage
+                        )
                     ),
                 )
 
@@ -224,10 +226,10 @@ def _on_host(
             yield run, state.member(found, number)
 
 
-def _ask(
+def _call_after_stage(
     runs: Sequence[Run], setup: Setup, after_stage: AfterStage, stage: Stage
 ) -> list[bool]:
-    """Asks the caller which runs go on."""
+    """Calls the callback for each run; returns which go on."""
     for number, run in enumerate(runs):
         if run.is_active:
             run.is_active = after_stage(number, stage, setup.scorer(run, stage))

@@ -231,7 +231,7 @@ def _train(
         precision = group.decide(lambda: _precision(runs, platform, visible))
 
         # --- train ---
-        def ask(number, stage, scorer):
+        def after_stage_of_all(number, stage, scorer):
             assert after_stage is not None
             return after_stage(todo[number], stage, scorer)
 
@@ -248,7 +248,7 @@ def _train(
             runs,
             problem,
             platform,
-            after_stage=None if after_stage is None else ask,
+            after_stage=None if after_stage is None else after_stage_of_all,
             visible=visible,
         )
         found = group.decide(lambda: [run.failure for run in runs])
