@@ -14,7 +14,7 @@ import safetensors.numpy
 import scipy.signal
 
 from dpa_jax import errors
-from dpa_jax.backbones import vgg19
+from dpa_jax.backbones import resnet50, vgg19
 from dpa_jax.weights import (
     download,
     fetch,
@@ -591,3 +591,31 @@ def test_the_published_statistics_are_stored_as_they_are(shared, cache, monkeypa
     assert (
         pathlib.Path(files.read_metadata(files.cached_statistics())["source"]) == path
     )
+
+
+def test_another_backbone_has_a_file_of_its_own_in_the_cache(
+    server, cache, monkeypatch, rng
+):
+    stem = {"kernel": (7, 7, 3, 4), "bias": (4,)}
+    monkeypatch.setattr(resnet50, "shapes", lambda: {"conv1": stem})
+    tensors = {"conv1.weight": rng.standard_normal((4, 3, 7, 7)).astype(np.float32)}
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        tensors[f"bn1.{name}"] = rng.uniform(1, 2, 4).astype(np.float32)
+    content = safetensors.numpy.save(tensors)
+    server.files["/r/model.safetensors"] = content
+    url = "https://timm.invalid/r/model.safetensors"
+    source = url, hashlib.sha256(content).hexdigest()
+    monkeypatch.setitem(fetch.SOURCES, "resnet50", {"timm": source})
+    fetch.fetch(backbone="resnet50", mirror=server.url, report=lambda line: None)
+    assert names(cache) == ["lock", "resnet50_imagenet.safetensors"]
+    scale = tensors["bn1.weight"] / np.sqrt(tensors["bn1.running_var"] + 1e-5)
+    loaded = resnet50.load("imagenet")["conv1"]
+    expected = tensors["conv1.weight"].transpose(2, 3, 1, 0) * scale
+    np.testing.assert_allclose(loaded["kernel"], expected, rtol=1e-6)
+    shift = tensors["bn1.bias"] - tensors["bn1.running_mean"] * scale
+    np.testing.assert_allclose(loaded["bias"], shift, rtol=1e-5, atol=1e-6)
+
+
+def test_statistics_are_published_for_vgg19_alone(server):
+    with pytest.raises(errors.UsageError, match="--stats are those of vgg19"):
+        fetch.fetch(backbone="resnet50", statistics_file="s.npz", mirror=server.url)
