@@ -87,7 +87,8 @@ class Queue:
         """
         with self._locked(), _quiet():
             optuna.storages.fail_stale_trials(self.study)
-            for trial in latest(self.study).values():
+            known = latest(self.study)
+            for trial in known.values():
                 taken = trial.user_attrs.get("taken") == trial.number
                 if trial.state == TrialState.RUNNING and not taken:
                     # under the lock: its worker has died while it took it
@@ -100,19 +101,16 @@ class Queue:
                 elif state(trial) == ("failed", _DIED):
                     self._retry(self.study, again)
             waiting = self.study.get_trials(False, states=(TrialState.WAITING,))
-            index = (
-                waiting[0].user_attrs["index"] if waiting else len(latest(self.study))
-            )
+            index = waiting[0].user_attrs["index"] if waiting else len(known)
             if index == len(self._plan):
                 return None
             if not waiting:
                 self.study.enqueue_trial(self._plan[index], {"index": index})
             # the same values, whichever worker takes the trial
-            seed = (self._options.seed, index)
-            seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
+            seed = np.random.SeedSequence((self._options.seed, index))
             tpe = self._options.sampler == "tpe"  # a grid's values are entered
             made = optuna.samplers.TPESampler if tpe else optuna.samplers.RandomSampler
-            self.study.sampler = made(seed=seed)
+            self.study.sampler = made(seed=int(seed.generate_state(1)[0]))
             trial = self.study.ask()
             self._beat(trial.number)
             trial.set_user_attr("taken", trial.number)

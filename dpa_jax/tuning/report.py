@@ -52,12 +52,10 @@ def write(
             ranking = selection.rank([], drawn)
     weights = [c.perceptual.weights for c in configs if is_perceptual(c)]
     if any(name.startswith("random:") for name in weights):
-        basis.append("VGG19's weights are random: with others, others may be best.")
+        basis.append("The backbone is random: with other weights, others may be best.")
     header, *rows = _rows(ranking)
-    lines = [
-        ", ".join(map("=".join, zip(header, row, strict=True)))
-        for row in rows[:_LISTED]
-    ]
+    pairs = [map("=".join, zip(header, row, strict=True)) for row in rows[:_LISTED]]
+    lines = [", ".join(each) for each in pairs]
     page = [f"# Hyper-parameters of {name}\n"]
     if rows:
         basis += [*_sentences(ranking, known), *known["checked"]]

@@ -16,7 +16,7 @@ import numpy as np
 import optuna
 
 from dpa_jax import console, errors
-from dpa_jax.config import flat, flattened
+from dpa_jax.config import flattened
 from dpa_jax.data import folds, test_set
 from dpa_jax.storage import config_files, json_files, workdir
 from dpa_jax.tuning import anomalies, queue, report, selection, trials
@@ -136,8 +136,7 @@ def load(folder: pathlib.Path) -> tuple[ml_collections.ConfigDict, Search]:
 def _identity(config, search: Search, pool: anomalies.Pool | None) -> dict[str, Any]:
     """Returns what makes a study another one, as JSON has it, by name."""
     pixels = "" if pool is None else "".join(folds.fingerprints(pool.images))
-    found = {f"config.{k}": v for k, v in flat(config).items()}
-    found |= dict(flattened(search.values(), "search."))
+    found = dict(flattened({"config": config.to_dict(), "search": search.values()}))
     for name, text in (("search.py", search.source), ("anomalies", pixels)):
         found[name] = hashlib.sha256(text.encode()).hexdigest()
     kept = {k: v for k, v in found.items() if k.partition(".")[2] not in _FREE}

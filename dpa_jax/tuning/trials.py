@@ -26,13 +26,10 @@ Loader = Callable[[ml_collections.ConfigDict], Images]
 
 def loader(options: ml_collections.ConfigDict, visible: bool) -> Loader:
     """Returns a function that loads images as a config preprocesses them."""
-    kept: dict[tuple[data.Preprocessing, ...], Images] = {}
+    kept: dict[str, Images] = {}
 
     def load(config: ml_collections.ConfigDict) -> Images:
-        key = tuple(
-            data.Preprocessing.from_config(config, scoring) for scoring in (False, True)
-        )
-        if key not in kept:
+        if (key := str(config.data)) not in kept:
             kept.clear()  # not two sets in memory at once
             normal = training.training_images(config, visible=visible)
             pool = anomalies.load(options.anomalies, config, visible)
