@@ -25,7 +25,9 @@ def last_line(done: subprocess.CompletedProcess[str]) -> str:
 
 def code() -> list[str]:
     """Returns what bandit finds in the package, of medium severity and above."""
-    done = run("bandit", "--quiet", "-ll", "--recursive", "dpa_jax")
+    # B610 takes whatever is called `extra` for a query of Django's
+    command = ("bandit", "--quiet", "-ll", "--skip=B610", "--recursive", "dpa_jax")
+    done = run(*command)
     return [done.stdout or done.stderr] if done.returncode else []
 
 
