@@ -20,11 +20,7 @@ LABELS = ["normal", "abnormal"]
 
 
 def prepare(
-    location: str,
-    name: str,
-    data_dir: str | os.PathLike,
-    channels: int,
-    size: int = 0,
+    location: str, name: str, data_dir: str | os.PathLike, channels: int, size: int = 0
 ) -> list[str]:
     """Prepares what a manifest lists, so that `tfds:NAME:SPLIT` loads it.
 

@@ -118,10 +118,7 @@ class NihChestXray14(writing.Builder, tfds.core.ShardBasedBuilder):
             },
         )
         examples = functools.partial(
-            _examples,
-            entries,
-            collected.image[config.name],
-            config.preprocessing,
+            _examples, entries, collected.image[config.name], config.preprocessing
         )
         step = max(1, _SHARD_BYTES // config.preprocessing.size**2)
         return {

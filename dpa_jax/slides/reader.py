@@ -107,9 +107,7 @@ class Slide:
         return np.asarray(image)
 
     def overview(
-        self,
-        downsample: float,
-        resample: Image.Resampling = Image.Resampling.BOX,
+        self, downsample: float, resample: Image.Resampling = Image.Resampling.BOX
     ) -> np.ndarray:
         """Reduces the whole slide, block by block, in bounded memory.
 
