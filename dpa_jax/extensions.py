@@ -12,6 +12,7 @@ from typing import Any
 import ml_collections
 
 from dpa_jax import errors
+from dpa_jax.config import flat
 
 # the fields of a configuration that may name one
 FIELDS = ("perceptual.backbone", "loss.extra", "model.kind", "optimizer.name")
@@ -59,8 +60,8 @@ def load(name: str, field: str) -> Callable[..., Any]:
 
 def named_by(config: ml_collections.ConfigDict) -> dict[str, str]:
     """Returns the `module:function` names in a configuration, by field."""
-    found = {field: config[section][leaf] for field, section, leaf in _PARTS}
-    return {field: name for field, name in found.items() if is_extension(name)}
+    values = flat(config)
+    return {field: values[field] for field in FIELDS if is_extension(values[field])}
 
 
 def describe(config: ml_collections.ConfigDict) -> dict[str, dict[str, str]]:
@@ -82,6 +83,3 @@ def _digest(function: Callable[..., Any]) -> str:
     path = inspect.getsourcefile(inspect.unwrap(function))
     assert path is not None  # it was imported from a file
     return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
-
-
-_PARTS = [(field, *field.split(".")) for field in FIELDS]

@@ -9,11 +9,10 @@ import jax
 import ml_collections
 import numpy as np
 
-from dpa_jax import errors, models, stages, state
+from dpa_jax import errors, models, stages, state, step
 from dpa_jax.backbones import frozen
 from dpa_jax.devices.platform import Platform
-from dpa_jax.images import center_crop, downsample, mix, normalize
-from dpa_jax.losses import Loss, compare, extract
+from dpa_jax.losses import Loss, StageLoss, compare, extract
 from dpa_jax.ops.compute import Compute
 from dpa_jax.scoring import scores
 
@@ -22,7 +21,7 @@ _RECONSTRUCTION = "reconstruction"
 
 
 class Scorer:
-    """A trained run as a function of images; see `score.load`.
+    """A trained run as a function of images; see `loading.load`.
 
     Attributes:
       config: of the run.
@@ -59,11 +58,10 @@ class Scorer:
         )
         self._program = functools.partial(
             _compiled,
-            self._architecture,
-            self._loss,
-            stage,
+            step.StepSpec(
+                stage, self._architecture, StageLoss(self._loss), compute=self._compute
+            ),
             float(stage.alpha(trained - 1 - stage.start)),
-            self._compute,
             tuple(sorted(platform.options.items())),
         )
 
@@ -205,11 +203,8 @@ class Scorer:
 
 @functools.lru_cache(maxsize=32)
 def _compiled(
-    architecture: models.Architecture,
-    loss: Loss,
-    stage: stages.Stage,
+    spec: step.StepSpec,
     alpha: float,
-    compute: Compute,
     options: tuple[tuple[str, Any], ...],
     names: tuple[str, ...],
 ) -> Callable[..., dict[str, jax.Array]]:
@@ -218,24 +213,12 @@ def _compiled(
     It takes parameters, the backbone's weights, statistics, and images as
     `Scorer.__call__` does.
     """
-    backend = compute.backend
+    loss, backend = spec.loss.full, spec.compute.backend
 
     def run(parameters, weights, statistics, images):
-        with compute.matmul_precision():
-            images = center_crop(images, architecture.resolution)
-            x = normalize(images, compute.wide)
-            if stage.transition:
-                x = mix(x, stage.resolution, alpha)
-            else:
-                x = downsample(x, stage.resolution)
-            z, y = models.reconstruct(
-                parameters,
-                x,
-                alpha,
-                architecture=architecture,
-                stage=stage,
-                compute=compute,
-            )
+        with spec.compute.matmul_precision():
+            x = step.prepare(spec, images, None, alpha)
+            z, y = step.reconstruct(spec, parameters, x, alpha)
             if names == (_RECONSTRUCTION,):
                 return {_RECONSTRUCTION: y}
             real = extract(weights, x, loss, backend)

@@ -20,7 +20,7 @@ from dpa_jax.weights import formats
 def evaluate(options: argparse.Namespace) -> None:
     """Measures how well one run or several tell abnormal from normal."""
     from dpa_jax.devices import compilation_cache
-    from dpa_jax.scoring import audit, evaluation, loading, localization
+    from dpa_jax.scoring import audit, evaluation, localization
 
     compilation_cache.enable()
     out = pathlib.Path(options.out or pathlib.Path(options.workdir) / "evaluation")
@@ -29,15 +29,7 @@ def evaluate(options: argparse.Namespace) -> None:
             f"{out} holds an evaluation already; give another --out, or --overwrite"
         )
     runs = workdir.members(options.workdir)
-    scorers = [
-        loading.load(
-            run,
-            batch_size=options.batch,
-            precision=options.precision,
-            trust=options.trust,
-        )
-        for run in runs
-    ]
+    scorers = [_load_run(run, options) for run in runs]
     images = _labelled(options, scorers[0].config)
     masks = _masks(images, options, scorers[0])
     results, scores = [], []
@@ -74,6 +66,18 @@ def evaluate(options: argparse.Namespace) -> None:
     if results[0]["random_weights"]:
         print(f"VGG19's weights are random ({scorers[0].config.perceptual.weights})")
     print(f"see {out}/{files}")
+
+
+def _load_run(folder: str | pathlib.Path, options) -> Any:
+    """Loads a run as the options that every verb here has say."""
+    from dpa_jax.scoring import loading
+
+    return loading.load(
+        folder,
+        batch_size=options.batch,
+        precision=options.precision,
+        trust=options.trust,
+    )
 
 
 def _labelled(options, config) -> data.ImageSet:
@@ -171,7 +175,7 @@ def _tell_skipped(images: data.ImageSet) -> None:
 def score(options: argparse.Namespace) -> None:
     """Scores images, and writes their anomaly maps if asked to."""
     from dpa_jax.devices import compilation_cache
-    from dpa_jax.scoring import loading, maps, scores
+    from dpa_jax.scoring import maps, scores
 
     compilation_cache.enable()
     out = pathlib.Path(options.out)
@@ -182,12 +186,7 @@ def score(options: argparse.Namespace) -> None:
         )
     for name in options.score:
         scores.check(name)
-    scorer = loading.load(
-        options.workdir,
-        batch_size=options.batch,
-        precision=options.precision,
-        trust=options.trust,
-    )
+    scorer = _load_run(options.workdir, options)
     paths = [
         path
         for given in options.images
@@ -243,18 +242,12 @@ def _names(paths: Sequence[str]) -> list[str]:
 def score_slide(options: argparse.Namespace) -> None:
     """Scores a whole slide tile by tile."""
     from dpa_jax.devices import compilation_cache
-    from dpa_jax.scoring import loading
     from dpa_jax.slides import provenance, stain
     from dpa_jax.slides import score as slide_score
 
     compilation_cache.enable()
     folder = pathlib.Path(options.workdir)
-    scorer = loading.load(
-        folder,
-        batch_size=options.batch,
-        precision=options.precision,
-        trust=options.trust,
-    )
+    scorer = _load_run(folder, options)
     magnification = options.magnification or provenance.magnification(scorer.config)
     target = None
     if options.stain_target is None:
