@@ -12,6 +12,16 @@ import dpa_jax
 from dpa_jax.backbones import vgg19
 from dpa_jax.devices import compilation_cache
 
+# Compiling is most of the time of these tests. XLA's own passes stay; LLVM's, which
+# change nothing but the speed of what is compiled, are left out.
+os.environ["XLA_FLAGS"] = " ".join(
+    (
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_backend_optimization_level=0",
+        "--xla_cpu_use_fusion_emitters=false",
+    )
+)
+
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 
 

@@ -22,9 +22,14 @@ _GRAPHS = "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,CONVOLU
 # XLA's options that are faster here; experimental ones, which may be renamed.
 OPTIONS: dict[str, dict[str, Any]] = {
     "gpu": {"xla_gpu_enable_command_buffer": _GRAPHS},
-    # convolutions by Eigen rather than YNNPACK: 0.81 against 0.90 s a step at 64 pixels
-    # (two cores, batch 32, JAX 0.10.2)
-    "cpu": {"xla_cpu_experimental_ynn_fusion_type": ""},
+    "cpu": {
+        # convolutions by Eigen rather than YNNPACK: 0.81 against 0.90 s a step at 64
+        # pixels (two cores, batch 32, JAX 0.10.2)
+        "xla_cpu_experimental_ynn_fusion_type": "",
+        # fused kernels by LLVM directly rather than by MLIR: compiled in half the time,
+        # run in the same
+        "xla_cpu_use_fusion_emitters": False,
+    },
 }
 
 
