@@ -2,7 +2,8 @@
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,14 +27,21 @@ class Graph:
       function: maps uint8 `[B, side, side, channels]` to the `score` `[B]` and the
         `map` `[B, R, R]`, float32, R the run's resolution.
       side: of the images, in pixels.
-      channels: 1 or 3.
+      preprocessing: the run's.
+      prepares: whether that is in the function; else images went through it before.
       batch: the symbol of their number, which is free.
     """
 
     function: Callable[[jax.Array], dict[str, jax.Array]]
     side: int
-    channels: int
-    batch: jax.Array
+    preprocessing: Preprocessing
+    prepares: bool
+    batch: Any
+
+    @property
+    def channels(self) -> int:
+        """Of the images: 1 or 3."""
+        return self.preprocessing.channels
 
     @property
     def images(self) -> jax.ShapeDtypeStruct:
@@ -61,19 +69,7 @@ def load(workdir: str | os.PathLike, side: int | None, trust: bool) -> Graph:
     platform = dataclasses.replace(Platform.here(), backend="tpu", options={})
     scorer = loading.load(workdir, trust=trust, platform=platform)
     graph = of(scorer, side)
-    names = extensions.named_by(scorer.config)
-    try:
-        jax.eval_shape(graph.function, graph.images)
-    except errors.DpaError:
-        raise
-    except Exception as error:  # whatever somebody's function may raise
-        if not names:
-            raise
-        field, name = next(iter(names.items()))
-        raise errors.DpaError(
-            f"the run names {name} ({field}), and with it cannot be traced for any "
-            f"number of images: {str(error).splitlines()[0]}"
-        ) from error
+    check(graph, extensions.named_by(scorer.config))
     return graph
 
 
@@ -89,5 +85,30 @@ def of(scorer: Scorer, side: int | None) -> Graph:
         return {SCORE: found["loss"], MAP: found["map"]}
 
     (batch,) = export.symbolic_shape("batch")
-    channels = preprocessing.channels
-    return Graph(function, side or preprocessing.size, channels, batch)
+    return Graph(
+        function, side or preprocessing.size, preprocessing, side is not None, batch
+    )
+
+
+def check(graph: Graph, named: Mapping[str, str]) -> None:
+    """Traces a graph, so that what cannot be traced is found before it is written.
+
+    Args:
+      graph: of a run.
+      named: the functions that the run names, by field; see `extensions.named_by`.
+
+    Raises:
+      DpaError: it cannot be traced, and one of these functions may be why.
+    """
+    try:
+        jax.eval_shape(graph.function, graph.images)
+    except errors.DpaError:
+        raise
+    except Exception as error:  # whatever somebody's function may raise
+        if not named:
+            raise
+        names = ", ".join(f"{name} ({field})" for field, name in named.items())
+        raise errors.DpaError(
+            f"the run cannot be traced for a free number of images; it names {names}: "
+            f"{str(error).splitlines()[0]}"
+        ) from error

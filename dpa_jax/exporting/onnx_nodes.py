@@ -72,7 +72,9 @@ class Nodes:
             return Value(array=value.array.reshape(shape))
         if sum(free) > 1:
             raise errors.DpaError(f"ONNX cannot reshape to {list(shape)}")
-        sizes = [-1 if is_free else size for is_free, size in zip(free, shape)]
+        sizes = [
+            -1 if is_free else size for is_free, size in zip(free, shape, strict=True)
+        ]
         return self.add("Reshape", value, integers(sizes))
 
     def broadcast(self, value: Value, shape: Sequence[Any]) -> Value:
