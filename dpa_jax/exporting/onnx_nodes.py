@@ -77,6 +77,12 @@ class Nodes:
         ]
         return self.add("Reshape", value, integers(sizes))
 
+    def transpose(self, value: Value, order: Sequence[int]) -> Value:
+        """Transposes a value of full shape."""
+        if value.array is not None:
+            return Value(array=value.array.transpose(order))
+        return self.add("Transpose", value, perm=list(order))
+
     def broadcast(self, value: Value, shape: Sequence[Any]) -> Value:
         """Broadcasts a value to its full shape, if that is still to be done."""
         if not value.is_narrow:
