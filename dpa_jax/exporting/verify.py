@@ -49,7 +49,7 @@ def compare(
     images: np.ndarray,
     expected: Mapping[str, np.ndarray],
 ) -> Agreement:
-    """Compares a file with its run in batches of 1, 7, 24 and then 32 images.
+    """Compares a file with its run in batches of 1, 31 and then 32 images.
 
     Args:
       function: of the file.
@@ -59,8 +59,7 @@ def compare(
     Raises:
       DpaError: they differ by more than `TOLERANCES`.
     """
-    ends = [1, 8, *range(LEAST_IMAGES, len(images), 32)]
-    batches = np.split(images, ends)
+    batches = np.split(images, [1, *range(LEAST_IMAGES, len(images), LEAST_IMAGES)])
     results = [function(batch) for batch in batches]
     differences = {}
     for name, tolerance in TOLERANCES.items():
