@@ -1,5 +1,5 @@
-import dataclasses
 import importlib.util
+import json
 import pathlib
 import re
 import shutil
@@ -13,9 +13,9 @@ import run_factory
 from PIL import Image
 
 import dpa_jax
-from dpa_jax import data, errors
+from dpa_jax import data, errors, extensions
 from dpa_jax.data.decode import Preprocessing
-from dpa_jax.exporting import graph, stablehlo
+from dpa_jax.exporting import stablehlo
 from dpa_jax.exporting import verify as verification
 
 IMAGES = run_factory.images(5, seed=3)[..., None]
@@ -48,7 +48,9 @@ def assert_same(found, scorer, images):
     np.testing.assert_allclose(found["map"], expected["map"], rtol=1e-3, atol=1e-4)
 
 
-def test_stablehlo_prepares_images_and_scores_as_the_run_does(trained, scorer, tmp_path):
+def test_stablehlo_prepares_images_and_scores_as_the_run_does(
+    trained, scorer, tmp_path
+):
     path, folder = tmp_path / "run.stablehlo", tmp_path / "images"
     run_factory.write_folder(folder, 32, size=40)
     code, out, err = run_factory.call(
@@ -183,16 +185,27 @@ def test_the_missing_extra_is_named(trained, tmp_path, monkeypatch):
         dpa_jax.export(trained, tmp_path / "run.onnx", format="onnx")
 
 
-def test_a_function_that_cannot_be_traced_is_named(trained):
-    made = graph.load(trained, None, trust=False)
-    named = {"loss.extra": "mine:edges"}
-
-    def untraceable(images):
-        return {"score": np.asarray(images).mean((1, 2, 3))}
-
-    broken = dataclasses.replace(made, function=untraceable)
-    with pytest.raises(errors.DpaError, match=r"mine:edges \(loss.extra\): "):
-        graph.check(broken, named)
+def test_a_function_that_cannot_be_traced_is_named(
+    trained, workdir, tmp_path, monkeypatch
+):
+    (tmp_path / "untraceable.py").write_text(
+        "import numpy as np\n"
+        "def edges(comparison):\n"
+        "    return np.zeros(len(comparison.image))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    config = dpa_jax.load(trained).config
+    config.loss.extra = "untraceable:edges"
+    run_factory.write_config(workdir / "config.json", config)
+    (workdir / "extensions.json").write_text(
+        json.dumps(extensions.describe(config), indent=2)
+    )
+    path = tmp_path / "run"
+    with pytest.raises(errors.DpaError, match=r"untraceable:edges \(loss.extra\): "):
+        dpa_jax.export(workdir, path, format="stablehlo", trust=True)
+    with pytest.raises(errors.DpaError, match="--trust"):
+        dpa_jax.export(workdir, path, format="stablehlo")
+    assert not path.exists()
 
 
 @needs_onnx

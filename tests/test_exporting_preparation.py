@@ -18,7 +18,7 @@ P = decode.Preprocessing
         (16, P(1, 16)),
         (33, P(1, 8, resize=30, crop=22)),
         (33, P(3, 8, resize=40, crop=31, equalize=True)),
-        (40, P(1, 40, equalize=True)),
+        (20, P(1, 20, equalize=True)),
     ],
 )
 def test_images_are_prepared_byte_for_byte_as_pillow_does(side, preprocessing, rng):

@@ -71,7 +71,9 @@ def shapes(x):
     y = x.transpose(0, 3, 1, 2).reshape(size * CHANNELS, SIDE, SIDE)
     y = y.reshape(size, CHANNELS, 1, SIDE, SIDE).squeeze(2)
     constant = jnp.broadcast_to(jnp.arange(6.0)[:, None], (size, 1, SIDE, SIDE))
-    return jnp.concatenate([y, constant, jnp.ones((size, 1, SIDE, SIDE))], 1)
+    return jnp.concatenate([y, constant, jnp.ones_like(constant)], 1) * jnp.minimum(
+        size, 1
+    )
 
 
 def convolutions(x):
@@ -122,6 +124,10 @@ def test_onnx_computes_what_jax_does(function, tmp_path, rng):
         np.testing.assert_allclose(result, expected[:batch], rtol=2e-5, atol=2e-5)
 
 
+def part(x, start):
+    return lax.dynamic_slice_in_dim(x, start, 2, axis=1)
+
+
 @pytest.mark.parametrize(
     "function, reason",
     [
@@ -130,6 +136,8 @@ def test_onnx_computes_what_jax_does(function, tmp_path, rng):
             lambda x: jnp.take_along_axis(x, x.astype(int), 1),
             "gathering at computed or irregular places",
         ),
+        (lambda x: jax.vmap(part, (None, 0))(x, jnp.array([0, 3])), "irregular"),
+        (lambda x: x[:, jnp.array([0, 3]), jnp.array([1, 2])], "irregular"),
         (lambda x: jnp.flip(x[:-1], 0)[:, 0], "the free dimension of a batch"),
         (
             lambda x: lax.conv_transpose(x, jnp.ones((3, 3, 3, 1)), (2, 2), "SAME"),

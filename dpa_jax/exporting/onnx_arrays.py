@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from onnx import helper
 
 from dpa_jax import errors
 from dpa_jax.exporting import onnx_indexing
@@ -94,7 +95,15 @@ def _convolve(nodes: Nodes, equation: Any, x: Value, kernel: Value) -> Value:
     return nodes.transpose(found, np.argsort(numbers.out_spec).tolist())
 
 
+def _size(nodes: Nodes, equation: Any) -> Value:
+    """Returns the number of images as a number to compute with."""
+    number = nodes.reshape(nodes.size(equation.params["dim"]), ())
+    kind = helper.np_dtype_to_tensor_dtype(equation.outvars[0].aval.dtype)
+    return nodes.add("Cast", number, to=kind)
+
+
 PRIMITIVES: dict[str, Callable[..., Value | list[Value]]] = {
+    "dim_as_value": _size,
     "reshape": _reshape,
     "squeeze": _reshape,
     "transpose": _transpose,

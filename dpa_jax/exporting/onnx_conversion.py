@@ -67,7 +67,8 @@ def _results(nodes: Nodes, equation: Any, given: list[Value]) -> list[Value]:
         return convert(nodes, equation.params[_CALLS[name]], given)
     sizes = [size for variable in equation.outvars for size in variable.aval.shape]
     is_constant = all(v.array is not None and not v.is_narrow for v in given)
-    if is_constant and all(isinstance(size, int) for size in sizes):
+    is_constant &= all(isinstance(size, int) for size in sizes)
+    if is_constant and name != "dim_as_value":
         arrays = equation.primitive.bind(*(v.array for v in given), **equation.params)
         several = arrays if equation.primitive.multiple_results else [arrays]
         return [Value(array=np.asarray(array)) for array in several]

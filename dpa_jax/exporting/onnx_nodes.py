@@ -90,14 +90,15 @@ class Nodes:
         if all(isinstance(size, int) for size in shape):
             return self.add("Expand", value, integers(shape))
         parts = [
-            integers([size]) if isinstance(size, int) else self._size(size)
+            integers([size]) if isinstance(size, int) else self.size(size)
             for size in shape
         ]
         return self.add("Expand", value, self.add("Concat", *parts, axis=0))
 
-    def _size(self, size: Any) -> Value:
+    def size(self, size: Any) -> Value:
+        """Returns the size of the free dimension, int64 `[1]`."""
         if size != self.batch:
-            raise errors.DpaError(f"ONNX cannot broadcast to a dimension of {size}")
+            raise errors.DpaError(f"ONNX has no counterpart of a dimension of {size}")
         if not self._batch_size:
             found = self.add("Shape", Value(self.source), start=0, end=1)
             self._batch_size = found.name
