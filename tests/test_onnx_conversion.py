@@ -8,7 +8,7 @@ from jax import lax
 
 from dpa_jax import errors
 from dpa_jax.data.decode import Preprocessing
-from dpa_jax.exporting import graph
+from dpa_jax.exporting import graph, preparation
 from dpa_jax.ops.activations import relu
 
 onnx = pytest.importorskip(
@@ -99,6 +99,14 @@ def convolutions(x):
     return y.sum((1, 3))[:, :, None] + turned.sum(1)
 
 
+def preparation_of_images(x):
+    # so many pixels that the last step of an equalisation ends above 255
+    tall = jnp.concatenate([128 * (x + 1)] * 10, 1).astype(jnp.uint8)
+    small = preparation.resize(tall[:, :SIDE], 4)
+    equalized = preparation.equalize(tall).astype(float)
+    return jnp.concatenate([equalized[:, :4, :4], small.astype(float)], 1)
+
+
 def written_in_jax(x):
     @jax.custom_vjp
     def inner(x):
@@ -112,7 +120,7 @@ def written_in_jax(x):
     "function",
     [
         *(arithmetic, curves, choices, places, sums, products, shapes),
-        *(convolutions, written_in_jax),
+        *(convolutions, preparation_of_images, written_in_jax),
     ],
 )
 def test_onnx_computes_what_jax_does(function, tmp_path, rng):
