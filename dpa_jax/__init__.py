@@ -1,8 +1,9 @@
 """Deep perceptual autoencoders in JAX and Flax.
 
 `train(config, workdir)` trains a run, `load(workdir)` gives a trained one as a function
-of images, `score` and `evaluate` apply one in a single call. All are imported when
-first used, so that `import dpa_jax` is quick.
+of images, `score` and `evaluate` apply one in a single call, and `export` writes it as
+a file for other programs. All are imported when first used, so that `import dpa_jax` is
+quick.
 """
 
 import importlib
@@ -10,16 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dpa_jax.config import default_config
+    from dpa_jax.exporting.export import export
     from dpa_jax.scoring.loading import load
     from dpa_jax.scoring.runs import evaluate, score
     from dpa_jax.training import train
 
 __version__ = "0.1.0"
-__all__ = ["default_config", "evaluate", "load", "score", "train"]
+__all__ = ["default_config", "evaluate", "export", "load", "score", "train"]
 
 _HOMES = {
     "default_config": "config",
     "evaluate": "scoring.runs",
+    "export": "exporting.export",
     "load": "scoring.loading",
     "score": "scoring.runs",
     "train": "training",

@@ -34,6 +34,7 @@ VERBS = [
     ["weights", "import"],
     ["weights", "stats"],
     ["weights", "verify"],
+    ["export"],
     ["import-reference"],
     ["doctor"],
 ]

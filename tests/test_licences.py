@@ -8,7 +8,7 @@ from packaging.requirements import Requirement
 
 EXTRAS = (
     *("audit", "beam", "cuda12", "cuda13", "dicom", "nifti"),
-    *("test", "torch", "tpu", "tune", "wsi"),
+    *("onnx", "test", "torch", "tpu", "tune", "wsi"),
 )
 # licences that ask for no more than their text to be kept, as packages name them
 PERMISSIVE = {

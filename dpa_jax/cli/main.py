@@ -13,6 +13,7 @@ from dpa_jax import errors
 from dpa_jax.cli.arguments import (
     compiling,
     doctor,
+    export,
     interop,
     preparing,
     scoring,
@@ -55,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
 
     families = (
         *(training, compiling, scoring, preparing, weights),
-        *(interop, doctor),
+        *(export, interop, doctor),
     )
     for family in families:
         family.add_verbs(add)

@@ -142,6 +142,12 @@ class Scorer:
         """Returns what the autoencoder makes of images: float32 `[N, R, R, C]`."""
         return self._each(images, (_RECONSTRUCTION,), None)[_RECONSTRUCTION]
 
+    def function(
+        self, names: Sequence[str]
+    ) -> Callable[[jax.Array], dict[str, jax.Array]]:
+        """Returns `scores` as a function that JAX can trace; it checks no images."""
+        return functools.partial(self._program(tuple(names)), *self._arguments)
+
     def _each(
         self, images, names: tuple[str, ...], progress: Progress | None
     ) -> dict[str, np.ndarray]:

@@ -5,6 +5,7 @@ import argparse
 from dpa_jax.cli.verbs import (
     compiling,
     doctor,
+    export,
     interop,
     preparing,
     scoring,
@@ -36,6 +37,7 @@ def run(options: argparse.Namespace) -> None:
         "weights import": weights.import_files,
         "weights stats": weights.stats,
         "weights verify": weights.verify,
+        "export": export.export,
         "import-reference": interop.import_reference,
         "doctor": doctor.doctor,
     }[name](options)
