@@ -22,7 +22,7 @@ ORDER = feeding.Order(0, 20, BATCH)
 def arguments(stage, **data):
     """What a program is compiled for and called with."""
     frozen = tiny.frozen()
-    data = {"images": tiny.flat()} | data
+    data = {"images": tiny.in_tiles()} | data
     return parallel.replicate((tiny.begin(stage), frozen, data), HERE)
 
 
@@ -200,7 +200,7 @@ def test_targets_are_the_features_of_what_a_step_sees(precision, block):
     )
     frozen = tiny.frozen(spec.compute.dtype)
     images = jnp.asarray(tiny.images(19))  # 8 + 8 + 3, the last block overlapping
-    found = programs.compute_targets(spec, HERE, frozen, tiny.flat(19), block)
+    found = programs.compute_targets(spec, HERE, frozen, tiny.in_tiles(19), block)
     with spec.compute.matmul_precision():
         expected = jax.jit(
             lambda images: step.targets(

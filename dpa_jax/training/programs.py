@@ -17,6 +17,7 @@ import numpy as np
 from dpa_jax import errors, step
 from dpa_jax.devices import parallel
 from dpa_jax.devices.platform import Platform
+from dpa_jax.images import from_tiles
 
 # The share of a device's memory that the cached targets may take.
 TARGET_SHARE = 0.3
@@ -237,22 +238,21 @@ def compute_targets(
       spec: of a step.
       platform: whose devices compute.
       frozen: on every device.
-      images: uint8 `[N, S*S*C]`, on every device.
+      images: N as `images.tiles` reshapes them, on every device.
       block: images that a device takes at once.
 
     Returns:
       `step.targets` of all images, on every device.
     """
-    devices, (count, flat) = len(platform.devices), images.shape
+    devices, count = len(platform.devices), len(images)
     block = max(1, min(block, count // devices))
     channels = spec.architecture.image_channels
-    side = math.isqrt(flat // channels)
 
     def make(axis_name):
         def fill(buffers, frozen, images, start, own_start):
             mine = jax.lax.dynamic_slice_in_dim(images, own_start, block)
             with spec.compute.matmul_precision():
-                mine = mine.reshape(-1, side, side, channels)
+                mine = from_tiles(mine, channels)
                 found = step.targets(spec, frozen, step.prepare(spec, mine, None, 1.0))
             if axis_name:
                 found = jax.tree.map(

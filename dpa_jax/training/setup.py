@@ -16,6 +16,7 @@ from dpa_jax.backbones.frozen import cast, place_weights
 from dpa_jax.config import data_seed
 from dpa_jax.devices import parallel
 from dpa_jax.devices.platform import Platform
+from dpa_jax.images import tile_shape, tiles
 from dpa_jax.ops.compute import Compute
 from dpa_jax.scoring.scorer import Scorer
 from dpa_jax.stages import Stage
@@ -169,13 +170,12 @@ class Setup:
 
         Nothing is computed, and nothing that it is derived from need be an array.
         """
-        count, flat = len(self._problem.rows), self._bytes_of_image
+        shape = (len(self._problem.rows),)
         if self.is_streamed:
             images = self.chunk_steps(stage) * self.spec(stage).batches
             images *= self._config.batch_size // len(self._platform.devices)
-            shape = (len(self._platform.local_devices), images, flat)
-        else:
-            shape = (count, flat)
+            shape = (len(self._platform.local_devices), images)
+        shape += tile_shape(self._bytes_of_image)
         data: dict[str, Any] = {"images": jax.ShapeDtypeStruct(shape, np.uint8)}
         if self.caches_targets(stage):
             data["targets"] = self._target_shapes(stage)
@@ -229,7 +229,7 @@ class Setup:
         if self.is_streamed:
             return None
         images = self._problem.images[self._problem.rows]
-        return parallel.replicate(images.reshape(len(images), -1), self._platform)
+        return parallel.replicate(tiles(images), self._platform)
 
     def feed(
         self, stage: Stage, done: int, data: dict[str, Any], steps: int
