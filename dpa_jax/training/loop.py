@@ -15,7 +15,7 @@ from dpa_jax.devices.platform import Platform
 from dpa_jax.scoring.scorer import Scorer
 from dpa_jax.stages import Stage
 from dpa_jax.storage import metrics
-from dpa_jax.training import programs, progress, samples
+from dpa_jax.training import autotune, programs, progress, samples
 from dpa_jax.training.chunks import Chunk
 from dpa_jax.training.run import Run, newest_common
 from dpa_jax.training.setup import Problem, Setup
@@ -66,6 +66,11 @@ def train(
         bar = stack.enter_context(progress.TrainingBar(last.end, done, visible))
         stack.enter_context(interruption.deferred(group))
         images, frozen = setup.resident_images(), setup.resident_frozen()
+
+        # --- arrange: of what is right, what is fastest on these devices ---
+        for line in autotune.arrange(setup, runs, plan, done, images, frozen, platform):
+            bar.print_line(line)
+
         scorer = None
         log = _Log(runs, config.batch_size, bar)
 

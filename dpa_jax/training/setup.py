@@ -3,7 +3,7 @@
 import concurrent.futures
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,6 +21,7 @@ from dpa_jax.ops.compute import Compute
 from dpa_jax.scoring.scorer import Scorer
 from dpa_jax.stages import Stage
 from dpa_jax.training import chunks, feeding, programs
+from dpa_jax.training.arrangement import Arrangement, alternatives
 from dpa_jax.training.chunks import Chunk, Interval
 from dpa_jax.training.run import Run
 
@@ -62,6 +63,7 @@ class Setup:
       platform: the machine.
 
     Attributes:
+      batch_size: of all devices together.
       is_streamed: whether images stay on the host and are sent chunk by chunk.
       saves: when checkpoints are due.
       grids: when pictures of reconstructions are due.
@@ -70,8 +72,11 @@ class Setup:
     def __init__(self, runs: Sequence[Run], problem: Problem, platform: Platform):
         self._runs, self._problem, self._platform = runs, problem, platform
         self._config = config = runs[0].config
+        self.batch_size = config.batch_size
         self.compute = Compute(problem.precision, platform.backend)
         self.architecture = models.Architecture.from_config(config)
+        self._arrangements: dict[Stage, Arrangement] = {}
+        self._programs: dict[tuple[Stage, Arrangement], programs.Program] = {}
         self._has_critic = bool(config.loss.adversarial)
         seed = data_seed(config)
         size = len(problem.rows) * self._bytes_of_image
@@ -117,8 +122,28 @@ class Setup:
 
     def spec(self, stage: Stage) -> step.StepSpec:
         """Returns what a step of the stage computes."""
-        return step.StepSpec.from_config(
-            self._config, stage, self.compute, len(self._runs)
+        arrangement = self.arrangement(stage)
+        compute = dataclasses.replace(self.compute, fill=arrangement.fill)
+        spec = step.StepSpec.from_config(self._config, stage, compute, len(self._runs))
+        return dataclasses.replace(spec, mapped_by=arrangement.mapped_by)
+
+    def arrangement(self, stage: Stage) -> Arrangement:
+        """Returns how the stage is arranged: as usual, unless `arrange` was called."""
+        return self._arrangements.get(stage, Arrangement())
+
+    def arrange(self, stage: Stage, arrangement: Arrangement) -> None:
+        """Sets how the stage is arranged from now on."""
+        self._arrangements[stage] = arrangement
+
+    def alternatives(self, stage: Stage) -> Mapping[str, tuple[Any, ...]]:
+        """Returns what the stage's arrangement may be besides the usual one."""
+        return alternatives(
+            self.spec(stage),
+            self._platform,
+            share=self._config.batch_size // len(self._platform.devices),
+            chooses_parts=not self._config.batch_parts,
+            chooses_targets=self._config.perceptual.cache_targets == "auto"
+            and self._may_cache_targets(stage),
         )
 
     # --- programs ---
@@ -147,23 +172,30 @@ class Setup:
     def compiled(self, stage: Stage) -> programs.Program:
         """Returns the compiled stage, and begins to compile the next if that helps."""
         coming = self._coming.pop(stage, None)
-        found = coming.result() if coming else self._compile(stage)
+        found = coming.result() if coming else self.compile(stage)
+        self._programs = {k: v for k, v in self._programs.items() if k[0] != stage}
         following = [s for s in self._problem.plan if s.start == stage.end]
         if following and self._platform.compiles_ahead:
             (after,) = following
-            self._coming[after] = self._background.submit(self._compile, after)
+            self._coming[after] = self._background.submit(self.compile, after)
         return found
 
-    def _compile(self, stage: Stage) -> programs.Program:
-        return programs.compile_stage(
-            self.spec(stage),
-            self._platform,
-            *self.shapes(stage),
-            self._config.batch_size,
-            self.chunk_steps(stage),
-            batch_parts=self._config.batch_parts,
-            is_streamed=self.is_streamed,
-        )
+    def compile(self, stage: Stage) -> programs.Program:
+        """Compiles the stage as it is arranged, once, until it is trained."""
+        arrangement, platform = self.arrangement(stage), self._platform
+        if not arrangement.options:
+            platform = dataclasses.replace(platform, options={})
+        if (stage, arrangement) not in self._programs:
+            self._programs[stage, arrangement] = programs.compile_stage(
+                self.spec(stage),
+                platform,
+                *self.shapes(stage),
+                self._config.batch_size,
+                self.chunk_steps(stage),
+                batch_parts=self._config.batch_parts or arrangement.batch_parts,
+                is_streamed=self.is_streamed,
+            )
+        return self._programs[stage, arrangement]
 
     def shapes(self, stage: Stage) -> tuple[Any, Any, Any]:
         """Returns shapes of the stage's state, of what steps read, and of its data.
@@ -210,6 +242,10 @@ class Setup:
 
     def caches_targets(self, stage: Stage) -> bool:
         """Returns whether the stage keeps the features of its images."""
+        chosen = self.arrangement(stage).caches_targets
+        return chosen and self._may_cache_targets(stage)
+
+    def _may_cache_targets(self, stage: Stage) -> bool:
         count, spec = len(self._problem.rows), self.spec(stage)
         return not self.is_streamed and programs.caches_targets(
             spec,
@@ -233,7 +269,7 @@ class Setup:
 
     def feed(
         self, stage: Stage, done: int, data: dict[str, Any], steps: int
-    ) -> Iterator[tuple[Chunk, dict[str, Any], Any]]:
+    ) -> Generator[tuple[Chunk, dict[str, Any], Any], None, None]:
         """Yields what is left of a stage: chunk after chunk with its data and indices.
 
         Args:
