@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import run_factory
 
-from benchmarks import campaign, kernels, phantom_auc, precision
+from benchmarks import autotune, campaign, kernels, phantom_auc, precision
 from dpa_jax import errors, stages
 from dpa_jax.storage import config_files
 
@@ -144,6 +144,16 @@ def test_a_step_on_this_machine_is_profiled(tmp_path):
     convolutions = [row for row in rows if "conv" in row["kernel"]]
     assert convolutions and sum(row["count"] for row in convolutions) >= 2
     assert not any("ThunkExecutor" in row["kernel"] for row in rows)
+
+
+def test_arrangements_are_timed_of_which_a_cpu_has_one(tmp_path):
+    config = run_factory.write_config(tmp_path / "a.json", run_factory.quick_config())
+    out = tmp_path / "out.json"
+    arguments = [f"--config={config}", "--images=16", "--batch=8", f"--out={out}"]
+    assert autotune.main(arguments) == 0
+    (row,) = json.loads(out.read_text())["rows"]
+    assert (row["stage"], row["arrangement"]) == ("8_stabilization", "the usual one")
+    assert 0 < row["ms_per_step"] < 1e3 and row["is_fastest"]
 
 
 def test_phantoms_are_told_apart_in_each_precision(tmp_path, monkeypatch):

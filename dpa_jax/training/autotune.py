@@ -102,6 +102,26 @@ def fastest(
     return best, timings
 
 
+def choose(
+    setup: Setup,
+    stage: Stage,
+    images: Any,
+    frozen: Frozen,
+    platform: Platform,
+    timer: Timer = time_stage,
+) -> Choice:
+    """Returns the fastest arrangement of a stage, by the clock of process 0."""
+
+    def seconds(arrangement: Arrangement) -> float:
+        setup.arrange(stage, arrangement)
+        taken = timer(setup, stage, images, frozen, platform)
+        return platform.group.decide(lambda: taken)
+
+    found = fastest(setup.alternatives(stage), seconds)
+    setup.arrange(stage, found[0])
+    return Choice(platform.devices[0].device_kind, *found)
+
+
 def arrange(
     setup: Setup,
     runs: Sequence[Run],
@@ -130,8 +150,7 @@ def arrange(
     group, kind = platform.group, platform.devices[0].device_kind
     folder = group.decide(lambda: runs[0].config.autotune)
     for stage in plan if folder != OFF else ():
-        alternatives = setup.alternatives(stage)
-        if stage.end <= done or not alternatives:
+        if stage.end <= done or not setup.alternatives(stage):
             continue
         shared = choices.shared_file(folder, setup, stage, platform)
 
@@ -143,18 +162,13 @@ def arrange(
                 kept = Choice(kind, Arrangement(), [])
             return None if kept is None else dataclasses.asdict(kept)
 
-        def seconds(arrangement: Arrangement, stage=stage) -> float:
-            setup.arrange(stage, arrangement)
-            taken = timer(setup, stage, images, frozen, platform)
-            return group.decide(lambda: taken)
-
         if (values := group.decide(before)) is not None:
             choice = Choice.from_values(values)
+            setup.arrange(stage, choice.arrangement)
         else:
-            choice = Choice(kind, *fastest(alternatives, seconds))
+            choice = choose(setup, stage, images, frozen, platform, timer)
             if group.is_main:
                 choices.write(shared, {stage.name: choice})
             yield choice.describe(stage)
-        setup.arrange(stage, choice.arrangement)
         for run in runs if group.is_main else ():
             choices.write(run.folder / choices.FILE, {stage.name: choice})

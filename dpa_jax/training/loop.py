@@ -68,6 +68,7 @@ def train(
         images, frozen = setup.resident_images(), setup.resident_frozen()
 
         # --- arrange: of what is right, what is fastest on these devices ---
+        bar.describe("choosing arrangements")
         for line in autotune.arrange(setup, runs, plan, done, images, frozen, platform):
             bar.print_line(line)
 
