@@ -44,9 +44,7 @@ def time_stage(
     with programs.memory_errors(program.spec, setup.batch_size):
         data = {"images": images}
         if setup.caches_targets(stage):
-            data["targets"] = programs.compute_targets(
-                program.spec, platform, frozen, images
-            )
+            data["targets"] = setup.targets(program, frozen, images)
         state = parallel.replicate(setup.begin(stage), platform)
         with contextlib.closing(
             setup.feed(stage, stage.start, data, program.steps)
@@ -118,7 +116,7 @@ def choose(
         return platform.group.decide(lambda: taken)
 
     found = fastest(setup.alternatives(stage), seconds)
-    setup.arrange(stage, found[0])
+    setup.settle(stage, found[0])
     return Choice(platform.devices[0].device_kind, *found)
 
 
@@ -164,7 +162,7 @@ def arrange(
 
         if (values := group.decide(before)) is not None:
             choice = Choice.from_values(values)
-            setup.arrange(stage, choice.arrangement)
+            setup.settle(stage, choice.arrangement)
         else:
             choice = choose(setup, stage, images, frozen, platform, timer)
             if group.is_main:

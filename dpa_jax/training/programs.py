@@ -18,6 +18,7 @@ from dpa_jax import errors, step
 from dpa_jax.devices import parallel
 from dpa_jax.devices.platform import Platform
 from dpa_jax.images import from_tiles
+from dpa_jax.training.compiled import Programs
 
 # The share of a device's memory that the cached targets may take.
 TARGET_SHARE = 0.3
@@ -231,6 +232,7 @@ def compute_targets(
     frozen: step.Frozen,
     images: jax.Array,
     block: int = 256,
+    compiled: Programs | None = None,
 ) -> Any:
     """Computes the features of all training images, each device a part of them.
 
@@ -240,6 +242,7 @@ def compute_targets(
       frozen: on every device.
       images: N as `images.tiles` reshapes them, on every device.
       block: images that a device takes at once.
+      compiled: where the program may be already, and is kept.
 
     Returns:
       `step.targets` of all images, on every device.
@@ -269,10 +272,10 @@ def compute_targets(
         return fill
 
     shapes = parallel.abstract(target_shapes(spec, frozen, count), platform)
-    buffers = jax.jit(
+    empty = jax.jit(
         lambda: jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes),
         out_shardings=jax.tree.map(lambda a: a.sharding, shapes),
-    )()
+    )
 
     def starts(first: int) -> tuple[Any, Any]:
         local = len(platform.local_devices)
@@ -283,12 +286,15 @@ def compute_targets(
             parallel.shard(own, platform),
         )
 
-    program = parallel.compile_program(
-        make,
-        platform,
-        (buffers, frozen, images, *starts(0)),
-        (False, False, False, False, True),
-    )
+    def compile():
+        arguments = (shapes, frozen, images, *starts(0))
+        sharded = (False, False, False, False, True)
+        program = parallel.compile_program(make, platform, arguments, sharded)
+        return empty.lower().compile(), program
+
+    key = "targets", spec, count, block
+    begin, program = (compiled or Programs()).get(key, compile)
+    buffers = begin()
     together = block * devices
     for first in range(0, count, together):
         # the last block overlaps the one before it rather than be shorter

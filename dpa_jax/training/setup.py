@@ -23,6 +23,7 @@ from dpa_jax.stages import Stage
 from dpa_jax.training import chunks, feeding, programs
 from dpa_jax.training.arrangement import Arrangement, alternatives
 from dpa_jax.training.chunks import Chunk, Interval
+from dpa_jax.training.compiled import Programs
 from dpa_jax.training.run import Run
 
 # The share of a device's memory that the images may take.
@@ -61,6 +62,8 @@ class Setup:
       runs: those trained.
       problem: what they have in common.
       platform: the machine.
+      compiled: programs of runs before, in the end those of these runs; None keeps
+        none.
 
     Attributes:
       batch_size: of all devices together.
@@ -69,14 +72,20 @@ class Setup:
       grids: when pictures of reconstructions are due.
     """
 
-    def __init__(self, runs: Sequence[Run], problem: Problem, platform: Platform):
+    def __init__(
+        self,
+        runs: Sequence[Run],
+        problem: Problem,
+        platform: Platform,
+        compiled: Programs | None = None,
+    ):
         self._runs, self._problem, self._platform = runs, problem, platform
+        self._programs, self._is_shared = compiled or Programs(), compiled is not None
         self._config = config = runs[0].config
         self.batch_size = config.batch_size
         self.compute = Compute(problem.precision, platform.backend)
         self.architecture = models.Architecture.from_config(config)
         self._arrangements: dict[Stage, Arrangement] = {}
-        self._programs: dict[tuple[Stage, Arrangement], programs.Program] = {}
         self._has_critic = bool(config.loss.adversarial)
         seed = data_seed(config)
         size = len(problem.rows) * self._bytes_of_image
@@ -91,8 +100,9 @@ class Setup:
         self._coming: dict[Stage, concurrent.futures.Future] = {}
 
     def close(self) -> None:
-        """Gives up what is being compiled ahead."""
-        self._background.shutdown(wait=False, cancel_futures=True)
+        """Gives up what is being compiled ahead, and programs of other runs."""
+        self._background.shutdown(wait=self._is_shared, cancel_futures=True)
+        self._programs.forget_unused()
 
     @property
     def _bytes_of_image(self) -> int:
@@ -135,6 +145,11 @@ class Setup:
         """Sets how the stage is arranged from now on."""
         self._arrangements[stage] = arrangement
 
+    def settle(self, stage: Stage, arrangement: Arrangement) -> None:
+        """Sets how the stage stays arranged; forgets programs of how it was before."""
+        self.arrange(stage, arrangement)
+        self._programs.forget(lambda k: k[0] == stage and k[1] != arrangement)
+
     def alternatives(self, stage: Stage) -> Mapping[str, tuple[Any, ...]]:
         """Returns what the stage's arrangement may be besides the usual one."""
         return alternatives(
@@ -173,7 +188,8 @@ class Setup:
         """Returns the compiled stage, and begins to compile the next if that helps."""
         coming = self._coming.pop(stage, None)
         found = coming.result() if coming else self.compile(stage)
-        self._programs = {k: v for k, v in self._programs.items() if k[0] != stage}
+        if not self._is_shared:
+            self._programs.forget(lambda key: key[0] == stage)
         following = [s for s in self._problem.plan if s.start == stage.end]
         if following and self._platform.compiles_ahead:
             (after,) = following
@@ -181,21 +197,25 @@ class Setup:
         return found
 
     def compile(self, stage: Stage) -> programs.Program:
-        """Compiles the stage as it is arranged, once, until it is trained."""
+        """Compiles the stage as it is arranged, unless that was done before."""
         arrangement, platform = self.arrangement(stage), self._platform
         if not arrangement.options:
             platform = dataclasses.replace(platform, options={})
-        if (stage, arrangement) not in self._programs:
-            self._programs[stage, arrangement] = programs.compile_stage(
-                self.spec(stage),
+        spec, shapes = self.spec(stage), self.shapes(stage)
+        numbers = self._config.batch_size, self.chunk_steps(stage)
+        parts = self._config.batch_parts or arrangement.batch_parts
+        leaves, tree = jax.tree.flatten(shapes)
+        return self._programs.get(
+            (stage, arrangement, spec, *numbers, parts, tree, *leaves),
+            lambda: programs.compile_stage(
+                spec,
                 platform,
-                *self.shapes(stage),
-                self._config.batch_size,
-                self.chunk_steps(stage),
-                batch_parts=self._config.batch_parts or arrangement.batch_parts,
+                *shapes,
+                *numbers,
+                batch_parts=parts,
                 is_streamed=self.is_streamed,
-            )
-        return self._programs[stage, arrangement]
+            ),
+        )
 
     def shapes(self, stage: Stage) -> tuple[Any, Any, Any]:
         """Returns shapes of the stage's state, of what steps read, and of its data.
@@ -259,6 +279,13 @@ class Setup:
     def _target_shapes(self, stage: Stage) -> Any:
         count = len(self._problem.rows)
         return programs.target_shapes(self.spec(stage), self._frozen_shapes, count)
+
+    def targets(self, program: programs.Program, frozen: step.Frozen, images) -> Any:
+        """Computes the features of the images that a stage's program is given."""
+        compiled = self._programs if self._is_shared else None
+        return programs.compute_targets(
+            program.spec, self._platform, frozen, images, compiled=compiled
+        )
 
     def resident_images(self) -> Any:
         """Puts the training images on every device, once; None if they are streamed."""
