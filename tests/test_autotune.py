@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import signal
 
 import jax
 import numpy as np
@@ -11,10 +12,12 @@ import pytest
 import run_factory
 import tiny_factory as tiny
 
+import dpa_jax
 from dpa_jax import errors, losses, stages, step
 from dpa_jax.compiling import ahead
 from dpa_jax.config import updated
 from dpa_jax.devices.platform import Platform
+from dpa_jax.devices.processes import ProcessGroup
 from dpa_jax.ops.compute import Compute
 from dpa_jax.training import autotune, choices, programs
 from dpa_jax.training.arrangement import Arrangement
@@ -185,11 +188,13 @@ def arrange(tmp_path, monkeypatch):
     """
     monkeypatch.setattr(autotune, "LEAST_STEPS", 6)
 
-    def call(name, kind="a GPU", done=0, batch=8, **changes):
+    def call(name, kind="a GPU", done=0, batch=8, group=None, **changes):
         config, found, plan = quick(batch)
         config = updated(config, {"autotune": str(tmp_path / "shared")} | changes, "")
         found.arrange(plan[0], Arrangement())
-        platform = dataclasses.replace(GPU, devices=(Device(kind),))
+        platform = dataclasses.replace(
+            GPU, devices=(Device(kind),), group=group or GPU.group
+        )
         timed = []
 
         def timer(setup, stage, *_):
@@ -253,6 +258,30 @@ def test_a_stage_that_is_soon_over_is_not_timed(arrange, monkeypatch):
     assert arrange("run") == (Arrangement(), 0, [])
 
 
+class Follower:
+    """A process that is told what process 0 decided."""
+
+    count, index, is_main = 2, 1, False
+
+    def __init__(self, *decisions):
+        self.decide = lambda make: next(left)
+        left = iter(decisions)
+
+
+def test_another_process_follows_the_clock_of_the_first(arrange, tmp_path):
+    # not its own, by which filling 128 channels is the fastest
+    follower = Follower("shared", None, 2.0, 1.0, 3.0, 3.0, 0.5)
+    found, timed, _ = arrange("run", group=follower)
+    assert (found, timed) == (Arrangement(fill=1, options=False), 5)
+    assert list(tmp_path.rglob("*.json")) == []
+
+
+def test_another_process_follows_what_the_first_had_chosen(arrange):
+    choice = choices.Choice("a GPU", Arrangement(fill=1), [])
+    follower = Follower("shared", dataclasses.asdict(choice))
+    assert arrange("run", group=follower) == (Arrangement(fill=1), 0, [])
+
+
 def test_nothing_is_timed_or_kept_where_it_is_off(arrange, tmp_path):
     assert arrange("run", autotune="off") == (Arrangement(), 0, [])
     assert list((tmp_path / "run").iterdir()) == []
@@ -313,3 +342,17 @@ def test_a_stage_is_timed_by_its_own_program_which_is_then_trained():
 
 def test_a_run_on_a_cpu_times_nothing(trained):
     assert not (trained / choices.FILE).exists()
+
+
+def test_a_signal_that_comes_meanwhile_stops_the_run(tmp_path, monkeypatch):
+    platform = dataclasses.replace(HERE, group=ProcessGroup())
+
+    def arrange(*_):
+        platform.group.signal = signal.SIGTERM
+        yield "timed"
+
+    monkeypatch.setattr(autotune, "arrange", arrange)
+    config = run_factory.quick_config()
+    config.data.train = run_factory.write_npz(tmp_path / "train.npz")
+    with pytest.raises(errors.Interrupted, match="stopped by SIGTERM after step 0"):
+        dpa_jax.train(config, tmp_path / "run", platform=platform, visible=False)

@@ -123,7 +123,7 @@ def choose(
 def arrange(
     setup: Setup,
     runs: Sequence[Run],
-    plan: Sequence[Stage],
+    left: Sequence[Stage],
     done: int,
     images: Any,
     frozen: Frozen,
@@ -135,7 +135,7 @@ def arrange(
     Args:
       setup: of the runs.
       runs: whose workdirs keep what is chosen.
-      plan: all stages.
+      left: the stages that are not over.
       done: steps that were taken; a stage that was begun stays as it was.
       images: `Setup.resident_images`.
       frozen: `Setup.resident_frozen`.
@@ -147,8 +147,8 @@ def arrange(
     """
     group, kind = platform.group, platform.devices[0].device_kind
     folder = group.decide(lambda: runs[0].config.autotune)
-    for stage in plan if folder != OFF else ():
-        if stage.end <= done or not setup.alternatives(stage):
+    for stage in left if folder != OFF else ():
+        if not setup.alternatives(stage):
             continue
         shared = choices.shared_file(folder, setup, stage, platform)
 

@@ -72,15 +72,18 @@ def train(
 
         # --- arrange: of what is right, what is fastest on these devices ---
         bar.describe("choosing arrangements")
-        for line in autotune.arrange(setup, runs, plan, done, images, frozen, platform):
+        left = [stage for stage in plan if stage.end > done and any(_active(runs))]
+        for line in autotune.arrange(setup, runs, left, done, images, frozen, platform):
             bar.print_line(line)
+            if signal := group.decide(lambda: group.signal):
+                raise _interrupted(done, signal)
 
         scorer = None
         log = _Log(runs, config.batch_size, bar)
 
-        for stage in plan:
-            if stage.end <= done or not any(_active(runs)):
-                continue
+        for stage in left:
+            if not any(_active(runs)):
+                break
 
             # --- begin: the blocks so far, an optimizer fresh or within the stage ---
             begun = time.perf_counter()
