@@ -13,6 +13,7 @@ from dpa_jax.devices import parallel
 from dpa_jax.devices.platform import Platform
 from dpa_jax.ops.compute import Compute
 from dpa_jax.training import feeding, programs
+from dpa_jax.training.compiled import Programs
 
 BATCH = 4
 HERE = Platform.here()
@@ -188,6 +189,24 @@ def test_cached_targets_give_the_same_losses():
         others,
         parameters,
     )
+
+
+def test_the_program_of_targets_is_kept_for_the_same_shapes():
+    spec, compiled = tiny.spec(tiny.GROWN), Programs()
+    frozen, images = tiny.frozen(), tiny.in_tiles()
+
+    def targets(images, frozen=frozen):
+        with tiny.compilations() as found:
+            made = programs.compute_targets(spec, HERE, frozen, images, 8, compiled)
+        return np.asarray(made[0]["r21"]), len(found)
+
+    expected, first = targets(images)
+    again, second = targets(images)
+    assert first > 0 and second == 0
+    np.testing.assert_array_equal(again, expected)
+    deeper = dataclasses.replace(frozen, backbone=tiny.vgg_weights("c22"))
+    np.testing.assert_allclose(targets(images, deeper)[0], expected, rtol=1e-5)
+    assert len(targets(images[:19])[0]) == 19
 
 
 @pytest.mark.parametrize(("precision", "block"), [("float32", 8), ("bfloat16", 256)])

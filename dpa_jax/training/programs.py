@@ -292,7 +292,8 @@ def compute_targets(
         program = parallel.compile_program(make, platform, arguments, sharded)
         return empty.lower().compile(), program
 
-    key = "targets", spec, count, block
+    leaves, tree = jax.tree.flatten((frozen, images))
+    key = "targets", spec, block, tree, *((a.shape, a.dtype) for a in leaves)
     begin, program = (compiled or Programs()).get(key, compile)
     buffers = begin()
     together = block * devices
