@@ -148,6 +148,8 @@ def jobs(args: argparse.Namespace) -> list[Job]:
     return [
         Job("parity", 0.1, parity),
         _job("precision", 0.1, "precision", *ours, final),
+        _job("kept_programs", 0.08, "kept_programs", *ours, final),
+        _job("autotune", 0.2, "autotune", *ours, final),
         *_stages(first, batch, images, *turns, baselines),
         _job("kernels", 0.06, "kernels", *ours, final),
         *(

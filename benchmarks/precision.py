@@ -15,6 +15,7 @@ import optax
 from benchmarks import measure, problem, train_step
 from dpa_jax import step
 from dpa_jax.devices.platform import Platform
+from dpa_jax.images import tiles
 from dpa_jax.stages import Stage, select
 
 COLUMNS = {
@@ -81,7 +82,7 @@ def first_step(
     with jax.default_device(platform.local_devices[0]):
         begun = setup.begin(stage)
         begun = begun.replace(step=jnp.int32(train_step.first_step(stage)))
-        data = {"images": given.images[:batch].reshape(batch, -1)}
+        data = {"images": tiles(given.images[:batch])}
         take = jax.jit(step.gathering_step(setup.spec(stage)))
         after, scalars = take(begun, setup.resident_frozen(), data, np.arange(batch))
     moments = jax.device_get(optax.tree_utils.tree_get(after.optimizer, "mu"))

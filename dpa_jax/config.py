@@ -96,6 +96,9 @@ def default_config() -> ml_collections.ConfigDict:
             # parts of a batch taken one after the other, in less memory; 0: chosen
             "batch_parts": 0,
             "precision": "auto",  # bfloat16 on GPU and TPU, float32 on CPU
+            # the fastest arrangement of a stage on a GPU or TPU, timed once and kept in
+            # this folder; auto: in the cache's; off: the usual arrangement
+            "autotune": "auto",
             "seed": 0,
             # steps dispatched at once, without effect on results; 0: by resolution
             "steps_per_chunk": 0,

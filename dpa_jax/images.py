@@ -1,7 +1,42 @@
 """What happens to images on the device: normalise, crop, flip, shrink, mix."""
 
+import math
+
 import jax
 import jax.numpy as jnp
+
+# Of the pixels of an image that a row of `tiles` holds: as many as a TPU's vectors have
+# lanes, so that an image fills tiles of its memory alone.
+_LANES = 128
+
+
+def tiles(images):
+    """Reshapes images as they are kept on the device, to be gathered in any order.
+
+    A TPU would lay out `[N, S, S, C]` or `[N, S*S*C]` anew for a gather, all images of
+    a data set in every step.
+
+    Args:
+      images: `[..., S, S, C]`, an array of NumPy or JAX.
+
+    Returns:
+      `[..., S*S*C / L, L]`, L the largest power of two up to 128 that divides S*S*C.
+    """
+    *leading, height, width, channels = images.shape
+    return images.reshape(*leading, *tile_shape(height * width * channels))
+
+
+def tile_shape(size: int) -> tuple[int, int]:
+    """Returns the shape that `tiles` gives an image of `size` values."""
+    lanes = math.gcd(size, _LANES)
+    return size // lanes, lanes
+
+
+def from_tiles(tiles, channels: int):
+    """Returns the square images `[..., S, S, C]` that `tiles` was given."""
+    *leading, rows, lanes = tiles.shape
+    side = math.isqrt(rows * lanes // channels)
+    return tiles.reshape(*leading, side, side, channels)
 
 
 def normalize(images: jax.Array, dtype: jnp.dtype = jnp.float32) -> jax.Array:

@@ -7,7 +7,6 @@ small kernels, which a chunk turns into one dispatch.
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,7 +18,7 @@ from jax.flatten_util import ravel_pytree
 
 from dpa_jax import adversarial, losses, models, optim
 from dpa_jax.backbones import base as backbones
-from dpa_jax.images import augment, center_crop, downsample, mix, normalize
+from dpa_jax.images import augment, center_crop, downsample, from_tiles, mix, normalize
 from dpa_jax.ops.compute import Compute
 from dpa_jax.stages import Stage
 from dpa_jax.state import TrainState
@@ -65,6 +64,8 @@ class StepSpec:
         parameters and rate, along a leading axis.
       batch_parts: equal parts of a batch whose gradients are computed one after the
         other and averaged, so that a step fits into less memory.
+      mapped_by: how members are computed, `vmap`, `scan` or `unrolled`; empty for what
+        is usual on the backend, see `_over_members`.
     """
 
     stage: Stage
@@ -78,6 +79,7 @@ class StepSpec:
     discriminator_steps: int = 2
     members: int = 1
     batch_parts: int = 1
+    mapped_by: str = ""
 
     @classmethod
     def from_config(
@@ -225,8 +227,12 @@ def _over_members(function, spec: StepSpec):
     four times slower than as many plain ones, and 20 to 90 times slower in a loop of
     the program (16 channels, 8 to 32 pixels, two cores, JAX 0.10.2).
     """
-    if spec.members > 1 and spec.compute.backend != "cpu":
+    usual = "unrolled" if spec.compute.backend == "cpu" else "vmap"
+    by = spec.mapped_by or usual
+    if spec.members > 1 and by == "vmap":
         return jax.vmap(function)
+    if spec.members > 1 and by == "scan":
+        return lambda *arguments: jax.lax.map(lambda one: function(*one), arguments)
 
     def unrolled(*arguments):
         results = [
@@ -339,18 +345,15 @@ def gathering_step(
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """Returns a step that gathers its own batch: `(state, frozen, data, index)`.
 
-    Its `data` are `{"images": uint8 [N, S*S*C]}` and, with cached targets,
-    `{"targets": features of each image, [N, ...]}`; its `index` int32 `[B]`, or with a
-    critic `[1 + discriminator_steps, B]`. Images lie flat, since TPUs would lay out
-    `[N, S, S, C]` anew for a gather: the whole data set once a chunk.
+    Its `data` are `{"images": uint8}`, N images as `images.tiles` reshapes them, and,
+    with cached targets, `{"targets": features of each image, [N, ...]}`; its `index`
+    int32 `[B]`, or with a critic `[1 + discriminator_steps, B]`.
     """
     channels = spec.architecture.image_channels
 
     def run(state, frozen, data, index):
         with spec.compute.matmul_precision():
-            images = data["images"][index]
-            side = math.isqrt(images.shape[-1] // channels)
-            images = images.reshape(*index.shape, side, side, channels)
+            images = from_tiles(data["images"][index], channels)
             last = index[-1] if spec.adversarial else index
             cached = jax.tree.map(lambda values: values[last], data.get("targets"))
             return train_step(spec, state, frozen, images, cached, axis_name)

@@ -33,6 +33,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
             raise errors.UsageError(message)
 
     _check_fields(flat(config), flat(default_config()))
+    check(bool(config.autotune), "autotune is empty; it may be auto, off or a folder")
     data, model, stages = config.data, config.model, config.stages
     for name, least in (
         ("data.resize", 0),

@@ -35,7 +35,7 @@ def begun():
 
 @pytest.fixture(scope="module")
 def taken(begun):
-    data = {"images": tiny.flat()}
+    data = {"images": tiny.in_tiles()}
     return jax.jit(step.gathering_step(SPEC))(begun, tiny.frozen(), data, INDEX)
 
 

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import run_factory
 
-from benchmarks import campaign, kernels, phantom_auc, precision
+from benchmarks import (
+    autotune,
+    campaign,
+    kept_programs,
+    kernels,
+    phantom_auc,
+    precision,
+)
 from dpa_jax import errors, stages
 from dpa_jax.storage import config_files
 
@@ -144,6 +151,37 @@ def test_a_step_on_this_machine_is_profiled(tmp_path):
     convolutions = [row for row in rows if "conv" in row["kernel"]]
     assert convolutions and sum(row["count"] for row in convolutions) >= 2
     assert not any("ThunkExecutor" in row["kernel"] for row in rows)
+
+
+def test_arrangements_are_timed_of_which_a_cpu_has_one(tmp_path):
+    config = run_factory.write_config(tmp_path / "a.json", run_factory.quick_config())
+    out = tmp_path / "out.json"
+    arguments = [f"--config={config}", "--images=16", "--batch=8", f"--out={out}"]
+    assert autotune.main(arguments) == 0
+    (row,) = json.loads(out.read_text())["rows"]
+    assert (row["stage"], row["arrangement"]) == ("8_stabilization", "the usual one")
+    assert 0 < row["ms_per_step"] < 1e3 and row["is_fastest"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_kept_program_that_fails_is_a_result(tmp_path, monkeypatch, fails):
+    """In the second of two processes, which are made up: each compiles anew."""
+    folders = []
+
+    def run(command, **_):
+        folders.append(command[-1])
+        if len(folders) == 2 and fails:
+            return Named("", returncode=1, stdout="", stderr="a\nINTERNAL: 5003\n")
+        found = {"is_loaded": len(folders) == 2, "compile_s": 9, "ms_per_step": 1}
+        return Named("", returncode=0, stdout=json.dumps(found), stderr="")
+
+    monkeypatch.setattr(kept_programs.subprocess, "run", run)
+    out = tmp_path / "out.json"
+    assert kept_programs.main([f"--out={out}"]) == 0
+    first, second = json.loads(out.read_text())["rows"]
+    assert folders[0] == folders[1] and folders[0].startswith("--folder=")
+    assert first["compile_s"] == 9 and not first["is_loaded"]
+    assert second.get("failed") == ("INTERNAL: 5003" if fails else None)
 
 
 def test_phantoms_are_told_apart_in_each_precision(tmp_path, monkeypatch):

@@ -58,7 +58,7 @@ def test_a_streamed_stage_takes_a_chunks_images():
     config.data.residency = "stream"
     setup = ahead.abstract_setup(config, HERE, 24)
     (stage,) = stages.schedule(config)
-    assert setup.shapes(stage)[2]["images"].shape == (1, 6 * 8, 64)
+    assert setup.shapes(stage)[2]["images"].shape == (1, 6 * 8, 1, 64)
 
 
 def test_what_is_found_is_the_compilers_own_and_counted_in_its_program(quick):

@@ -56,11 +56,13 @@ def test_gradients_are_those_of_the_plain_one(rng, pixels):
 
 
 def test_widening_fills_the_channels_of_a_gpu():
-    assert convolution.pixels_together(64, 16, 16, "gpu") == 4
-    assert convolution.pixels_together(64, 1, 16, "gpu") == 4
-    assert convolution.pixels_together(2, 16, 16, "gpu") == 2
-    assert convolution.pixels_together(64, 64, 64, "gpu") == 1
+    fill = convolution.fills("gpu")[0]
+    assert convolution.pixels_together(64, 16, 16, fill) == 4
+    assert convolution.pixels_together(64, 1, 16, fill) == 4
+    assert convolution.pixels_together(2, 16, 16, fill) == 2
+    assert convolution.pixels_together(64, 64, 64, fill) == 1
 
 
 def test_a_cpu_convolves_pixel_by_pixel():
-    assert convolution.pixels_together(64, 16, 16, "cpu") == 1
+    assert convolution.fills("cpu") == (1,)
+    assert convolution.pixels_together(64, 16, 16, 1) == 1

@@ -99,7 +99,12 @@ def test_streamed_images_are_the_resident_ones(devices, batches):
 def test_a_device_gets_its_own_images_alone():
     order, place = feeding.Order(3, 20, 6), machine(0, 1, 3)
     (block,) = feeding.stream(IMAGES, ROWS, order, [(0, 4)], 4, place)
-    assert block.images.shape == (3, 4 * 2, 4)  # 2 of a batch of 6 in each of 4 steps
+    assert block.images.shape == (
+        3,
+        4 * 2,
+        1,
+        4,
+    )  # 2 of a batch of 6 in each of 4 steps
 
 
 def test_a_block_is_measured_in_bytes():

@@ -26,6 +26,17 @@ def test_center_crop_leaves_equal_margins():
     np.testing.assert_array_equal(images.center_crop(x, 4), x[:, 1:5, 2:6])
 
 
+@pytest.mark.parametrize(
+    ("side", "channels", "shape"),
+    [(192, 3, (864, 128)), (64, 1, (32, 128)), (20, 1, (25, 16)), (7, 3, (147, 1))],
+)
+def test_images_in_tiles_keep_their_bytes_in_order(rng, side, channels, shape):
+    x = rng.integers(0, 256, (2, 3, side, side, channels), np.uint8)
+    found = images.tiles(x)
+    assert found.shape == (2, 3, *shape) and found.tobytes() == x.tobytes()
+    np.testing.assert_array_equal(images.from_tiles(found, channels), x)
+
+
 @pytest.mark.parametrize("factor", [1, 2, 4, 8])
 def test_downsample_is_pytorchs_bilinear(rng, factor):
     torch = pytest.importorskip("torch", reason="torch, an extra, is not installed")

@@ -16,6 +16,7 @@ from dpa_jax import errors, losses, state
 from dpa_jax.devices import parallel, processes
 from dpa_jax.devices.platform import Platform
 from dpa_jax.devices.processes import ProcessGroup
+from dpa_jax.images import tiles
 from dpa_jax.ops.compute import Compute
 from dpa_jax.training import feeding, programs
 
@@ -59,7 +60,7 @@ def train(spec, size=16, steps=3, **options):
     frozen = tiny.frozen(wide, [tiny.RATE * (1 + i) for i in range(spec.members)])
     train_state, frozen = parallel.replicate((begun, frozen), platform)
     stored = tiny.images(COUNT, size)
-    images = parallel.replicate(jnp.asarray(stored.reshape(COUNT, -1)), platform)
+    images = parallel.replicate(jnp.asarray(tiles(stored)), platform)
     order = feeding.Order(0, COUNT, BATCH, spec.batches)
     data = {"images": images}
     if options.get("caches"):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dpa_jax.devices import platform
+from dpa_jax.devices import compilation_cache, platform
 from dpa_jax.devices.platform import Platform
 from dpa_jax.ops import activations, compute
 from dpa_jax.ops.compute import Compute
@@ -65,6 +65,12 @@ def test_the_options_of_this_machine_are_taken():
 
 def test_gpus_that_keep_programs_on_disk_go_without_graphs_of_convolutions():
     assert platform.usable_options("gpu", True) == ({}, ())
+
+
+def test_programs_of_training_are_kept_on_disk_but_on_gpus_and_why_not_is_known():
+    assert compilation_cache.reason_against("cpu") == ""
+    assert compilation_cache.reason_against("tpu") == ""
+    assert "cuDNN (status 5003" in compilation_cache.reason_against("gpu")
 
 
 def test_precision_follows_the_backend_unless_it_is_given():

@@ -256,7 +256,7 @@ def test_an_accelerators_program_computes_the_same():
     """By vmap, with an accelerator's arrangement of convolutions, run here."""
     spec = tiny.spec(tiny.GROWING, members=2)
     begun, frozen = tiny.begin(tiny.GROWING, members=2), tiny.frozen(rates=[1e-4, 3e-4])
-    data, index = {"images": tiny.flat()}, np.arange(4)
+    data, index = {"images": tiny.in_tiles()}, np.arange(4)
     (here, losses_here), (there, losses_there) = (
         jax.jit(step.gathering_step(dataclasses.replace(spec, compute=compute)))(
             begun, frozen, data, index

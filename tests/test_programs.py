@@ -13,6 +13,7 @@ from dpa_jax.devices import parallel
 from dpa_jax.devices.platform import Platform
 from dpa_jax.ops.compute import Compute
 from dpa_jax.training import feeding, programs
+from dpa_jax.training.compiled import Programs
 
 BATCH = 4
 HERE = Platform.here()
@@ -22,7 +23,7 @@ ORDER = feeding.Order(0, 20, BATCH)
 def arguments(stage, **data):
     """What a program is compiled for and called with."""
     frozen = tiny.frozen()
-    data = {"images": tiny.flat()} | data
+    data = {"images": tiny.in_tiles()} | data
     return parallel.replicate((tiny.begin(stage), frozen, data), HERE)
 
 
@@ -190,6 +191,24 @@ def test_cached_targets_give_the_same_losses():
     )
 
 
+def test_the_program_of_targets_is_kept_for_the_same_shapes():
+    spec, compiled = tiny.spec(tiny.GROWN), Programs()
+    frozen, images = tiny.frozen(), tiny.in_tiles()
+
+    def targets(images, frozen=frozen):
+        with tiny.compilations() as found:
+            made = programs.compute_targets(spec, HERE, frozen, images, 8, compiled)
+        return np.asarray(made[0]["r21"]), len(found)
+
+    expected, first = targets(images)
+    again, second = targets(images)
+    assert first > 0 and second == 0
+    np.testing.assert_array_equal(again, expected)
+    deeper = dataclasses.replace(frozen, backbone=tiny.vgg_weights("c22"))
+    np.testing.assert_allclose(targets(images, deeper)[0], expected, rtol=1e-5)
+    assert len(targets(images[:19])[0]) == 19
+
+
 @pytest.mark.parametrize(("precision", "block"), [("float32", 8), ("bfloat16", 256)])
 def test_targets_are_the_features_of_what_a_step_sees(precision, block):
     full = losses.Loss((("r21", 1.0), ("r11", 0.5)), image_weight=0.1)
@@ -200,7 +219,7 @@ def test_targets_are_the_features_of_what_a_step_sees(precision, block):
     )
     frozen = tiny.frozen(spec.compute.dtype)
     images = jnp.asarray(tiny.images(19))  # 8 + 8 + 3, the last block overlapping
-    found = programs.compute_targets(spec, HERE, frozen, tiny.flat(19), block)
+    found = programs.compute_targets(spec, HERE, frozen, tiny.in_tiles(19), block)
     with spec.compute.matmul_precision():
         expected = jax.jit(
             lambda images: step.targets(

@@ -20,7 +20,7 @@ INDICES = np.arange(24).reshape(6, 4) % 20
 
 @pytest.fixture(scope="module")
 def data():
-    return {"images": tiny.flat(size=20)}
+    return {"images": tiny.in_tiles(size=20)}
 
 
 @pytest.fixture(scope="module")

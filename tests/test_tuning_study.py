@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import run_factory
 import study_factory
+import tiny_factory as tiny
 from study_factory import optuna
 
 import dpa_jax
@@ -11,6 +12,7 @@ from dpa_jax import data, errors, stages, training
 from dpa_jax.data import folds
 from dpa_jax.storage import config_files
 from dpa_jax.training import early_stopping, programs
+from dpa_jax.training.compiled import Programs
 from dpa_jax.tuning import queue, selection, study, trials
 from dpa_jax.tuning.search import load
 
@@ -62,7 +64,7 @@ def untrained(monkeypatch):
     def made(during=lambda number, fold, after_stage: ""):
         done = []
 
-        def train_fold(config, path, images, after_stage, visible):
+        def train_fold(config, path, images, after_stage, compiled, visible):
             number, fold = int(path.parent.parent.name), int(path.parent.name[5:])
             done.append((number, fold))
             failure = during(number, fold, after_stage)
@@ -119,6 +121,21 @@ def test_folds_are_trained_without_the_patients_of_drawn_anomalies(
     page = (finished / "report.md").read_text()
     assert "2 of 9 anomalies share a patient or slide with the 48 normal" in page
     assert "The 2 normal images of those drawn are neither trained on" in page
+
+
+def test_a_fold_compiles_nothing_that_the_one_before_did(config, search, tmp_path):
+    normal = training.training_images(config, visible=False)  # two folds of 24
+    compiled, counts = Programs(), []
+    for fold in range(2):
+        one, path = (
+            search.fold_config(config, fold),
+            tmp_path / str(fold) / "scores.npz",
+        )
+        images = (normal, normal, None)
+        with tiny.compilations() as found:
+            assert trials.train_fold(one, path, images, None, compiled, False) == ""
+        counts.append(len(found))
+    assert counts[0] > 0 and counts[1] == 0
 
 
 # --- without ---
@@ -238,7 +255,7 @@ def train_fold(tmp_path, monkeypatch, train_together, after_stage=None):
     monkeypatch.setattr(trials.loading, "load", lambda folder: brightness)
     path = tmp_path / "fold_0" / "scores.npz"
     images = (NORMAL, NORMAL, study_factory.pool(5, [1, 3]))
-    return path, trials.train_fold(config, path, images, after_stage, False)
+    return path, trials.train_fold(config, path, images, after_stage, Programs(), False)
 
 
 def test_run_that_fails_or_finds_too_little_memory_is_not_scored(tmp_path, monkeypatch):
@@ -261,7 +278,7 @@ def test_stage_is_reported_with_the_auc_of_the_drawn_anomalies(
 ):
     reported = []
 
-    def growing(configs, folders, *, images, after_stage, visible):
+    def growing(configs, folders, *, images, after_stage, compiled, visible):
         stage = stages.schedule(configs[0])[0]
         assert after_stage(0, stage, brightness) is goes_on
         return [None]

@@ -8,6 +8,7 @@ import numpy as np
 
 from dpa_jax import losses, models, state, step
 from dpa_jax.backbones import vgg19
+from dpa_jax.images import tiles
 from dpa_jax.stages import Stage
 
 ARCHITECTURE = models.Architecture("residual9", 16, 1, 1, 4, (4, 4, 4), (4, 4, 4))
@@ -95,9 +96,9 @@ def images(count=20, size=16):
     return np.random.default_rng(3).integers(0, 256, shape, dtype=np.uint8)
 
 
-def flat(count=20, size=16):
-    """The same as a program takes them: `[count, size * size]`."""
-    return jnp.asarray(images(count, size).reshape(count, -1))
+def in_tiles(count=20, size=16):
+    """The same as a program takes them."""
+    return jnp.asarray(tiles(images(count, size)))
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Per-channel mean and standard deviation of features over a set of images."""
 
+import functools
 from collections.abc import Callable, Mapping
 
 import jax
@@ -42,29 +43,7 @@ def feature_statistics(
       deviation that of the population; of a channel that never varies, the median of
       its layer's.
     """
-    by_resolution: dict[int, list[str]] = {}
-    for layer, resolution in resolutions.items():
-        by_resolution.setdefault(resolution, []).append(layer)
-    largest = max(by_resolution)
-
-    @jax.jit
-    def moments(weights, batch, valid):
-        x = normalize(center_crop(batch, largest))
-        found = {}
-        for resolution, layers in by_resolution.items():
-            small = downsample(x, resolution)
-            for layer, f in backbone.features(
-                weights, small, tuple(layers), backend
-            ).items():
-                f = f.astype(jnp.float32)
-                share = valid[:, None, None, None] / (
-                    valid.sum() * f.shape[1] * f.shape[2]
-                )
-                mean = (f * share).sum(axis=(0, 1, 2))
-                variance = (jnp.square(f - mean) * share).sum(axis=(0, 1, 2))
-                found[layer] = (mean, variance)
-        return found
-
+    moments = _moments(backbone, tuple(resolutions.items()), backend)
     count, means, squares = 0, {}, {}
     for batch in images.blocks(batch_size * images.base[0].nbytes):
         fresh = len(batch)
@@ -93,6 +72,41 @@ def feature_statistics(
         }
         for layer in resolutions
     }
+
+
+@functools.lru_cache(maxsize=8)
+def _moments(
+    backbone: base.Backbone, resolutions: tuple[tuple[str, int], ...], backend: str
+) -> Callable[..., dict[str, tuple[jax.Array, jax.Array]]]:
+    """Returns the program of a batch's means and variances, one for all runs alike.
+
+    It takes the backbone's weights, uint8 images `[B, H, H, C]`, and float32 `[B]`, 1
+    where an image counts and 0 elsewhere.
+    """
+    by_resolution: dict[int, list[str]] = {}
+    for layer, resolution in resolutions:
+        by_resolution.setdefault(resolution, []).append(layer)
+    largest = max(by_resolution)
+
+    @jax.jit
+    def moments(weights, batch, valid):
+        x = normalize(center_crop(batch, largest))
+        found = {}
+        for resolution, layers in by_resolution.items():
+            small = downsample(x, resolution)
+            for layer, f in backbone.features(
+                weights, small, tuple(layers), backend
+            ).items():
+                f = f.astype(jnp.float32)
+                share = valid[:, None, None, None] / (
+                    valid.sum() * f.shape[1] * f.shape[2]
+                )
+                mean = (f * share).sum(axis=(0, 1, 2))
+                variance = (jnp.square(f - mean) * share).sum(axis=(0, 1, 2))
+                found[layer] = (mean, variance)
+        return found
+
+    return moments
 
 
 def _usable(std: np.ndarray) -> np.ndarray:

@@ -108,9 +108,8 @@ def usable_options(
 
     Args:
       backend: whose options.
-      keeps_programs: whether compiled programs are kept on disk. GPU programs that were
-        loaded from there failed in cuDNN (status 5003, JAX 0.11.2) if convolutions were
-        in graphs, so that this option is not used then.
+      keeps_programs: whether compiled programs are kept on disk, as the user may have
+        asked of JAX: then GPUs go without graphs, see `compilation_cache`.
     """
     if backend == "gpu" and keeps_programs:
         return {}, ()

@@ -18,10 +18,13 @@ class Compute:
       backend: `cpu`, `gpu` or `tpu`: whose arrangement of convolutions is used. Each
         runs everywhere and gives the same result but for rounding; that of `cpu` has
         gradients of its own and takes no forward-mode derivatives.
+      fill: channels that the autoencoder's convolutions fill, as far as they can, by
+        taking pixels of a row together; 0 for what is usual on the backend.
     """
 
     precision: str = "float32"
     backend: str = "cpu"
+    fill: int = 0
 
     @property
     def dtype(self) -> jnp.dtype:

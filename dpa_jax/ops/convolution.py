@@ -17,9 +17,9 @@ from flax import linen as nn
 from dpa_jax.ops import cpu_convolution
 from dpa_jax.ops.compute import Compute
 
-# The channels to fill, by backend: measured on an H100 (benchmarks/results); CPUs have
-# nothing to fill.
-_WIDTH = {"gpu": 64}
+# The channels to fill, by backend: the first is the usual one, measured on an H100
+# (benchmarks/results), the others are worth a try on others; CPUs have nothing to fill.
+_FILLS = {"gpu": (64, 1, 128), "tpu": (1, 128)}
 
 # Kaiming normal by fan-out with the gain of LeakyReLU 0.2
 _kernel_init = nn.initializers.variance_scaling(2 / (1 + 0.2**2), "fan_out", "normal")
@@ -55,15 +55,27 @@ class Conv(nn.Module):
         bias = self.param("bias", bias_init, (self.features,)).astype(dtype)
         pixels = 1
         if self.size == 3 and self.padding == "SAME":
-            pixels = pixels_together(x.shape[2], channels, self.features, backend)
+            fill = self.compute.fill or fills(backend)[0]
+            pixels = pixels_together(x.shape[2], channels, self.features, fill)
         return convolve(
             x.astype(dtype), kernel, bias, self.padding, pixels=pixels, backend=backend
         )
 
 
-def pixels_together(width: int, channels: int, features: int, backend: str) -> int:
-    """Chooses how many pixels of a row to treat as one, a power of two."""
-    fill = _WIDTH.get(backend, 0)
+def fills(backend: str) -> tuple[int, ...]:
+    """Returns which channels are worth filling: the usual first, 1 for as they are."""
+    return _FILLS.get(backend, (1,))
+
+
+def pixels_together(width: int, channels: int, features: int, fill: int) -> int:
+    """Chooses how many pixels of a row to treat as one, a power of two.
+
+    Args:
+      width: of the images, in pixels.
+      channels: in.
+      features: channels out.
+      fill: channels that a pixel should have at most.
+    """
     pixels = 1
     while 2 * pixels * max(channels, features) <= fill and width % (2 * pixels) == 0:
         pixels *= 2

@@ -33,9 +33,10 @@ FREE = {
     "data.test_normal",
     "data.test_abnormal",
     "data.data_dir",
-    # without effect on results, the last two but for rounding
+    # without effect on results, the last three but for rounding
     "data.residency",
     "steps_per_chunk",
+    "autotune",
     "batch_parts",
     "perceptual.cache_targets",
 }
@@ -43,6 +44,7 @@ FREE = {
 _GROWS = "stages.final_steps"
 # what a run writes before its first step: of no use to a run of another configuration
 _PREPARED = (
+    "autotune.json",
     "data.json",
     "extensions.json",
     "skipped.csv",

@@ -10,6 +10,7 @@ import numpy as np
 from dpa_jax import errors
 from dpa_jax.devices import parallel
 from dpa_jax.devices.platform import Platform
+from dpa_jax.images import tiles
 
 # Bytes of images that are sent to this process's devices for one chunk, at most but for
 # a single step: three such blocks are in memory at a time.
@@ -103,7 +104,8 @@ class Block:
     """The images of one chunk of steps, and where in them each step's are.
 
     Attributes:
-      images: uint8 `[devices, K * images of a step, S*S*C]`, each device's own.
+      images: uint8 `[devices, K * images of a step, ...]`, each device's own, as
+        `images.tiles` reshapes them.
       indices: int32 `[devices, K, ...]`.
     """
 
@@ -151,7 +153,7 @@ def stream(
         places = np.arange(steps * each, dtype=np.int32)
         places = places.reshape(steps, *drawn.shape[2:])
         return Block(
-            block.reshape(*block.shape[:2], -1),
+            tiles(block),
             np.broadcast_to(places, (len(drawn), *places.shape)),
         )
 

@@ -15,8 +15,9 @@ from dpa_jax.devices.platform import Platform
 from dpa_jax.scoring.scorer import Scorer
 from dpa_jax.stages import Stage
 from dpa_jax.storage import metrics
-from dpa_jax.training import programs, progress, samples
+from dpa_jax.training import autotune, programs, progress, samples
 from dpa_jax.training.chunks import Chunk
+from dpa_jax.training.compiled import Programs
 from dpa_jax.training.run import Run, newest_common
 from dpa_jax.training.setup import Problem, Setup
 
@@ -31,6 +32,7 @@ def train(
     platform: Platform,
     *,
     after_stage: AfterStage | None = None,
+    compiled: Programs | None = None,
     visible: bool = True,
 ) -> None:
     """Trains runs at once, from their newest checkpoints to the end of the plan.
@@ -41,6 +43,7 @@ def train(
       platform: the machine. Its process 0 alone reads and writes workdirs and takes
         every decision; the others follow.
       after_stage: see `AfterStage`.
+      compiled: see `Setup`.
       visible: whether to show progress.
 
     Raises:
@@ -53,7 +56,7 @@ def train(
     with contextlib.ExitStack() as stack:
         for run in runs:
             stack.callback(run.close)
-        setup = Setup(runs, problem, platform)
+        setup = Setup(runs, problem, platform, compiled)
         stack.callback(setup.close)
 
         # --- restore: process 0 reads, the others receive ---
@@ -66,12 +69,21 @@ def train(
         bar = stack.enter_context(progress.TrainingBar(last.end, done, visible))
         stack.enter_context(interruption.deferred(group))
         images, frozen = setup.resident_images(), setup.resident_frozen()
+
+        # --- arrange: of what is right, what is fastest on these devices ---
+        bar.describe("choosing arrangements")
+        left = [stage for stage in plan if stage.end > done and any(_active(runs))]
+        for line in autotune.arrange(setup, runs, left, done, images, frozen, platform):
+            bar.print_line(line)
+            if signal := group.decide(lambda: group.signal):
+                raise _interrupted(done, signal)
+
         scorer = None
         log = _Log(runs, config.batch_size, bar)
 
-        for stage in plan:
-            if stage.end <= done or not any(_active(runs)):
-                continue
+        for stage in left:
+            if not any(_active(runs)):
+                break
 
             # --- begin: the blocks so far, an optimizer fresh or within the stage ---
             begun = time.perf_counter()
@@ -82,25 +94,23 @@ def train(
 
             # --- compile ---
             bar.describe(f"compiling {stage.name}")
-            compiled = setup.compiled(stage)
+            program = setup.compiled(stage)
             data: dict[str, Any] = {"images": images}
             if setup.caches_targets(stage):
                 bar.describe(f"targets of {stage.name}")
-                data["targets"] = programs.compute_targets(
-                    compiled.spec, platform, frozen, images
-                )
+                data["targets"] = setup.targets(program, frozen, images)
             seconds = time.perf_counter() - begun
-            bar.print_line(_description(compiled, setup, data, seconds))
+            bar.print_line(_description(program, setup, data, seconds))
             log.start(stage)
 
-            for chunk, block, rows in setup.feed(stage, done, data, compiled.steps):
+            for chunk, block, rows in setup.feed(stage, done, data, program.steps):
                 # --- run a chunk of steps: the devices go on by themselves ---
                 valid = parallel.replicate(np.int32(chunk.steps), platform)
                 with (
-                    programs.memory_errors(compiled.spec, config.batch_size),
+                    programs.memory_errors(program.spec, config.batch_size),
                     jax.transfer_guard("disallow"),
                 ):
-                    train_state, scalars = compiled.run(
+                    train_state, scalars = program.run(
                         train_state, frozen, block, rows, valid
                     )
                     if platform.chunks_in_flight == 1:
@@ -115,7 +125,7 @@ def train(
 
                 # --- log the chunk before; this one too where its end is looked at ---
                 if group.is_main:
-                    with programs.memory_errors(compiled.spec, config.batch_size):
+                    with programs.memory_errors(program.spec, config.batch_size):
                         log.add(chunk, scalars)
                         log.write(wait=bool(is_saved or is_drawn or signal))
 
@@ -250,11 +260,11 @@ def _draw(
 
 
 def _description(
-    compiled: programs.Program, setup: Setup, data: Mapping[str, Any], seconds: float
+    program: programs.Program, setup: Setup, data: Mapping[str, Any], seconds: float
 ) -> str:
-    stage, spec = compiled.spec.stage, compiled.spec
+    stage, spec = program.spec.stage, program.spec
     parts = [
-        f"{stage.name}: {stage.steps:,} steps, {compiled.steps:,} a chunk",
+        f"{stage.name}: {stage.steps:,} steps, {program.steps:,} a chunk",
         spec.compute.precision,
         f"images {'streamed' if setup.is_streamed else 'resident'}",
     ]

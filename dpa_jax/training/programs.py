@@ -17,6 +17,8 @@ import numpy as np
 from dpa_jax import errors, step
 from dpa_jax.devices import parallel
 from dpa_jax.devices.platform import Platform
+from dpa_jax.images import from_tiles
+from dpa_jax.training.compiled import Programs
 
 # The share of a device's memory that the cached targets may take.
 TARGET_SHARE = 0.3
@@ -230,6 +232,7 @@ def compute_targets(
     frozen: step.Frozen,
     images: jax.Array,
     block: int = 256,
+    compiled: Programs | None = None,
 ) -> Any:
     """Computes the features of all training images, each device a part of them.
 
@@ -237,22 +240,22 @@ def compute_targets(
       spec: of a step.
       platform: whose devices compute.
       frozen: on every device.
-      images: uint8 `[N, S*S*C]`, on every device.
+      images: N as `images.tiles` reshapes them, on every device.
       block: images that a device takes at once.
+      compiled: where the program may be already, and is kept.
 
     Returns:
       `step.targets` of all images, on every device.
     """
-    devices, (count, flat) = len(platform.devices), images.shape
+    devices, count = len(platform.devices), len(images)
     block = max(1, min(block, count // devices))
     channels = spec.architecture.image_channels
-    side = math.isqrt(flat // channels)
 
     def make(axis_name):
         def fill(buffers, frozen, images, start, own_start):
             mine = jax.lax.dynamic_slice_in_dim(images, own_start, block)
             with spec.compute.matmul_precision():
-                mine = mine.reshape(-1, side, side, channels)
+                mine = from_tiles(mine, channels)
                 found = step.targets(spec, frozen, step.prepare(spec, mine, None, 1.0))
             if axis_name:
                 found = jax.tree.map(
@@ -269,10 +272,10 @@ def compute_targets(
         return fill
 
     shapes = parallel.abstract(target_shapes(spec, frozen, count), platform)
-    buffers = jax.jit(
+    empty = jax.jit(
         lambda: jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes),
         out_shardings=jax.tree.map(lambda a: a.sharding, shapes),
-    )()
+    )
 
     def starts(first: int) -> tuple[Any, Any]:
         local = len(platform.local_devices)
@@ -283,12 +286,16 @@ def compute_targets(
             parallel.shard(own, platform),
         )
 
-    program = parallel.compile_program(
-        make,
-        platform,
-        (buffers, frozen, images, *starts(0)),
-        (False, False, False, False, True),
-    )
+    def compile():
+        arguments = (shapes, frozen, images, *starts(0))
+        sharded = (False, False, False, False, True)
+        program = parallel.compile_program(make, platform, arguments, sharded)
+        return empty.lower().compile(), program
+
+    leaves, tree = jax.tree.flatten((frozen, images))
+    key = "targets", spec, block, tree, *((a.shape, a.dtype) for a in leaves)
+    begin, program = (compiled or Programs()).get(key, compile)
+    buffers = begin()
     together = block * devices
     for first in range(0, count, together):
         # the last block overlaps the one before it rather than be shorter

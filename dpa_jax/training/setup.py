@@ -3,7 +3,7 @@
 import concurrent.futures
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,11 +16,14 @@ from dpa_jax.backbones.frozen import cast, place_weights
 from dpa_jax.config import data_seed
 from dpa_jax.devices import parallel
 from dpa_jax.devices.platform import Platform
+from dpa_jax.images import tile_shape, tiles
 from dpa_jax.ops.compute import Compute
 from dpa_jax.scoring.scorer import Scorer
 from dpa_jax.stages import Stage
 from dpa_jax.training import chunks, feeding, programs
+from dpa_jax.training.arrangement import Arrangement, alternatives
 from dpa_jax.training.chunks import Chunk, Interval
+from dpa_jax.training.compiled import Programs
 from dpa_jax.training.run import Run
 
 # The share of a device's memory that the images may take.
@@ -59,18 +62,30 @@ class Setup:
       runs: those trained.
       problem: what they have in common.
       platform: the machine.
+      compiled: programs of runs before, in the end those of these runs; None keeps
+        none.
 
     Attributes:
+      batch_size: of all devices together.
       is_streamed: whether images stay on the host and are sent chunk by chunk.
       saves: when checkpoints are due.
       grids: when pictures of reconstructions are due.
     """
 
-    def __init__(self, runs: Sequence[Run], problem: Problem, platform: Platform):
+    def __init__(
+        self,
+        runs: Sequence[Run],
+        problem: Problem,
+        platform: Platform,
+        compiled: Programs | None = None,
+    ):
         self._runs, self._problem, self._platform = runs, problem, platform
+        self._programs, self._is_shared = compiled or Programs(), compiled is not None
         self._config = config = runs[0].config
+        self.batch_size = config.batch_size
         self.compute = Compute(problem.precision, platform.backend)
         self.architecture = models.Architecture.from_config(config)
+        self._arrangements: dict[Stage, Arrangement] = {}
         self._has_critic = bool(config.loss.adversarial)
         seed = data_seed(config)
         size = len(problem.rows) * self._bytes_of_image
@@ -85,8 +100,9 @@ class Setup:
         self._coming: dict[Stage, concurrent.futures.Future] = {}
 
     def close(self) -> None:
-        """Gives up what is being compiled ahead."""
-        self._background.shutdown(wait=False, cancel_futures=True)
+        """Gives up what is being compiled ahead, and programs of other runs."""
+        self._background.shutdown(wait=self._is_shared, cancel_futures=True)
+        self._programs.forget_unused()
 
     @property
     def _bytes_of_image(self) -> int:
@@ -116,8 +132,33 @@ class Setup:
 
     def spec(self, stage: Stage) -> step.StepSpec:
         """Returns what a step of the stage computes."""
-        return step.StepSpec.from_config(
-            self._config, stage, self.compute, len(self._runs)
+        arrangement = self.arrangement(stage)
+        compute = dataclasses.replace(self.compute, fill=arrangement.fill)
+        spec = step.StepSpec.from_config(self._config, stage, compute, len(self._runs))
+        return dataclasses.replace(spec, mapped_by=arrangement.mapped_by)
+
+    def arrangement(self, stage: Stage) -> Arrangement:
+        """Returns how the stage is arranged: as usual, unless `arrange` was called."""
+        return self._arrangements.get(stage, Arrangement())
+
+    def arrange(self, stage: Stage, arrangement: Arrangement) -> None:
+        """Sets how the stage is arranged from now on."""
+        self._arrangements[stage] = arrangement
+
+    def settle(self, stage: Stage, arrangement: Arrangement) -> None:
+        """Sets how the stage stays arranged; forgets programs of how it was before."""
+        self.arrange(stage, arrangement)
+        self._programs.forget(lambda k: k[0] == stage and k[1] != arrangement)
+
+    def alternatives(self, stage: Stage) -> Mapping[str, tuple[Any, ...]]:
+        """Returns what the stage's arrangement may be besides the usual one."""
+        return alternatives(
+            self.spec(stage),
+            self._platform,
+            share=self._config.batch_size // len(self._platform.devices),
+            chooses_parts=not self._config.batch_parts,
+            chooses_targets=self._config.perceptual.cache_targets == "auto"
+            and self._may_cache_targets(stage),
         )
 
     # --- programs ---
@@ -146,22 +187,34 @@ class Setup:
     def compiled(self, stage: Stage) -> programs.Program:
         """Returns the compiled stage, and begins to compile the next if that helps."""
         coming = self._coming.pop(stage, None)
-        found = coming.result() if coming else self._compile(stage)
+        found = coming.result() if coming else self.compile(stage)
+        if not self._is_shared:
+            self._programs.forget(lambda key: key[0] == stage)
         following = [s for s in self._problem.plan if s.start == stage.end]
         if following and self._platform.compiles_ahead:
             (after,) = following
-            self._coming[after] = self._background.submit(self._compile, after)
+            self._coming[after] = self._background.submit(self.compile, after)
         return found
 
-    def _compile(self, stage: Stage) -> programs.Program:
-        return programs.compile_stage(
-            self.spec(stage),
-            self._platform,
-            *self.shapes(stage),
-            self._config.batch_size,
-            self.chunk_steps(stage),
-            batch_parts=self._config.batch_parts,
-            is_streamed=self.is_streamed,
+    def compile(self, stage: Stage) -> programs.Program:
+        """Compiles the stage as it is arranged, unless that was done before."""
+        arrangement, platform = self.arrangement(stage), self._platform
+        if not arrangement.options:
+            platform = dataclasses.replace(platform, options={})
+        spec, shapes = self.spec(stage), self.shapes(stage)
+        numbers = self._config.batch_size, self.chunk_steps(stage)
+        parts = self._config.batch_parts or arrangement.batch_parts
+        leaves, tree = jax.tree.flatten(shapes)
+        return self._programs.get(
+            (stage, arrangement, spec, *numbers, parts, tree, *leaves),
+            lambda: programs.compile_stage(
+                spec,
+                platform,
+                *shapes,
+                *numbers,
+                batch_parts=parts,
+                is_streamed=self.is_streamed,
+            ),
         )
 
     def shapes(self, stage: Stage) -> tuple[Any, Any, Any]:
@@ -169,13 +222,12 @@ class Setup:
 
         Nothing is computed, and nothing that it is derived from need be an array.
         """
-        count, flat = len(self._problem.rows), self._bytes_of_image
+        shape = (len(self._problem.rows),)
         if self.is_streamed:
             images = self.chunk_steps(stage) * self.spec(stage).batches
             images *= self._config.batch_size // len(self._platform.devices)
-            shape = (len(self._platform.local_devices), images, flat)
-        else:
-            shape = (count, flat)
+            shape = (len(self._platform.local_devices), images)
+        shape += tile_shape(self._bytes_of_image)
         data: dict[str, Any] = {"images": jax.ShapeDtypeStruct(shape, np.uint8)}
         if self.caches_targets(stage):
             data["targets"] = self._target_shapes(stage)
@@ -210,6 +262,10 @@ class Setup:
 
     def caches_targets(self, stage: Stage) -> bool:
         """Returns whether the stage keeps the features of its images."""
+        chosen = self.arrangement(stage).caches_targets
+        return chosen and self._may_cache_targets(stage)
+
+    def _may_cache_targets(self, stage: Stage) -> bool:
         count, spec = len(self._problem.rows), self.spec(stage)
         return not self.is_streamed and programs.caches_targets(
             spec,
@@ -224,16 +280,23 @@ class Setup:
         count = len(self._problem.rows)
         return programs.target_shapes(self.spec(stage), self._frozen_shapes, count)
 
+    def targets(self, program: programs.Program, frozen: step.Frozen, images) -> Any:
+        """Computes the features of the images that a stage's program is given."""
+        compiled = self._programs if self._is_shared else None
+        return programs.compute_targets(
+            program.spec, self._platform, frozen, images, compiled=compiled
+        )
+
     def resident_images(self) -> Any:
         """Puts the training images on every device, once; None if they are streamed."""
         if self.is_streamed:
             return None
         images = self._problem.images[self._problem.rows]
-        return parallel.replicate(images.reshape(len(images), -1), self._platform)
+        return parallel.replicate(tiles(images), self._platform)
 
     def feed(
         self, stage: Stage, done: int, data: dict[str, Any], steps: int
-    ) -> Iterator[tuple[Chunk, dict[str, Any], Any]]:
+    ) -> Generator[tuple[Chunk, dict[str, Any], Any], None, None]:
         """Yields what is left of a stage: chunk after chunk with its data and indices.
 
         Args:

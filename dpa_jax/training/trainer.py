@@ -19,6 +19,7 @@ from dpa_jax.ops import compute
 from dpa_jax.slides import provenance
 from dpa_jax.storage import checkpoints, lock, workdir
 from dpa_jax.training import early_stopping, events, feeding, loop
+from dpa_jax.training.compiled import Programs
 from dpa_jax.training.loop import AfterStage
 from dpa_jax.training.run import Run, past_failure
 from dpa_jax.training.setup import Problem
@@ -101,6 +102,7 @@ def train_together(
     *,
     images: data.ImageSet | None = None,
     after_stage: AfterStage | None = None,
+    compiled: Programs | None = None,
     platform: Platform | None = None,
     visible: bool = True,
 ) -> list[str | None]:
@@ -116,6 +118,8 @@ def train_together(
       after_stage: called after each stage but the last with the number of a run, the
         stage, and the run as it stands; where it returns False, that run is given up.
         Not called again, on resumption, for stages that were done before.
+      compiled: programs of runs before, which those of these replace: given again it
+        spares compiling them for runs of the same shapes on the same machine.
       platform: see `train`.
       visible: whether to show progress on stderr.
 
@@ -137,6 +141,7 @@ def train_together(
         platform,
         images=images,
         after_stage=after_stage,
+        compiled=compiled,
         visible=visible,
     ).failures
 
@@ -157,6 +162,7 @@ def _train(
     images: np.ndarray | data.ImageSet | None = None,
     callbacks: Sequence[events.Callback] = (),
     after_stage: AfterStage | None = None,
+    compiled: Programs | None = None,
     visible: bool,
     parent: tuple[pathlib.Path, ml_collections.ConfigDict] | None = None,
 ) -> _Trained:
@@ -249,6 +255,7 @@ def _train(
             problem,
             platform,
             after_stage=None if after_stage is None else after_stage_of_all,
+            compiled=compiled,
             visible=visible,
         )
         found = group.decide(lambda: [run.failure for run in runs])

@@ -100,7 +100,9 @@ def tune(
                 path, failure = selection.scores(folder, number, k), ""
                 if not path.exists():
                     asked = None if k else lambda *now: joined.goes_on(trial, *now)
-                    failure = trials.train_fold(one, path, images(one), asked, visible)
+                    failure = trials.train_fold(
+                        one, path, images(one), asked, compiled, visible
+                    )
                 if failure or not path.exists() or not joined.owns(trial):
                     # pruned, or taken over by another worker, if it has not failed
                     log(f"trial {number}, fold {k}: {failure or 'given up'}")
@@ -110,6 +112,7 @@ def tune(
                 log(f"trial {number}, fold {k}: {value:.4f} ({done[-1].steps:,} steps)")
             joined.end(trial, float(selection.fold_values(done, drawn).mean()))
 
+        compiled = trials.Programs()
         count, drawn = search.options.folds, np.array(attributes["drawn"], np.int64)
         with joined.beating():
             while (trial := joined.take()) is not None or queue.left(joined.study):

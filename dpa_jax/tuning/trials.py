@@ -13,6 +13,7 @@ from dpa_jax import console, data, stages, training
 from dpa_jax.data import folds
 from dpa_jax.scoring import loading, roc
 from dpa_jax.training import early_stopping, programs
+from dpa_jax.training.compiled import Programs
 from dpa_jax.tuning import anomalies, selection
 
 # what a run as it stands makes of images
@@ -44,6 +45,7 @@ def train_fold(
     path: pathlib.Path,
     images: Images,
     after_stage: Callable[[int, float], bool] | None,
+    compiled: Programs,
     visible: bool,
 ) -> str:
     """Trains and scores a fold of a trial, or goes on with it.
@@ -54,6 +56,7 @@ def train_fold(
       images: as `loader` loads them.
       after_stage: called between stages with their number and the value by then; where
         it returns False, the run is given up and not scored. None for never.
+      compiled: the programs of the fold before, replaced by those of this one.
       visible: whether to show progress.
 
     Returns:
@@ -74,6 +77,7 @@ def train_fold(
             [path.parent],
             images=normal,
             after_stage=None if after_stage is None else report,
+            compiled=compiled,
             visible=visible,
         )
     except programs.OutOfMemoryError as error:

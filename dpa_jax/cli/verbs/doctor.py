@@ -37,6 +37,8 @@ def doctor(options: argparse.Namespace) -> None:
     tell("cores", os.cpu_count())
     tell("cache", files.cache_dir())
     tell("compilations", compilation_cache.folder())
+    if reason := compilation_cache.reason_against(here.backend):
+        tell("", reason)
     for name, path in (
         ("VGG19 weights", files.cached("vgg19")),
         ("ResNet-50 weights", files.cached("resnet50")),
