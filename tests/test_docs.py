@@ -24,7 +24,9 @@ def commands():
                     yield page.name, words[start + 1 :]
 
 
-@pytest.mark.parametrize("page, words", list(commands()), ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize(
+    "page, words", list(commands()), ids=lambda value: str(value)[:60]
+)
 def test_a_command_is_one_that_can_be_given(page, words):
     options, fields = main._parser().parse_known_args(words)
     assert options.verb
