@@ -121,8 +121,7 @@ def _configured(
     config: ml_collections.ConfigDict, data_dir: str, overrides: Sequence[str]
 ) -> ml_collections.ConfigDict:
     config.data.data_dir = data_dir
-    config = with_flags(config, overrides)
-    validation.validate(config)
+    config = validation.validate(with_flags(config, overrides))
     if config.population.seeds > 1:
         raise errors.UsageError("population.seeds: the seeds are the published ones")
     return config

@@ -116,11 +116,14 @@ def feeding(given: problem.Problem, steps: int, repeats: int) -> list[dict[str, 
     """Measures the last stage with its images on the device, and streamed."""
     from benchmarks import timed_run
 
-    last = given.plan[-1]
+    last, layers = given.plan[-1], given.config.perceptual.layers.split()
     alone = given.changed(
         {
             "stages.initial_resolution": last.resolution,
             "stages.final_steps": steps,
+            "perceptual.layers": " ".join(
+                entry for entry in layers if entry.startswith(f"{last.resolution}:")
+            ),
             "perceptual.cache_targets": "never",
         }
     )

@@ -104,7 +104,7 @@ def make(
     for name in ("transition_steps", "stabilization_steps", "final_steps"):
         steps = config.stages[name]
         config.stages[name] = steps and max(1, round(steps * steps_scale))
-    validation.validate(config)
+    config = validation.validate(config)
     if config.loss.adversarial:
         raise errors.UsageError(
             f"{location} trains a critic, which no baseline here has; take another"

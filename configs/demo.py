@@ -14,11 +14,9 @@ def get_config():
     config = default_config()
     config.data.resolution = 32
     config.model.latent_channels = 32
-    config.model.encoder_channels = (32, 32, 32, 32)
-    config.model.decoder_channels = (32, 32, 32, 32)
+    config.model.encoder_channels = config.model.decoder_channels = (32,)
     config.perceptual.weights = "random:0"
     config.perceptual.statistics = "train"
-    config.perceptual.layers = "8:r12 16:r22 32:r32"
     config.stages.transition_steps = 200
     config.stages.stabilization_steps = 200
     config.stages.final_steps = 500

@@ -28,9 +28,6 @@ def get_config(resolution: str = "64"):
         config.stages.final_steps = 6_500
     elif resolution == "32":
         config.data.resolution = 32
-        config.model.encoder_channels = (16, 16, 16, 16)
-        config.model.decoder_channels = (16, 16, 16, 16)
-        config.perceptual.layers = "8:r12 16:r22 32:r32"
         config.stages.transition_steps = 600
         config.stages.stabilization_steps = 600
         config.stages.final_steps = 1_200

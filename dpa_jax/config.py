@@ -8,6 +8,8 @@ import ml_collections
 
 from dpa_jax import errors
 
+AUTO = "auto"
+
 
 def default_config() -> ml_collections.ConfigDict:
     """Returns the NIH subset run with progressive growing, without its data.
@@ -48,8 +50,9 @@ def default_config() -> ml_collections.ConfigDict:
                 "kind": "residual18",  # or residual9, or module:function
                 "latent_resolution": 1,
                 "latent_channels": 16,
-                "encoder_channels": (16, 16, 16, 16, 16),  # high to low resolution
-                "decoder_channels": (16, 16, 16, 16, 16),  # low to high resolution
+                # at each resolution; one number is for all of them
+                "encoder_channels": (16,),  # high to low resolution
+                "decoder_channels": (16,),  # low to high resolution
             },
             "stages": {
                 "initial_resolution": 8,  # equal to data.resolution: no growing
@@ -61,8 +64,9 @@ def default_config() -> ml_collections.ConfigDict:
                 "backbone": "vgg19",  # or resnet50, or module:function
                 "weights": "imagenet",  # or a file, or random:SEED
                 "statistics": "imagenet",  # or a file, or train: of the training images
-                # resolution:layer, several layers as r32*1+r42*0.5
-                "layers": "8:r12 16:r22 32:r32 64:r42",
+                # resolution:layer for each stage's, several as 64:r32*1+r42*0.5;
+                # auto: of vgg19, 8:r12 16:r22 32:r32 64:r42 128:r52
+                "layers": "auto",
                 "image_weight": 0.0,
                 "normalize": True,  # loss.perceptual alone: by the statistics
                 "cache_targets": "auto",  # features of the training images kept
@@ -253,6 +257,36 @@ def data_seed(config: ml_collections.ConfigDict) -> int:
 def lowest_resolution(latent_resolution: int) -> int:
     """Returns the resolution at which the blocks end: 4 before a 1x1 latent."""
     return 4 if latent_resolution == 1 else latent_resolution
+
+
+def resolutions(config: ml_collections.ConfigDict) -> tuple[int, ...]:
+    """Returns the resolutions of the stages, from the initial one doubled."""
+    first, last = config.stages.initial_resolution, config.data.resolution
+    return tuple(first << i for i in range((last // first).bit_length()))
+
+
+def completed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Returns a copy in which values that follow from the resolution are filled in.
+
+    These are `model.encoder_channels` and `model.decoder_channels` of one entry, and
+    `perceptual.layers` that are `auto` for vgg19: of each resolution the last layer of
+    those with features of 8 pixels a side, or the deepest if all have more.
+
+    Args:
+      config: whose resolutions are powers of two in ascending order.
+    """
+    result = config.copy_and_resolve_references()
+    base = lowest_resolution(result.model.latent_resolution)
+    count = (result.data.resolution // base).bit_length()
+    for name in ("encoder_channels", "decoder_channels"):
+        if len(result.model[name]) == 1:
+            result.model[name] *= count
+    if result.perceptual.layers == AUTO and result.perceptual.backbone == "vgg19":
+        result.perceptual.layers = " ".join(
+            f"{resolution}:r{min(5, max(1, (resolution // 8).bit_length()))}2"
+            for resolution in resolutions(result)
+        )
+    return result
 
 
 def is_perceptual(config: ml_collections.ConfigDict) -> bool:

@@ -1,6 +1,7 @@
 """What is shown to a person while work goes on: lines and bars, on stderr."""
 
 import contextlib
+import datetime
 import time
 from collections.abc import Callable, Iterator
 
@@ -11,14 +12,27 @@ Progress = Callable[[int, int], None]
 _EVERY = 10.0  # seconds between lines where there is no terminal
 
 
+class Console(rich.console.Console):
+    """A console whose cursor stays: a killed process could not show it again."""
+
+    def show_cursor(self, show: bool = True) -> bool:
+        """Returns that nothing was done."""
+        return False
+
+
 def console() -> rich.console.Console:
     """Returns the console that everything meant for a person goes to: stderr."""
-    return rich.console.Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False)
 
 
 def print_line(text: str) -> None:
     """Prints a line as it is: not wrapped, and no part of it taken for markup."""
     console().print(text, markup=False, soft_wrap=True)
+
+
+def clock(seconds: float) -> str:
+    """Returns a time as hours, minutes and seconds, such as `0:02:10`."""
+    return str(datetime.timedelta(seconds=round(seconds)))
 
 
 class Lines:
@@ -34,16 +48,15 @@ class Lines:
             print_line(text)
 
 
-def bar(on: rich.console.Console, *middle: str) -> rich.progress.Progress:
-    """Returns a bar with some columns between its share done and its time left."""
+def bar(on: rich.console.Console, *columns: str) -> rich.progress.Progress:
+    """Returns a bar as wide as the console, with columns after its share done."""
     return rich.progress.Progress(
         rich.progress.TextColumn("{task.description}", markup=False),
-        rich.progress.BarColumn(bar_width=10),
+        rich.progress.BarColumn(bar_width=None),
         rich.progress.TaskProgressColumn(),
-        *(rich.progress.TextColumn(text, markup=False) for text in middle),
-        rich.progress.TimeRemainingColumn(compact=True),
-        rich.progress.TextColumn("left"),
+        *(rich.progress.TextColumn(text, markup=False) for text in columns),
         console=on,
+        expand=True,
     )
 
 
@@ -66,17 +79,21 @@ def counting(description: str, unit: str, visible: bool = True) -> Iterator[Prog
     def rate(done: int) -> str:
         return f"{done / max(time.monotonic() - begun, 1e-3):,.0f}/s"
 
+    def left(done: int, total: int) -> str:
+        each = (time.monotonic() - begun) / max(done, 1)
+        return f"{clock(each * (total - done))} left"
+
     if not visible:
         yield lambda done, total: None
     elif on.is_interactive:
-        with bar(on, "{task.fields[count]}", "{task.fields[rate]}") as drawn:
-            task = drawn.add_task(description, total=None, count="", rate="")
+        columns = [f"{{task.fields[{name}]}}" for name in ("count", "rate", "left")]
+        with bar(on, *columns) as drawn:
+            task = drawn.add_task(description, total=None, count="", rate="", left="")
 
             def draw(done: int, total: int) -> None:
                 count = f"{done:,}/{total:,} {unit}"
-                drawn.update(
-                    task, completed=done, total=total, count=count, rate=rate(done)
-                )
+                shown = {"count": count, "rate": rate(done), "left": left(done, total)}
+                drawn.update(task, completed=done, total=total, **shown)
 
             yield draw
     else:

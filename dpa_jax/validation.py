@@ -9,11 +9,14 @@ import ml_collections
 
 from dpa_jax import errors, extensions, models, optim
 from dpa_jax.config import (
+    AUTO,
+    completed,
     default_config,
     flat,
     is_perceptual,
     lowest_resolution,
     perceptual_layers,
+    resolutions,
     stored_size,
     unknown_key,
 )
@@ -21,8 +24,11 @@ from dpa_jax.ops import compute
 from dpa_jax.stages import schedule
 
 
-def validate(config: ml_collections.ConfigDict) -> None:
+def validate(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Checks all that can be checked without images or weights.
+
+    Returns:
+      The configuration as a run keeps it: see `config.completed`.
 
     Raises:
       UsageError: naming the field, its value and what is possible.
@@ -119,13 +125,15 @@ def validate(config: ml_collections.ConfigDict) -> None:
         "that needs data.random_crop (evaluation then takes the centre)",
     )
     check(size >= final, f"data.size {size} is below data.resolution {final}")
+    config = completed(config)
+    model = config.model
     needed = int(math.log2(final // base)) + 1
     for name in ("encoder_channels", "decoder_channels"):
         count = len(model[name])
         check(
             count == needed and all(c >= 1 for c in model[name]),
             f"model.{name} has {count} entries; from {final} down to {base} pixels "
-            f"it needs {needed}, each at least 1",
+            f"it needs {needed}, or one for all, each at least 1",
         )
     if latent > 1:
         for name, channels in (
@@ -172,6 +180,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     _validate_optimizer(config, check)
     check(config.perceptual.image_weight >= 0, "perceptual.image_weight is negative")
     _validate_layers(config, check)
+    return config
 
 
 def _check_fields(values: Mapping[str, Any], known: Mapping[str, Any]) -> None:
@@ -223,9 +232,22 @@ def _validate_layers(config, check) -> None:
         "perceptual.statistics=imagenet are those of vgg19; with perceptual.backbone="
         f"{backbone.name} set it to train, or to a file",
     )
+    stages, example = resolutions(config), f"{config.data.resolution}:LAYER"
+    check(
+        config.perceptual.layers != AUTO,
+        f"perceptual.layers is auto, which {backbone.name} has none for; name a layer "
+        f"for each resolution, such as {example}",
+    )
     layers = perceptual_layers(config.perceptual.layers)
-    resolution = config.stages.initial_resolution
-    while resolution <= config.data.resolution:
+    unused = [entry for entry in layers if entry not in stages]
+    given = config.perceptual.layers.split()
+    check(
+        not unused,
+        "perceptual.layers: no stage uses "
+        f"{' '.join(e for e in given if int(e.partition(':')[0]) in unused)}; the "
+        f"stages have {', '.join(map(str, stages))} pixels",
+    )
+    for resolution in stages:
         check(
             resolution in layers,
             f"perceptual.layers names no layer for {resolution} pixels: "
@@ -234,4 +256,3 @@ def _validate_layers(config, check) -> None:
         for layer, weight in layers[resolution]:
             backbone.check_layers([layer], "perceptual.layers")
             check(weight > 0, f"perceptual.layers: {layer} has weight {weight}")
-        resolution *= 2

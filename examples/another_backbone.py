@@ -13,8 +13,6 @@ images = np.random.default_rng(0).integers(0, 256, (64, 8, 8), np.uint8)
 
 config = dpa_jax.default_config()
 config.data.resolution = 8
-config.model.encoder_channels = config.model.decoder_channels = (16, 16)
-config.perceptual.layers = "8:r12"
 config.perceptual.weights = "random:0"  # "imagenet" once it is fetched
 config.perceptual.statistics = "train"
 config.stages.final_steps = 100

@@ -16,15 +16,11 @@ images = np.random.default_rng(0).integers(0, 256, (64, 16, 16), np.uint8)
 
 config = dpa_jax.default_config()
 config.data.resolution = 8
-config.model.encoder_channels = config.model.decoder_channels = (16, 16)
-config.perceptual.layers = "8:r12"
 config.perceptual.weights = "random:0"  # "imagenet" once it is fetched
 config.perceptual.statistics = "train"
 config.stages.final_steps = 100
 config.batch_size = 16
 config.data.resolution = 16
-config.model.encoder_channels = config.model.decoder_channels = (16, 16, 16)
-config.perceptual.layers = "8:r12 16:r22"
 config.stages.transition_steps = config.stages.stabilization_steps = 20
 config.model.kind = "mine:plain"
 config.optimizer.name = "mine:amsgrad"

@@ -46,6 +46,7 @@ def quick_config():
     config.model.encoder_channels = (4, 4)
     config.model.decoder_channels = (4, 4)
     config.stages.final_steps = 6
+    config.perceptual.layers = "8:r11"
     config.loss.relative_perceptual = 0.0
     config.loss.l1 = 1.0
     return config

@@ -231,13 +231,33 @@ def test_missing_imagenet_weights(attempt, monkeypatch, folder):
     assert "dpa-jax weights fetch" in last(err) and f"{folder}/cache" in last(err)
 
 
-def test_missing_imagenet_statistics(attempt, monkeypatch, folder):
+def test_missing_weights_and_statistics_are_named_together(
+    attempt, monkeypatch, folder
+):
     monkeypatch.setenv("DPA_JAX_CACHE", str(folder / "cache"))
     code, err = attempt(
         "--config.loss.relative_perceptual=1",
+        "--config.perceptual.weights=imagenet",
         "--config.perceptual.statistics=imagenet",
     )
-    assert code == 1 and "dpa-jax weights" in last(err)
+    assert code == 1 and "dpa-jax weights fetch" in last(err)
+    assert f"{folder}/cache/vgg19_imagenet.safetensors" in last(err)
+    assert f"{folder}/cache/vgg19_imagenet_statistics.npz" in last(err)
+    assert "weights import FILE --stats FILE" in last(err)
+
+
+@pytest.mark.parametrize("statistics", ["imagenet", "stats.npz"])
+def test_missing_statistics_are_named_before_images_are_read(
+    attempt, monkeypatch, folder, statistics
+):
+    monkeypatch.setenv("DPA_JAX_CACHE", str(folder / "cache"))
+    (folder / "a.npz").write_bytes(b"no images")
+    code, err = attempt(
+        "--config.loss.relative_perceptual=1",
+        f"--config.perceptual.statistics={statistics}",
+        train="a.npz",
+    )
+    assert code == 1 and statistics in last(err) and "a.npz" not in last(err)
 
 
 @pytest.mark.parametrize("weights", ["random:x", "nowhere.safetensors", "vgg.bin"])

@@ -161,7 +161,8 @@ def test_other_scores_are_refused():
 @pytest.mark.parametrize("through", ["train", "programs"])
 def test_a_whole_run_is_timed(config_file, tmp_path, through):
     out = tmp_path / "result.json"
-    given = [config_file(**{"stages.initial_resolution": 16}), f"--through={through}"]
+    last = {"stages.initial_resolution": 16, "perceptual.layers": "16:r12"}
+    given = [config_file(**last), f"--through={through}"]
     given += ["--steps-scale=0.5", "--images=16", "--batch=4", f"--out={out}"]
     given += ["--window=1e-9"] if through == "train" else []
     assert end_to_end.main(given) == 0

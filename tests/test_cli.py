@@ -185,8 +185,11 @@ def test_an_interrupt_is_told_without_a_traceback(monkeypatch, verb, resumes):
 
 def test_doctor_tells_what_there_is(monkeypatch, tmp_path):
     monkeypatch.setenv("DPA_JAX_CACHE", str(tmp_path))
+    (tmp_path / "compilations").mkdir()
+    (tmp_path / "compilations" / "program").write_bytes(bytes(3_000_000))
     code, out, err = run_factory.call("doctor")
     assert code == 0 and err == ""
+    assert f"{tmp_path}/compilations (1 files, 3 MB, which may be deleted)" in out
     for part in ("python", "jaxlib", "devices", "memory", "extra torch", str(tmp_path)):
         assert part in out
     assert "VGG19 weights     not in the cache: dpa-jax weights fetch" in out

@@ -1,10 +1,11 @@
 import json
+import os
 
 import ml_collections
 import pytest
 
 from dpa_jax import errors
-from dpa_jax.config import default_config
+from dpa_jax.config import default_config, updated
 from dpa_jax.storage import config_files
 
 
@@ -119,3 +120,23 @@ def test_to_json_does_not_depend_on_the_order_of_fields(config):
     values = json.loads(config_files.to_json(config))
     turned = ml_collections.ConfigDict(dict(reversed(values.items())))
     assert config_files.to_json(turned) == config_files.to_json(config)
+
+
+def test_paths_are_made_absolute_and_what_is_no_path_stays(config):
+    given = {
+        "data.train": "train",
+        "data.test": "tfds:lungs:test",
+        "data.test_normal": "list.csv:test",
+        "data.test_abnormal": "gs://bucket/abnormal",
+        "perceptual.weights": "vgg.npz",
+        "perceptual.statistics": "train",
+    }
+    found = config_files.with_absolute_paths(updated(config, given, ""))
+    assert found.data.train == os.path.abspath("train")
+    assert found.data.test_normal == os.path.abspath("list.csv") + ":test"
+    assert found.perceptual.weights == os.path.abspath("vgg.npz")
+    assert found.data.test == "tfds:lungs:test" and found.data.data_dir == ""
+    assert found.data.test_abnormal == "gs://bucket/abnormal"
+    assert found.perceptual.statistics == "train"
+    named = updated(config, {"perceptual.weights": "random:0"}, "")
+    assert config_files.with_absolute_paths(named).perceptual.weights == "random:0"

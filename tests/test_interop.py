@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from dpa_jax import errors, models, stages, validation
-from dpa_jax.config import default_config, flat, updated
+from dpa_jax.config import completed, default_config, flat, updated
 from dpa_jax.interop import reference_checkpoint, reference_config
 from dpa_jax.storage import config_files
 
@@ -626,7 +626,7 @@ def test_the_published_checkpoint(shared):
     assert (info["stage"], info["resolution"]) == ("stabilization", 64)
     config = updated(default_config(), overrides, "")
     # the default configuration is this very run, but for its seed and its data
-    ours = flat(default_config())
+    ours = flat(completed(default_config()))
     differing = {k for k, v in flat(config).items() if ours[k] != v}
     assert differing <= {"seed", "data.crop", "data.resize"}
     stage = stages.schedule(config)[-1]
@@ -634,7 +634,7 @@ def test_the_published_checkpoint(shared):
 
 
 def test_every_stage_of_the_published_run(shared):
-    config = default_config()
+    config = completed(default_config())
     with np.load(shared / "fixtures" / "stages_nih_subset_pg.npz") as archive:
         for stage in stages.schedule(config):
             for kind in ("param", "grad"):

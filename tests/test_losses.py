@@ -7,7 +7,7 @@ import pytest
 import tiny_factory as tiny
 
 from dpa_jax import losses, stages
-from dpa_jax.config import default_config
+from dpa_jax.config import completed, default_config
 from dpa_jax.losses import Loss, StageLoss
 
 AXES = (1, 2, 3)
@@ -161,7 +161,7 @@ def test_the_smooth_loss_fades_between_resolutions(rng, drawn):
 
 
 def test_stages_take_their_losses_from_the_config():
-    config = default_config()
+    config = completed(default_config())
     config.loss.l1 = 0.5
     plan = {s.name: s for s in stages.schedule(config)}
     growing = StageLoss.from_config(config, plan["32_transition"])

@@ -2,7 +2,6 @@ import io
 import json
 
 import pytest
-import rich.console
 import run_factory
 
 from dpa_jax import console, errors
@@ -77,14 +76,17 @@ def test_unwritable_metrics_name_the_workdir(tmp_path):
         metrics.Writer(tmp_path, 0)
 
 
-def test_stopwatch_counts_images_per_second(monkeypatch):
-    clock = iter([0.0, 1.0, 2.0, 5.0, 6.0])
+def test_stopwatch_counts_images_per_second_of_late(monkeypatch):
+    clock = iter([0.0, 1.0, 2.0, 11.5, 13.0, 50.0, 50.0, 60.0])
     monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(clock))
     watch = metrics.Stopwatch()
     assert watch.add(10) == 10
     assert watch.add(6) == 8
+    assert watch.add(5) == 11 / 10.5  # the first second is more than ten ago
+    assert watch.add(17) == 22 / 11
+    assert watch.add(74) == 2  # the last chunk alone took longer than ten
     watch.start()
-    assert watch.add(5) == 5
+    assert watch.add(5) == 0.5
 
 
 def test_print_line_neither_wraps_nor_reads_markup(capsys):
@@ -122,31 +124,35 @@ def test_counting_can_be_silent(capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_training_prints_stage_alpha_loss_rate_and_time_left(clock, capsys):
-    stage = Stage(16, True, 100, start=100)
-    with progress.TrainingBar(400, 100, visible=True) as bar:
+PLAN = (Stage(8, False, 100), Stage(16, True, 100, 100), Stage(16, False, 200, 200))
+
+
+def test_training_prints_stage_alpha_loss_rate_and_time(clock, capsys):
+    _, transition, last = PLAN
+    with progress.TrainingBar(PLAN, 100, visible=True) as bar:
         clock[0] = 5.0
-        bar.update(stage, 110, 0.1, 0.5, 1000.0)  # too early for a line
+        bar.update(transition, 110, 0.1, None, 1000.0, 1.0)  # too early for a line
         clock[0] = 20.0
-        bar.update(stage, 140, 0.4, 0.25, 1000.0)
-        bar.print_line("16_transition: ready")
-        clock[0] = 21.0
-        bar.update(stage, 200, 1.0, 0.125, 1234.5)  # the end of a stage
-        bar.update(Stage(16, False, 200, 200), 400, 1.0, 0.1, 1.0)
+        bar.update(transition, 140, 0.4, None, 1000.0, 130.0)
+        bar.print_line("ready")
+        clock[0] = 4021.0
+        bar.update(transition, 200, 1.0, 0.125, 1234.5, 42.4)  # the end of a stage
+        bar.update(last, 400, 1.0, 0.1, 1.0, 0.0)
     assert capsys.readouterr().err.splitlines() == [
-        "16 px transition: step 140/400, alpha 0.40, loss 0.2500, 1,000 images/s, "
-        "0:02:10 left",
-        "16_transition: ready",
-        "16 px transition: step 200/400, alpha 1.00, loss 0.1250, 1,234 images/s, "
-        "0:00:42 left",
-        "16 px stabilization: step 400/400, loss 0.1000, 1 images/s, 0:00:00 left",
+        "stage 2 of 3, 16 px transition: step 140/400, alpha 0.40, 1,000 images/s, "
+        "0:00:20 elapsed, 0:02:10 left",
+        "ready",
+        "stage 2 of 3, 16 px transition: step 200/400, alpha 1.00, mean loss 0.1250, "
+        "1,234 images/s, 1:07:01 elapsed, 0:00:42 left",
+        "stage 3 of 3, 16 px stabilization: step 400/400, mean loss 0.1000, "
+        "1 images/s, 1:07:01 elapsed, 0:00:00 left",
     ]
 
 
 def test_training_can_be_silent(capsys):
-    with progress.TrainingBar(400, 0, visible=False) as bar:
+    with progress.TrainingBar(PLAN, 0, visible=False) as bar:
         bar.print_line("ready")
-        bar.update(Stage(8, False, 400), 400, 1.0, 0.5, 1.0)
+        bar.update(PLAN[-1], 400, 1.0, 0.5, 1.0, 0.0)
     assert capsys.readouterr().err == ""
 
 
@@ -157,7 +163,7 @@ def test_training_can_be_silent(capsys):
 def screen(monkeypatch):
     """A terminal of 80 columns; returns what was drawn on it."""
     drawn = io.StringIO()
-    terminal = rich.console.Console(
+    terminal = console.Console(
         file=drawn, force_terminal=True, width=80, highlight=False, color_system=None
     )
     monkeypatch.setattr(console, "console", lambda: terminal)
@@ -166,16 +172,23 @@ def screen(monkeypatch):
 
 
 def test_bar_shows_all_on_a_terminal_of_80_columns(screen):
-    with progress.TrainingBar(1000, 0, visible=True) as bar:
-        bar.describe("compiling 16_transition")
-        bar.print_line("16_transition: [ready]")
-        bar.update(Stage(16, True, 400, 100), 300, 0.5, 0.2345, 1234.0)
+    with progress.TrainingBar(PLAN, 0, visible=True) as bar:
+        bar.describe("compiling")
+        bar.print_line("[ready]")
+        bar.update(PLAN[1], 120, 0.2, 0.2345, 1234.0, 3600.0)
     drawn = screen.getvalue()
-    assert "16_transition: [ready]" in drawn
+    assert "[ready]" in drawn
     last = [line for line in drawn.splitlines() if "%" in line][-1]
-    for part in ("16 px transition", "30%", "alpha 0.50", "loss 0.2345", "1,234 img/s"):
+    for part in ("stage 2 of 3", "30%", "mean loss 0.2345", "1,234 img/s"):
         assert part in last
-    assert "left" in last and "…" not in last
+    assert "0:00:00 elapsed, 1:00:00 left" in last and "…" not in last
+
+
+def test_a_bar_never_hides_the_cursor(screen):
+    """So that it need not be restored, whatever ends the process."""
+    with progress.TrainingBar(PLAN, 0, visible=True) as bar:
+        bar.update(PLAN[0], 50, 1.0, None, 1.0, 1.0)
+    assert "%" in screen.getvalue() and "\x1b[?25l" not in screen.getvalue()
 
 
 def test_counting_shows_a_bar_on_a_terminal(screen):

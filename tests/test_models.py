@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dpa_jax import models, stages, state
-from dpa_jax.config import default_config
+from dpa_jax.config import completed, default_config
 from dpa_jax.models import Architecture
 from dpa_jax.ops import convolution
 from dpa_jax.ops.compute import Compute
@@ -46,7 +46,7 @@ reconstruct = jax.jit(
 
 
 def test_nih_subset_has_its_published_size():
-    config = default_config()
+    config = completed(default_config())
     a, last = Architecture.from_config(config), stages.schedule(config)[-1]
     assert count(a, last) == 92_049
 

@@ -69,7 +69,7 @@ def contents(folder):
     }
 
 
-SMALL = {"train": 4, "normal": 2, "abnormal": 3, "size": 32}
+SMALL = {"train": 4, "normal": 2, "abnormal": 3, "calibration": 2, "size": 32}
 
 
 def test_files(tmp_path):
@@ -79,6 +79,7 @@ def test_files(tmp_path):
         *(f"train/normal/{i:05d}.png" for i in range(4)),
         *(f"test/normal/{i:05d}.png" for i in range(2)),
         *(f"test/abnormal/{i:05d}.png" for i in range(3)),
+        *(f"calibration/normal/{i:05d}.png" for i in range(2)),
         "phantoms.json",
     }
     with Image.open(folder / "train" / "normal" / "00000.png") as image:
@@ -89,7 +90,7 @@ def test_files(tmp_path):
 def test_into_the_working_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     phantoms.make_phantoms(".", **SMALL)
-    assert len(contents(tmp_path)) == 10
+    assert len(contents(tmp_path)) == 12
     phantoms.make_phantoms(".", **SMALL)
 
 
@@ -109,10 +110,10 @@ def test_a_split_does_not_depend_on_another(tmp_path):
 
 
 def test_no_image_twice(tmp_path):
-    counts = {"train": 3, "normal": 3, "abnormal": 3}
+    counts = {"train": 3, "normal": 3, "abnormal": 3, "calibration": 3}
     folder = phantoms.make_phantoms(tmp_path / "phantoms", **counts, size=32)
     images = [v for k, v in contents(folder).items() if k.endswith("png")]
-    assert len(set(images)) == 9
+    assert len(set(images)) == 12
 
 
 def test_reuses_what_it_made(tmp_path):

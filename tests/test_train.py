@@ -176,11 +176,11 @@ def test_images_beyond_memory_are_mapped_and_streamed_and_give_the_same_run(
     small = dataclasses.replace(Platform.here(), host_memory=1000)
     mapped = dpa_jax.train(quick, tmp_path / "mapped", platform=small)
     shown = capsys.readouterr().err
-    assert "images resident" in shown and "may be deleted" in shown
+    assert "images kept on the device" in shown and "may be deleted" in shown
     run_factory.assert_same_run(mapped, usual)
     quick.data.residency = "stream"
     streamed = dpa_jax.train(quick, tmp_path / "streamed", platform=small)
-    assert "images streamed" in capsys.readouterr().err
+    assert "images sent to the device" in capsys.readouterr().err
     run_factory.assert_same_run(streamed, usual)
 
 
@@ -312,9 +312,15 @@ def test_progress_without_a_terminal_is_plain_lines(quick, tmp_path):
     assert (code, out) == (0, "")
     lines = err.splitlines()
     assert lines[0].startswith("reading images: 24/24 images, ")
-    assert lines[1].startswith("8_stabilization: 4 steps, 4 a chunk, float32, images")
-    assert lines[2].startswith("8 px stabilization: step 4/4, loss 0.")
-    assert lines[2].endswith(" images/s, 0:00:00 left")
+    assert lines[1].startswith(
+        "stage 1 of 1, 8 px stabilization: 4 steps, 4 at a time, float32, "
+        "images kept on the device; ready in "
+    )
+    (row,) = run_factory.rows(tmp_path / "run[1]")  # its loss is what is shown
+    assert lines[2].startswith(
+        f"stage 1 of 1, 8 px stabilization: step 4/4, mean loss {row['loss']:.4f}, "
+    )
+    assert lines[2].endswith(" elapsed, 0:00:00 left")
     assert lines[3:] == [
         f"{tmp_path}/run[1] is finished: 4 steps.",
         f"Next: dpa-jax evaluate --workdir={tmp_path}/run[1]",

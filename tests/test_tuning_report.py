@@ -1,4 +1,5 @@
 import csv
+import os
 import sys
 
 import pytest
@@ -36,7 +37,9 @@ def written(tmp_path_factory):
     known = study_factory.finished(folder, found, KNOWN, [*outcomes(), "it diverged"])
     before = "matplotlib.pyplot" in sys.modules and sys.modules["matplotlib.pyplot"]
     assert not before or not before.get_fignums()
-    return folder, report.write(known, folder, run_factory.quick_config(), found)
+    config = run_factory.quick_config()
+    config.data.train = "images/normal"
+    return folder, report.write(known, folder, config, found)
 
 
 def test_ranking_csv_has_the_complete_trials_the_best_first(written):
@@ -59,6 +62,7 @@ def test_best_json_is_the_best_trial_s_with_the_folds_mean_steps(written):
     expected = run_factory.quick_config()
     expected.optimizer.learning_rate, expected.model.latent_channels = 0.02, 2
     expected.stages.final_steps = 6  # the mean of 4 and 7 is 5.5
+    expected.data.train = os.path.abspath("images/normal")  # whatever folder it is in
     assert config_files.to_json(best) == config_files.to_json(expected)
 
 

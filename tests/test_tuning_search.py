@@ -149,9 +149,19 @@ def test_file_that_cannot_be_read_is_refused(tmp_path, config, source, message):
         load(tmp_path / "own.py", config)
 
 
+@pytest.mark.parametrize("resolution, layers", [(8, "8:r11"), (16, "8:r12 16:r12")])
+def test_the_search_for_own_images_fits_other_resolutions(resolution, layers):
+    config = config_files.load(str(CONFIGS / "folder.py"))
+    config.data.resolution = resolution
+    config = validation.validate(config)
+    found = load(CONFIGS / "search" / "folder.py", config)
+    values = {"learning_rate": 1e-3, "width": 8, "layer": found.grid["layer"][0]}
+    assert found.config(config, values).perceptual.layers == layers
+
+
 @pytest.mark.parametrize("name, location", SEARCHES)
 def test_searches_of_the_package_lead_to_configs_that_work(name, location):
-    config = config_files.load(str(CONFIGS / location))
+    config = validation.validate(config_files.load(str(CONFIGS / location)))
     found = load(CONFIGS / "search" / f"{name}.py", config)
     found.options.anomalies.source = "somewhere"
     found.check(config)

@@ -46,6 +46,14 @@ def changed(config, **values):
         ({"data__size": 100}, "data.size is 100.*random_crop"),
         ({"data__size": 32, "data__random_crop": True}, "32 is below data.resolution"),
         ({"perceptual__layers": "8:r12"}, "names no layer for 16 pixels"),
+        (
+            {"perceptual__layers": "4:r11 8:r12 16:r22 32:r32 64:r42 128:r52"},
+            "layers: no stage uses 4:r11 128:r52; the stages have 8, 16, 32, 64 pixels",
+        ),
+        (
+            {"perceptual__backbone": "resnet50", "perceptual__statistics": "train"},
+            "perceptual.layers is auto, which resnet50 has none for; name .* 64:LAYER",
+        ),
         ({"perceptual__layers": "64"}, "cannot read '64'"),
         ({"perceptual__layers": "8:r12 8:r12"}, "cannot read '8:r12'"),
         (
@@ -96,3 +104,43 @@ def test_a_field_that_is_missing_is_named(config):
 )
 def test_what_can_work_is_accepted(config, values):
     validation.validate(changed(config, **values))
+
+
+@pytest.mark.parametrize(
+    "first, last, channels, layers",
+    [
+        (8, 64, (16, 16, 16, 16, 16), "8:r12 16:r22 32:r32 64:r42"),
+        (8, 16, (16, 16, 16), "8:r12 16:r22"),
+        (8, 8, (16, 16), "8:r12"),
+        (64, 64, (16, 16, 16, 16, 16), "64:r42"),
+        (64, 256, (16,) * 7, "64:r42 128:r52 256:r52"),
+    ],
+)
+def test_channels_and_layers_follow_from_the_resolution(
+    config, first, last, channels, layers
+):
+    config.stages.initial_resolution, config.data.resolution = first, last
+    found = validation.validate(config)
+    assert found.model.encoder_channels == channels
+    assert found.model.decoder_channels == channels
+    assert found.perceptual.layers == layers
+    # what was given stays as it is, and what is complete is not changed
+    assert config.perceptual.layers == "auto"
+    assert validation.validate(found).to_dict() == found.to_dict()
+
+
+def test_what_is_set_does_not_follow_from_the_resolution(config):
+    config.data.resolution = 16
+    config.model.encoder_channels = (8,)  # at each resolution
+    config.model.decoder_channels = (4, 8, 16)
+    config.perceptual.layers = "8:r11 16:r12"
+    found = validation.validate(config)
+    assert found.model.encoder_channels == (8, 8, 8)
+    assert found.model.decoder_channels == (4, 8, 16)
+    assert found.perceptual.layers == "8:r11 16:r12"
+
+
+def test_layers_of_a_loss_that_uses_none_may_be_anything(config):
+    config.loss.relative_perceptual, config.loss.l1 = 0.0, 1.0
+    config.perceptual.layers = "512:r12"
+    assert validation.validate(config).perceptual.layers == "512:r12"

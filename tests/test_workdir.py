@@ -50,6 +50,18 @@ def test_another_config_is_refused_by_the_fields_that_differ(tmp_path, config):
     assert workdir.read_config(tmp_path).batch_size == 8
 
 
+def test_a_run_with_layers_of_no_stage_goes_on_without_them(tmp_path, config):
+    config.perceptual.layers = "8:r11 16:r12"  # of 8 pixels alone
+    workdir.claim(tmp_path, config)
+    trained(tmp_path)
+    config.perceptual.layers = "8:r11"
+    workdir.claim(tmp_path, config)
+    assert workdir.read_config(tmp_path).perceptual.layers == "8:r11"
+    config.perceptual.layers = "8:r12"
+    with pytest.raises(errors.UsageError, match="layers was '8:r11', is '8:r12'"):
+        workdir.claim(tmp_path, config)
+
+
 def test_a_log_alone_makes_a_run(tmp_path, config):
     workdir.claim(tmp_path, config)
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')

@@ -1,4 +1,4 @@
-r"""A small search for one's own images, at 64 or 32 pixels.
+r"""A small search for one's own images.
 
     dpa-jax tune --config=configs/folder.py --search=configs/search/folder.py \
         --workdir=study --config.data.train=train/normal \
@@ -14,17 +14,20 @@ steps, batch 32, it took 17 minutes: `--config.stages.transition_steps=50
 --search.early_stopping.every=50`.
 """
 
+# of the last stage, by its resolution: the usual layer of half of it, and its own
+LAYERS = {8: ("r11", "r12"), 16: ("r12", "r22"), 32: ("r22", "r32"), 64: ("r32", "r42")}
+
 
 def get_options(config):
     """Returns how the search is run, and the values of a grid."""
-    small = config.data.resolution == 32
+    small = config.data.resolution <= 32
     return {
         "trials": 8,
         "folds": 2 if small else 3,
         "early_stopping": {"every": 200 if small else 500},
         "grid": {
             "width": (8, 16, 32),
-            "layer": ("r22", "r32") if small else ("r32", "r42"),
+            "layer": _layers(config),
             "learning_rate": (2e-4, 9e-4, 4e-3),
         },
     }
@@ -37,11 +40,12 @@ def suggest(trial, config):
     )
     width = trial.suggest_categorical("width", (8, 16, 32))
     config.model.latent_channels = width
-    for name in ("encoder_channels", "decoder_channels"):
-        config.model[name] = (width,) * len(config.model[name])
-    small = config.data.resolution == 32
-    layers = "8:r12 16:r22 32:{}" if small else "8:r12 16:r22 32:r32 64:{}"
-    layer = trial.suggest_categorical(
-        "layer", ("r22", "r32") if small else ("r32", "r42")
-    )
-    config.perceptual.layers = layers.format(layer)
+    config.model.encoder_channels = config.model.decoder_channels = (width,)
+    layer = trial.suggest_categorical("layer", _layers(config))
+    *before, _ = config.perceptual.layers.split()
+    layers = [*before, f"{config.data.resolution}:{layer}"]
+    config.perceptual.layers = " ".join(layers)
+
+
+def _layers(config):
+    return LAYERS.get(config.data.resolution, ("r42", "r52"))

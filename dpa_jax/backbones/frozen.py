@@ -15,7 +15,7 @@ from dpa_jax.data.image_set import ImageSet
 from dpa_jax.ops.compute import Compute
 from dpa_jax.stages import Stage
 from dpa_jax.storage import json_files, workdir
-from dpa_jax.weights import formats, statistics_files
+from dpa_jax.weights import files, formats, statistics_files
 
 STATISTICS = "statistics.npz"
 FINGERPRINT = "weights.json"
@@ -59,6 +59,23 @@ def load_weights(
             names = [name for name, _ in terms]
             backbone.feature_shapes(weights, names, resolution)
     return weights
+
+
+def check_present(
+    config: ml_collections.ConfigDict, layers: Collection[str], folder: pathlib.Path
+) -> None:
+    """Checks that there are files of what a run needs, before anything takes time.
+
+    Raises:
+      DpaError: its weights, its statistics or both are not there; all are named.
+    """
+    given, known = config.perceptual, (folder / STATISTICS).exists()
+    if not layers or given.statistics == "train" or known:
+        return
+    if given.weights == given.statistics == "imagenet":  # of vgg19, see validation
+        weights, statistics = files.cached("vgg19"), files.cached_statistics()
+        files.from_cache({"weights": weights, "statistics": statistics})
+    statistics_files.find(given.statistics)
 
 
 def load_or_compute_statistics(

@@ -23,7 +23,8 @@ def demo(folder: str | os.PathLike) -> dict:
     compilation_cache.enable(training=True)
     folder = pathlib.Path(folder)
     console.print_line(
-        "Drawing phantom chest radiographs: 600 normal to train on, 200 to test."
+        "Drawing phantom chest radiographs: 600 normal to train on, 200 to test, "
+        "100 normal to calibrate decisions with."
     )
     images = phantoms.make_phantoms(folder / "images")
     config = config_files.load("configs/demo.py")

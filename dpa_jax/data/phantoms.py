@@ -11,7 +11,7 @@ from PIL import Image
 from dpa_jax import errors
 
 MANIFEST = "phantoms.json"
-_VERSION = 1  # of the drawing: a folder drawn by another one is not reused
+_VERSION = 2  # of the drawing: a folder drawn by another one is not reused
 _BATCH = 128  # drawn at once; bounds the memory of the intermediate images
 
 
@@ -21,19 +21,21 @@ def make_phantoms(
     train: int = 600,
     normal: int = 100,
     abnormal: int = 100,
+    calibration: int = 100,
     size: int = 64,
     seed: int = 0,
 ) -> pathlib.Path:
     """Writes phantoms as 8-bit grey PNG files, or finds them written already.
 
-    The files go to `train/normal`, `test/normal` and `test/abnormal`, all of them or,
-    if this is interrupted, none.
+    The files go to `train/normal`, `test/normal`, `test/abnormal` and
+    `calibration/normal`, all of them or, if this is interrupted, none.
 
     Args:
       folder: made if absent; must be empty or hold these very phantoms.
       train: how many normal phantoms to train on.
       normal: how many normal phantoms to test on.
       abnormal: how many abnormal phantoms to test on.
+      calibration: how many normal phantoms to calibrate a run's decisions with.
       size: height and width in pixels, at least 16.
       seed: the same seed gives the same files; a split does not depend on the size of
         another.
@@ -46,7 +48,12 @@ def make_phantoms(
       DpaError: the folder holds something else, or cannot be written.
     """
     folder = pathlib.Path(folder)
-    splits = {"train/normal": train, "test/normal": normal, "test/abnormal": abnormal}
+    splits = {
+        "train/normal": train,
+        "test/normal": normal,
+        "test/abnormal": abnormal,
+        "calibration/normal": calibration,
+    }
     if min(splits.values()) < 1 or size < 16 or seed < 0:
         raise errors.UsageError(
             "phantoms need a count of at least 1 in each split, a size of at least 16 "
@@ -66,7 +73,7 @@ def make_phantoms(
             drawn = pathlib.Path(scratch, "phantoms")
             _write(drawn, made)
             if folder.exists():  # and is empty; it may be linked to or worked in
-                for name in ("train", "test", MANIFEST):
+                for name in ("train", "test", "calibration", MANIFEST):
                     os.replace(drawn / name, folder / name)
             else:
                 os.replace(drawn, folder)

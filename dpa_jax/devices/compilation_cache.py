@@ -27,6 +27,12 @@ def reason_against(backend: str) -> str:
     )
 
 
+def size() -> tuple[int, int]:
+    """Returns how many files the folder holds, and their bytes."""
+    found = [path.stat().st_size for path in folder().glob("*") if path.is_file()]
+    return len(found), sum(found)
+
+
 def enable(training: bool = False) -> None:
     """Makes later runs of the same program start without compiling again.
 

@@ -38,7 +38,7 @@ def import_checkpoint(
     config = updated(default_config(), overrides, str(path))
     config.perceptual.weights = weights
     config.perceptual.statistics = statistics
-    validation.validate(config)
+    config = validation.validate(config)
     plan = stages.schedule(config)
     last = plan[-1]
     found = f"{info['resolution']}_{info['stage']}"

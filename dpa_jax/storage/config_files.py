@@ -5,15 +5,28 @@ import inspect
 import json
 import os
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
 
 from dpa_jax import errors
-from dpa_jax.config import default_config, flattened, updated
+from dpa_jax.config import default_config, flat, flattened, updated
 from dpa_jax.storage import json_files
 from dpa_jax.weights import formats
+
+# the fields that may hold a path, each with the words that are none
+_PATHS = {
+    "data.train": (),
+    "data.test": (),
+    "data.test_normal": (),
+    "data.test_abnormal": (),
+    "data.data_dir": (),
+    "perceptual.weights": ("imagenet",),
+    "perceptual.statistics": ("imagenet", "train"),
+}
+_SCHEME = re.compile(r"(random|tfds):|[A-Za-z0-9+.-]+://")
 
 
 def load(location: str) -> ml_collections.ConfigDict:
@@ -106,6 +119,21 @@ def from_values(values: Mapping[str, Any], source: str) -> ml_collections.Config
 def to_json(config: ml_collections.ConfigDict) -> str:
     """Returns the configuration as indented JSON, in a fixed order."""
     return json.dumps(config.to_dict(), indent=2) + "\n"
+
+
+def with_absolute_paths(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Returns a copy whose paths mean the same from any working folder.
+
+    What is no path of this machine stays as it is: `tfds:` and URLs, `imagenet`,
+    `random:SEED`, `train`.
+    """
+    values = flat(config)
+    paths = {
+        name: os.path.abspath(os.path.expanduser(values[name]))
+        for name, words in _PATHS.items()
+        if values[name] not in ("", *words) and not _SCHEME.match(values[name])
+    }
+    return updated(config, paths, "absolute paths")
 
 
 def save(config: ml_collections.ConfigDict, path: str | os.PathLike) -> None:

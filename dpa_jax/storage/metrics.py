@@ -1,5 +1,6 @@
 """What a run writes while it trains: JSON lines and TensorBoard's event files."""
 
+import collections
 import contextlib
 import json
 import os
@@ -111,17 +112,24 @@ class Writer:
             ) from error
 
 
+_RECENT = 10.0  # seconds
+
+
 class Stopwatch:
-    """Measures how fast images go by, on average since it was last started."""
+    """Measures how fast images go by: over ten seconds, or what was last added."""
 
     def __init__(self):
         self.start()
 
     def start(self) -> None:
         """Starts the clock, no image counted yet."""
-        self._begun, self._images = time.perf_counter(), 0
+        self._counts = collections.deque([(time.perf_counter(), 0)])
 
     def add(self, images: int) -> float:
         """Counts images as done and returns how many were per second."""
-        self._images += images
-        return self._images / max(time.perf_counter() - self._begun, 1e-9)
+        now, total = time.perf_counter(), self._counts[-1][1] + images
+        self._counts.append((now, total))
+        while len(self._counts) > 2 and now - self._counts[1][0] >= _RECENT:
+            self._counts.popleft()
+        begun, before = self._counts[0]
+        return (total - before) / max(now - begun, 1e-9)

@@ -17,7 +17,7 @@ import ml_collections
 import numpy as np
 
 from dpa_jax import console, errors, extensions
-from dpa_jax.config import flat
+from dpa_jax.config import AUTO, flat, resolutions, updated
 from dpa_jax.data.image_set import ImageSet
 from dpa_jax.devices.platform import Platform
 from dpa_jax.storage import config_files, json_files
@@ -148,8 +148,8 @@ def _begun(workdir: pathlib.Path) -> bool:
 
 
 def _check_same(path: pathlib.Path, config: ml_collections.ConfigDict) -> None:
-    before = flat(read_config(path.parent))
-    now = flat(config)
+    before = flat(_without_unused_layers(read_config(path.parent)))
+    now = flat(_without_unused_layers(config))
     different = [
         f"{name} was {before.get(name)!r}, is {now[name]!r}"
         for name in now
@@ -166,6 +166,17 @@ def _check_same(path: pathlib.Path, config: ml_collections.ConfigDict) -> None:
             f"{path.parent} belongs to a run of another configuration: "
             f"{'; '.join(different)}. Give another --workdir, or the same values"
         )
+
+
+def _without_unused_layers(config: ml_collections.ConfigDict):
+    """Returns the configuration without layers at resolutions that no stage has.
+
+    They were once allowed, and a run that has them goes on without.
+    """
+    stages = {*map(str, resolutions(config)), AUTO}
+    layers = config.perceptual.layers.split()
+    used = [entry for entry in layers if entry.partition(":")[0] in stages]
+    return updated(config, {"perceptual.layers": " ".join(used)}, "config.json")
 
 
 def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:

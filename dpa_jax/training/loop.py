@@ -15,7 +15,7 @@ from dpa_jax.devices.platform import Platform
 from dpa_jax.scoring.scorer import Scorer
 from dpa_jax.stages import Stage
 from dpa_jax.storage import metrics
-from dpa_jax.training import autotune, programs, progress, samples
+from dpa_jax.training import autotune, forecast, programs, progress, samples
 from dpa_jax.training.chunks import Chunk
 from dpa_jax.training.compiled import Programs
 from dpa_jax.training.run import Run, newest_common
@@ -66,7 +66,7 @@ def train(
             run.parameters = kept["parameters"][str(number)]
         _follow(runs, group.decide(lambda: _active(runs)))
 
-        bar = stack.enter_context(progress.TrainingBar(last.end, done, visible))
+        bar = stack.enter_context(progress.TrainingBar(plan, done, visible))
         stack.enter_context(interruption.deferred(group))
         images, frozen = setup.resident_images(), setup.resident_frozen()
 
@@ -79,7 +79,8 @@ def train(
                 raise _interrupted(done, signal)
 
         scorer = None
-        log = _Log(runs, config.batch_size, bar)
+        ahead = forecast.Forecast(plan, platform.backend)
+        log = _Log(runs, config.batch_size, ahead, bar)
 
         for stage in left:
             if not any(_active(runs)):
@@ -93,15 +94,16 @@ def train(
             train_state = parallel.replicate(train_state, platform)
 
             # --- compile ---
-            bar.describe(f"compiling {stage.name}")
+            bar.describe("compiling")
             program = setup.compiled(stage)
             data: dict[str, Any] = {"images": images}
             if setup.caches_targets(stage):
-                bar.describe(f"targets of {stage.name}")
+                bar.describe("features")
                 data["targets"] = setup.targets(program, frozen, images)
             seconds = time.perf_counter() - begun
-            bar.print_line(_description(program, setup, data, seconds))
-            log.start(stage)
+            what = _description(program, setup, data)
+            bar.print_line(f"{bar.name(stage)}: {what}; ready in {seconds:.1f} s")
+            log.start(stage, seconds)
 
             for chunk, block, rows in setup.feed(stage, done, data, program.steps):
                 # --- run a chunk of steps: the devices go on by themselves ---
@@ -260,21 +262,21 @@ def _draw(
 
 
 def _description(
-    program: programs.Program, setup: Setup, data: Mapping[str, Any], seconds: float
+    program: programs.Program, setup: Setup, data: Mapping[str, Any]
 ) -> str:
-    stage, spec = program.spec.stage, program.spec
+    spec = program.spec
     parts = [
-        f"{stage.name}: {stage.steps:,} steps, {program.steps:,} a chunk",
+        f"{spec.stage.steps:,} steps, {program.steps:,} at a time",
         spec.compute.precision,
-        f"images {'streamed' if setup.is_streamed else 'resident'}",
+        f"images {'sent to' if setup.is_streamed else 'kept on'} the device",
     ]
     if "targets" in data:
-        parts.append("targets cached")
+        parts.append("their features computed beforehand")
     if spec.batch_parts > 1:
-        parts.append(f"a batch in {spec.batch_parts} parts")
+        parts.append(f"each batch in {spec.batch_parts} parts")
     if spec.members > 1:
         parts.append(f"{spec.members} runs at once")
-    return f"{', '.join(parts)}; ready in {seconds:.1f} s"
+    return ", ".join(parts)
 
 
 def _interrupted(step: int, number: int) -> errors.Interrupted:
@@ -285,15 +287,22 @@ def _interrupted(step: int, number: int) -> errors.Interrupted:
 class _Log:
     """Writes the scalars of chunks a chunk late, while the devices do the next."""
 
-    def __init__(self, runs: Sequence[Run], batch: int, bar: progress.TrainingBar):
-        self._runs, self._batch, self._bar = runs, batch, bar
+    def __init__(
+        self,
+        runs: Sequence[Run],
+        batch: int,
+        ahead: forecast.Forecast,
+        bar: progress.TrainingBar,
+    ):
+        self._runs, self._batch, self._forecast, self._bar = runs, batch, ahead, bar
         self._watch = metrics.Stopwatch()
         self._waiting: list[tuple[Chunk, Any]] = []
 
-    def start(self, stage: Stage) -> None:
-        """Starts a stage, and the clock."""
+    def start(self, stage: Stage, seconds: float) -> None:
+        """Starts a stage that took `seconds` to prepare, and the clock."""
         self._stage = stage
-        self._bar.describe(stage.name.replace("_", " px "))
+        self._forecast.start(seconds)
+        self._bar.describe(self._bar.name(stage).partition(",")[0])
         self._watch.start()
 
     def add(self, chunk: Chunk, scalars: Any) -> None:
@@ -315,8 +324,10 @@ class _Log:
             if run.is_active:
                 own = {name: values[:, number] for name, values in found.items()}
                 run.log(self._stage, chunk.first, own, rate)
-        active = _active(self._runs)
-        if any(active):
-            loss = float(found["loss"][-1, active].mean())
+        if any(_active(self._runs)):
+            means = [run.mean_loss for run in self._runs if run.is_active]
+            known = [mean for mean in means if mean is not None]
+            loss = float(np.mean(known)) if known else None
             alpha = float(self._stage.alpha(chunk.end - 1 - self._stage.start))
-            self._bar.update(self._stage, chunk.end, alpha, loss, rate)
+            left = self._forecast.remaining(self._stage, chunk.end, self._batch / rate)
+            self._bar.update(self._stage, chunk.end, alpha, loss, rate, left)

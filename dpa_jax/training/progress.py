@@ -1,32 +1,37 @@
 """How far a run has come, shown while it trains."""
 
-import datetime
 import time
+from collections.abc import Sequence
 
 from dpa_jax import console
 from dpa_jax.stages import Stage
 
 
 class TrainingBar:
-    """Shows the stage, its resolution, alpha, loss, images per second and time left.
+    """Shows the stage, the mean loss, images per second, time elapsed and time left.
 
     A bar on a terminal; elsewhere a line every ten seconds and at the end of a stage.
+
+    Args:
+      plan: the stages.
+      done: steps of the whole run that were taken before.
+      visible: whether anything is shown.
     """
 
-    def __init__(self, total: int, done: int, visible: bool):
-        self._total, self._first, self._visible = total, done, visible
+    def __init__(self, plan: Sequence[Stage], done: int, visible: bool):
+        self._plan, self._visible = plan, visible
         self._begun, self._lines = time.monotonic(), console.Lines()
         on = console.console()
         self._bar = None
         if visible and on.is_interactive:
             self._bar = console.bar(
                 on,
-                "{task.fields[alpha]}",
-                "loss {task.fields[loss]}",
+                "mean loss {task.fields[loss]}",
                 "{task.fields[rate]} img/s",
+                "{task.fields[time]}",
             )
             self._task = self._bar.add_task(
-                "compiling", total=total, completed=done, alpha="", loss="-", rate="-"
+                "", total=plan[-1].end, completed=done, loss="-", rate="-", time=""
             )
 
     def __enter__(self) -> "TrainingBar":
@@ -39,6 +44,11 @@ class TrainingBar:
         """Stops drawing and leaves the last state."""
         if self._bar is not None:
             self._bar.stop()
+
+    def name(self, stage: Stage) -> str:
+        """Returns such as `stage 2 of 5, 16 px transition`."""
+        number = f"stage {self._plan.index(stage) + 1} of {len(self._plan)}"
+        return f"{number}, {stage.name.replace('_', ' px ')}"
 
     def describe(self, text: str) -> None:
         """Shows what is going on."""
@@ -53,28 +63,41 @@ class TrainingBar:
             console.print_line(text)
 
     def update(
-        self, stage: Stage, done: int, alpha: float, loss: float, rate: float
+        self,
+        stage: Stage,
+        done: int,
+        alpha: float,
+        loss: float | None,
+        rate: float,
+        left: float,
     ) -> None:
-        """Shows what was reached: `done` steps of the whole run."""
-        name = stage.name.replace("_", " px ")
-        share = f"alpha {alpha:.2f}" if stage.transition else ""
+        """Shows what was reached.
+
+        Args:
+          stage: that trains.
+          done: steps of the whole run that were taken.
+          alpha: share of the new blocks, from 0 to 1.
+          loss: mean of the last row of metrics; None before the first.
+          rate: images per second, of late.
+          left: seconds, of the whole run.
+        """
+        elapsed = time.monotonic() - self._begun
+        spent = f"{console.clock(elapsed)} elapsed, {console.clock(left)} left"
         if self._bar is not None:
             self._bar.update(
                 self._task,
-                description=name,
+                description=self.name(stage).partition(",")[0],
                 completed=done,
-                alpha=share,
-                loss=f"{loss:.4f}",
+                loss="-" if loss is None else f"{loss:.4f}",
                 rate=f"{rate:,.0f}",
+                time=spent,
             )
         elif self._visible:
-            each = (time.monotonic() - self._begun) / (done - self._first)
-            left = datetime.timedelta(seconds=round(each * (self._total - done)))
             parts = (
-                f"{name}: step {done:,}/{self._total:,}",
-                share,
-                f"loss {loss:.4f}",
+                f"{self.name(stage)}: step {done:,}/{self._plan[-1].end:,}",
+                f"alpha {alpha:.2f}" if stage.transition else "",
+                "" if loss is None else f"mean loss {loss:.4f}",
                 f"{rate:,.0f} images/s",
-                f"{left} left",
+                spent,
             )
             self._lines.print(", ".join(filter(None, parts)), done == stage.end)

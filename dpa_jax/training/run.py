@@ -29,6 +29,7 @@ class Run:
       config: validated.
       folder: the workdir.
       parameters: all blocks as they were last taken over, on the host.
+      mean_loss: of the last row of metrics; None before the first of this session.
       evaluations: of the held-out images.
       is_active: whether it still trains.
       failure: why it was given up, if it failed.
@@ -38,6 +39,7 @@ class Run:
     config: ml_collections.ConfigDict
     folder: pathlib.Path
     parameters: Any = None
+    mean_loss: float | None = None
     evaluations: list[early_stopping.Evaluation] = dataclasses.field(
         default_factory=list
     )
@@ -120,15 +122,11 @@ class Run:
             number = first + offset + 1
             if number % self.config.log_every and number != stage.end:
                 continue
-            self._write(
-                stage,
-                number,
-                {
-                    "alpha": float(stage.alpha(number - 1 - stage.start)),
-                    **{name: sum / self._summed for name, sum in self._sums.items()},
-                    "images_per_second": rate,
-                },
-            )
+            means = {name: sum / self._summed for name, sum in self._sums.items()}
+            self.mean_loss = means["loss"]
+            alpha = float(stage.alpha(number - 1 - stage.start))
+            row = {"alpha": alpha, **means, "images_per_second": rate}
+            self._write(stage, number, row)
             self._sums, self._summed = {}, 0
 
     def evaluate(self, stage: Stage, end: int, loss: float) -> None:

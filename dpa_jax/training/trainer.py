@@ -167,9 +167,10 @@ def _train(
     parent: tuple[pathlib.Path, ml_collections.ConfigDict] | None = None,
 ) -> _Trained:
     """Prepares workdirs, images, weights and statistics, and trains."""
+    configs = [validation.validate(one) for one in configs]
+    if parent is not None:
+        parent = (parent[0], validation.validate(parent[1]))
     config, group = configs[0], platform.group
-    for one in configs:
-        validation.validate(one)
     population.check_alike(configs)
     population.check_same_everywhere(configs, platform)
     parallel.check_batch(config.batch_size, len(platform.devices))
@@ -199,7 +200,12 @@ def _train(
 
         # --- the backbone's weights, before anything that takes long ---
         layers = frozen.layers_in_use(config, plan)
-        weights = group.share(lambda: frozen.load_weights(config, layers))
+
+        def load_weights() -> Any:
+            frozen.check_present(config, layers, runs[0].folder)
+            return frozen.load_weights(config, layers)
+
+        weights = group.share(load_weights)
 
         # --- images ---
         if images is None:

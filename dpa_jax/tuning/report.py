@@ -62,7 +62,8 @@ def write(
         workdir.write_csv(folder / "ranking.csv", header, rows)
         steps = [fold.steps for fold in ranking.trials[0].folds]
         configs[0].stages.final_steps = round(float(np.mean(steps)))
-        config_files.save(configs[0], folder / "best.json")
+        best = config_files.with_absolute_paths(configs[0])
+        config_files.save(best, folder / "best.json")
         refit = f"dpa-jax train --config={folder}/best.json --workdir={folder}/refit"
         page.append(f"The first is best. On all normal images:\n\n    {refit}\n")
         table = [header, ["---"] * len(header), *rows[:_PAGE]]

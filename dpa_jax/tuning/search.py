@@ -103,8 +103,7 @@ class Search:
         result.data.folds, result.data.fold = options.folds, fold
         result.data.seed = options.seed
         result.early_stopping.update(options.early_stopping)
-        validation.validate(result)
-        return result
+        return validation.validate(result)
 
     def check(self, base: ml_collections.ConfigDict) -> None:
         """Checks the options, and the configs of a grid or of some suggestions."""

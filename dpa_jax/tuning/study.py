@@ -15,7 +15,7 @@ import ml_collections
 import numpy as np
 import optuna
 
-from dpa_jax import console, errors
+from dpa_jax import console, errors, validation
 from dpa_jax.config import flattened
 from dpa_jax.data import folds, test_set
 from dpa_jax.storage import config_files, json_files, workdir
@@ -57,6 +57,7 @@ def tune(
     """
     folder = pathlib.Path(folder)
     log = console.print_line if visible else lambda text: None
+    config = validation.validate(config)
     with queue.reaching():
         search.check(config)
         if (folder / "checkpoints").exists():

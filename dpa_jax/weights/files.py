@@ -68,8 +68,7 @@ def load(
     if location.startswith("random:"):
         return _random(location, shapes)
     if location == "imagenet":
-        command = f"weights import FILE{_option(backbone)}"
-        path = from_cache(cached(backbone), "ImageNet weights", command, backbone)
+        path = from_cache({"weights": cached(backbone)}, backbone)["weights"]
     else:
         path = existing(location, "weights are imagenet, random:SEED or a file")
     tensors = _read_tensors(path, unused)
@@ -202,21 +201,24 @@ def _option(backbone: str) -> str:
 
 
 def from_cache(
-    path: pathlib.Path, what: str, command: str, backbone: str = "vgg19"
-) -> pathlib.Path:
-    """Returns a file of the cache.
+    wanted: Mapping[str, pathlib.Path], backbone: str = "vgg19"
+) -> Mapping[str, pathlib.Path]:
+    """Returns files of the cache: `weights`, `statistics` or both.
 
     Raises:
-      DpaError: it is not there; the message says how to get it.
+      DpaError: some are not there; the message names each and says how to get it.
     """
-    if not path.is_file():
+    absent = {what: path for what, path in wanted.items() if not path.is_file()}
+    if absent:
+        arguments = {"weights": " FILE", "statistics": " --stats FILE"}
+        files = "".join(text for what, text in arguments.items() if what in absent)
         raise errors.DpaError(
-            f"the {what} are not in the cache ({path}); get them with "
-            f"`dpa-jax weights fetch{_option(backbone)}`, or without network from a "
-            "file with "
-            f"`dpa-jax {command}`"
+            f"the ImageNet {' and '.join(absent)} are not in the cache "
+            f"({', '.join(map(str, absent.values()))}); get them with "
+            f"`dpa-jax weights fetch{_option(backbone)}`, or without network from "
+            f"what you have with `dpa-jax weights import{files}{_option(backbone)}`"
         )
-    return path
+    return wanted
 
 
 def existing(spec: str, kinds: str) -> pathlib.Path:

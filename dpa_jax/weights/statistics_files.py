@@ -31,14 +31,7 @@ def load(spec: str) -> Statistics:
       DpaError: the file is absent or unreadable, or an array is missing, of the wrong
         shape, negative or not finite.
     """
-    if spec == "imagenet":
-        path = files.from_cache(
-            files.cached_statistics(),
-            "ImageNet statistics",
-            "weights import --stats FILE",
-        )
-    else:
-        path = files.existing(spec, "statistics are imagenet, train or a file")
+    path = find(spec)
     if path.suffix == ".npz":
         found = formats.read_npz(path, lambda name: "/" in name)
     elif path.suffix in (".pt", ".pth"):
@@ -46,6 +39,13 @@ def load(spec: str) -> Statistics:
     else:
         raise errors.DpaError(f"{path}: statistics are an .npz or a .pt file")
     return _checked_statistics(found, path)
+
+
+def find(spec: str) -> pathlib.Path:
+    """Returns the file that `load` reads; a DpaError is raised if there is none."""
+    if spec == "imagenet":
+        return files.from_cache({"statistics": files.cached_statistics()})["statistics"]
+    return files.existing(spec, "statistics are imagenet, train or a file")
 
 
 def save(

@@ -16,7 +16,7 @@ def compile_run(options: argparse.Namespace) -> None:
     config = with_flags(config_files.load(options.config), options.overrides)
     if options.batch is not None:
         config.batch_size = options.batch
-    validation.validate(config)
+    config = validation.validate(config)
     chosen = stages.select(stages.schedule(config), options.stages)
     platform, accelerator = targets.describe(options.target)
     print(report.title(options.target, config, platform, options.images))

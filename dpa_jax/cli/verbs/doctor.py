@@ -36,7 +36,9 @@ def doctor(options: argparse.Namespace) -> None:
         tell("slower", f"this XLA does not know {name}; programs run without it")
     tell("cores", os.cpu_count())
     tell("cache", files.cache_dir())
-    tell("compilations", compilation_cache.folder())
+    count, size = compilation_cache.size()
+    kept = f"{count} files, {size / 1e6:,.0f} MB, which may be deleted"
+    tell("compilations", f"{compilation_cache.folder()} ({kept})")
     if reason := compilation_cache.reason_against(here.backend):
         tell("", reason)
     for name, path in (

@@ -26,9 +26,7 @@ def train(options: argparse.Namespace) -> None:
 
     def load():
         found = config_files.load(options.config)
-        found = with_flags(found, options.overrides)
-        validation.validate(found)
-        return found
+        return validation.validate(with_flags(found, options.overrides))
 
     given = (options.coordinator, options.processes, options.process)
     if options.distributed or any(value is not None for value in given):
