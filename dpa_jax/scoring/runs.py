@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from dpa_jax import data, errors
+from dpa_jax.data import leakage
 from dpa_jax.scoring import evaluation, loading
 from dpa_jax.scoring.scorer import Scorer
 
@@ -64,6 +65,8 @@ def evaluate(
     if found.labels is None:
         raise errors.DpaError("the images have no labels: give labels=, 0 and 1")
     evaluation.count_labels(found.labels)
+    leakage.check_labels(found)
+    leakage.check(workdir, found, "test images")
     return evaluation.report(scorer, found, scorer(found.images))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from dpa_jax import console, data, errors
 from dpa_jax.config import is_perceptual
-from dpa_jax.data import labels
+from dpa_jax.data import labels, leakage
 from dpa_jax.storage import workdir
 from dpa_jax.weights import formats
 
@@ -31,6 +31,8 @@ def evaluate(options: argparse.Namespace) -> None:
     runs = workdir.members(options.workdir)
     scorers = [_load_run(run, options) for run in runs]
     images = _labelled(options, scorers[0].config)
+    leakage.check_labels(images)
+    leakage.check(runs[0], images, "test images")
     masks = _masks(images, options, scorers[0])
     results, scores = [], []
     for run, scorer in zip(runs, scorers, strict=True):
@@ -103,12 +105,6 @@ def _labelled(options, config) -> data.ImageSet:
         evaluation.count_labels(images.labels)  # before scoring, which may take long
         return images
     pair = [_load(location, options, config) for location in (normal, abnormal)]
-    common = set(pair[0].paths).intersection(pair[1].paths)
-    common = {path for path in common if os.path.isfile(path)}  # an .npz has mere names
-    if common:
-        raise errors.DpaError(
-            f"{min(common)} is among the normal and the abnormal images"
-        )
     if any("mask" in (images.columns or {}) for images in pair):
         # normal images need no masks, and a join keeps what both have
         pair = [
