@@ -1,8 +1,8 @@
 """Deep perceptual autoencoders in JAX and Flax.
 
 `train(config, workdir)` trains a run, `load(workdir)` gives a trained one as a function
-of images, `score` and `evaluate` apply one in a single call. All are imported when
-first used, so that `import dpa_jax` is quick.
+of images, `score` and `evaluate` apply one in a single call, `calibrate` gives its
+scores p-values. All are imported when first used, so that `import dpa_jax` is quick.
 """
 
 import importlib
@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dpa_jax.config import default_config
     from dpa_jax.scoring.loading import load
-    from dpa_jax.scoring.runs import evaluate, score
+    from dpa_jax.scoring.runs import calibrate, evaluate, score
     from dpa_jax.training import train
 
 __version__ = "0.1.0"
-__all__ = ["default_config", "evaluate", "load", "score", "train"]
+__all__ = ["calibrate", "default_config", "evaluate", "load", "score", "train"]
 
 _HOMES = {
+    "calibrate": "scoring.runs",
     "default_config": "config",
     "evaluate": "scoring.runs",
     "load": "scoring.loading",

@@ -44,6 +44,7 @@ FREE = {
 _GROWS = "stages.final_steps"
 # what a run writes before its first step: of no use to a run of another configuration
 _PREPARED = (
+    "calibration.json",
     "data.json",
     "extensions.json",
     "skipped.csv",
@@ -221,8 +222,10 @@ def _inert(cell: Any) -> Any:
     return cell
 
 
-def number(value: np.floating) -> str:
-    """Writes a float with the fewest digits that read back as the very same one."""
+def number(value: np.floating | np.integer) -> str:
+    """Writes a number with the fewest digits that read back as the very same one."""
+    if isinstance(value, np.integer):
+        return str(value)
     return np.format_float_positional(value, unique=True, trim="0")
 
 

@@ -20,7 +20,7 @@ from dpa_jax.weights import formats
 def evaluate(options: argparse.Namespace) -> None:
     """Measures how well one run or several tell abnormal from normal."""
     from dpa_jax.devices import compilation_cache
-    from dpa_jax.scoring import audit, evaluation, localization
+    from dpa_jax.scoring import audit, decisions, evaluation, localization
 
     compilation_cache.enable()
     out = pathlib.Path(options.out or pathlib.Path(options.workdir) / "evaluation")
@@ -33,6 +33,8 @@ def evaluate(options: argparse.Namespace) -> None:
     images = _labelled(options, scorers[0].config)
     leakage.check_labels(images)
     leakage.check(runs[0], images, "test images")
+    for scorer in scorers:
+        _check_calibration(scorer, images)
     masks = _masks(images, options, scorers[0])
     results, scores = [], []
     for run, scorer in zip(runs, scorers, strict=True):
@@ -45,7 +47,9 @@ def evaluate(options: argparse.Namespace) -> None:
         if masks is not None:
             results[-1]["pixels"] = _pixels(scorer, images, *masks)
         place = out / run.relative_to(options.workdir) if several else out
-        evaluation.write(place, images, scores[-1], results[-1])
+        decided = decisions.decide(scorer.calibration, images, scores[-1])
+        columns = decided.columns() if decided else {}
+        evaluation.write(place, images, scores[-1], results[-1], columns)
         if several:
             print(run)
         print("\n".join(evaluation.describe(results[-1])))
@@ -80,6 +84,14 @@ def _load_run(folder: str | pathlib.Path, options) -> Any:
         precision=options.precision,
         trust=options.trust,
     )
+
+
+def _check_calibration(scorer, images: data.ImageSet, fdr: float | None = None) -> None:
+    """Refuses, before scoring, images that the run's calibration does not apply to."""
+    if scorer.calibration is not None:
+        scorer.calibration.check(images)
+    elif fdr is not None:
+        raise errors.UsageError("--fdr needs p-values: run dpa-jax calibrate first")
 
 
 def _labelled(options, config) -> data.ImageSet:
@@ -171,7 +183,7 @@ def _tell_skipped(images: data.ImageSet) -> None:
 def score(options: argparse.Namespace) -> None:
     """Scores images, and writes their anomaly maps if asked to."""
     from dpa_jax.devices import compilation_cache
-    from dpa_jax.scoring import maps, scores
+    from dpa_jax.scoring import decisions, maps, scores
 
     compilation_cache.enable()
     out = pathlib.Path(options.out)
@@ -196,6 +208,7 @@ def score(options: argparse.Namespace) -> None:
             progress=show,
         )
     _tell_skipped(images)
+    _check_calibration(scorer, images, options.fdr)
     if options.maps:  # refused before scoring, which may take long
         maps.files(pathlib.Path(options.maps), _names(images.paths), options.overwrite)
     with console.counting("scoring", "images") as show:
@@ -210,6 +223,11 @@ def score(options: argparse.Namespace) -> None:
         raise errors.UsageError(
             f"--score={next(iter(drawn))} returns maps: say by --maps=DIR where to"
         )
+    decided = decisions.decide(scorer.calibration, images, found["loss"], options.fdr)
+    if decided:
+        columns = {"loss": columns.pop("loss"), **decided.columns(), **columns}
+        for warning in decided.warnings():
+            print(f"warning: {warning}", file=sys.stderr)
     columns = {"score": columns.pop("loss"), **columns}
     numbers = [map(workdir.number, values) for values in columns.values()]
     rows = list(zip(images.paths, *numbers, strict=True))
@@ -217,6 +235,8 @@ def score(options: argparse.Namespace) -> None:
     # scores that are written to stdout stand there alone
     report = sys.stderr if is_stream else sys.stdout
     print(f"{len(images)} scores in {out}", file=report)
+    if decided:
+        print(decided.describe(), file=report)
     for name, values in drawn.items():
         place = pathlib.Path(options.maps)
         if name != "map":
