@@ -56,6 +56,11 @@ def hashes(images: np.ndarray, size: int) -> np.ndarray:
     return np.array([int(d[:16], 16) for d in digests(images, size)], np.uint64)
 
 
+def hashes_of(images: ImageSet, size: int) -> np.ndarray:
+    """Returns `hashes` of all images of a set."""
+    return np.concatenate([hashes(block, size) for block in images.blocks()])
+
+
 def record(folder: pathlib.Path, found: np.ndarray, size: int) -> None:
     """Writes the hashes of a run's training images to its workdir.
 
@@ -96,8 +101,7 @@ def check(folder: str | os.PathLike, images: ImageSet, what: str) -> None:
         raise errors.DpaError(
             f"{path}: damaged; restore it from a copy, or delete it to go without it"
         )
-    size = int(kept["size"])
-    ours = np.concatenate([hashes(block, size) for block in images.blocks()])
+    ours = hashes_of(images, int(kept["size"]))
     found = np.flatnonzero(np.isin(ours, kept["hashes"])).tolist()
     names = [images.paths[i] for i in found]
     if names:

@@ -1,6 +1,7 @@
 """How a run is calibrated: it scores normal images that it was not trained on."""
 
 import hashlib
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -72,6 +73,8 @@ def calibrate(
         data={"location": location, "sha256": digest.hexdigest()},
         trained=scorer.trained,
         precision=scorer.precision,
+        hashes=np.sort(leakage.hashes_of(images, scorer.config.data.resolution)),
+        size=scorer.config.data.resolution,
         score_range=_normal_range(scores),
         map_range=_normal_range(maps),
     )
@@ -85,7 +88,8 @@ def _normal_range(values: np.ndarray) -> tuple[float, float]:
 def _check_count(count: int, alpha: float, where: str, group: str | None) -> None:
     if count < conformal.fewest(alpha):
         what = "distinct normal images" if group is None else f"groups ({group})"
+        least = math.ceil(1e4 / (count + 1)) / 1e4
         raise errors.DpaError(
-            f"{where}alpha {alpha:g} needs at least {conformal.fewest(alpha)} {what}, "
-            f"not {count}, which support no alpha below {1 / (count + 1):.4g}"
+            f"{where}alpha {alpha:g} needs at least {conformal.fewest(alpha)} {what}; "
+            f"{count} are enough for {least:g}"
         )

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from dpa_jax import errors
+from dpa_jax.data import leakage
 from dpa_jax.data.image_set import ImageSet
 from dpa_jax.scoring import conformal
-from dpa_jax.scoring.units import Units, column, columns
+from dpa_jax.scoring.units import Units, columns
 from dpa_jax.storage import json_files, workdir
 
 FILE = "calibration.json"
@@ -19,7 +20,7 @@ _TEXT = (str, type(None))
 _FIELDS: json_files.Fields = {
     **{"alpha": float, "images": int, "units": int, "group": _TEXT, "by": _TEXT},
     **{"strata": dict, "data": dict, "trained": int, "precision": str},
-    **{"score_range": list, "map_range": list},
+    **{"hashes": list, "size": int, "score_range": list, "map_range": list},
 }
 
 
@@ -37,6 +38,8 @@ class Calibration:
       data: `location` and `sha256` of the images.
       trained: the step of the run.
       precision: that was computed in.
+      hashes: uint64, ascending, of the images; see `leakage.hashes`.
+      size: of the centres that are hashed, in pixels.
       score_range: median and 99.5th percentile of the images' scores.
       map_range: those of the images' anomaly maps.
     """
@@ -50,12 +53,18 @@ class Calibration:
     data: Mapping[str, str]
     trained: int
     precision: str
+    hashes: np.ndarray
+    size: int
     score_range: tuple[float, float]
     map_range: tuple[float, float]
 
     def threshold(self, stratum: str) -> float:
         """Returns the score above which a unit's p-value is at most alpha."""
         return conformal.threshold(self.strata[stratum], self.alpha)
+
+    def has(self, images: ImageSet) -> np.ndarray:
+        """Returns which images it is of, by their pixels: bool `[N]`."""
+        return np.isin(leakage.hashes_of(images, self.size), self.hashes)
 
     def describe(self) -> list[str]:
         """Returns a line on each stratum."""
@@ -107,11 +116,7 @@ class Calibration:
           DpaError: a score is not finite, or a stratum is not given or not known.
         """
         check_finite(scores)
-        if (by is None) != (self.by is None):
-            raise errors.DpaError(
-                f"the run is calibrated by {self.by or 'nothing'}: the stratum of each "
-                f"image is {'missing' if by is None else 'of no use'}"
-            )
+        self.check_strata(by)
         found = Units.of(scores, groups if self.group else None, by)
         unknown = sorted(set(found.by_stratum()) - set(self.strata))
         if unknown:
@@ -136,8 +141,20 @@ class Calibration:
         Raises:
           DpaError: there are strata here, and the images have no such column.
         """
-        groups = columns(images).get(self.group) if self.group else None
-        return groups, None if self.by is None else column(images, self.by)
+        known = columns(images)
+        by = known.get(self.by) if self.by else None
+        self.check_strata(by)
+        return known.get(self.group) if self.group else None, by
+
+    def check_strata(self, by: Sequence[Any] | None) -> None:
+        """Raises a DpaError if strata are not given, or given where there are none."""
+        if by is None and self.by is not None:
+            raise errors.DpaError(
+                f"the run is calibrated by {self.by}, which these images do not name: "
+                "give a manifest with a column of it"
+            )
+        if by is not None and self.by is None:
+            raise errors.DpaError("the run is calibrated without strata: give none")
 
     def check(self, images: ImageSet) -> None:
         """Refuses images whose stratum is not known, before they are scored.
@@ -168,13 +185,14 @@ def find(folder: pathlib.Path) -> Calibration | None:
     values = json_files.read(path, _FIELDS, _REMEDY)
     try:
         return _parsed(values)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise errors.DpaError(f"{path}: damaged, {error}; {_REMEDY}") from None
 
 
 def write(folder: pathlib.Path, calibration: Calibration) -> None:
     """Writes the calibration of a run to its workdir."""
     values: dict[str, Any] = dataclasses.asdict(calibration)
+    values["hashes"] = calibration.hashes.tolist()
     values["strata"] = {
         name: {
             "units": len(scores),
@@ -201,7 +219,8 @@ def _parsed(values: Mapping[str, Any]) -> Calibration:
     for name in ("score_range", "map_range"):
         low, high = map(float, values[name])
         found[name] = (low, high)
-    return Calibration(**found | {"strata": strata})
+    hashes = np.array(values["hashes"], np.uint64)
+    return Calibration(**found | {"strata": strata, "hashes": hashes})
 
 
 def check_finite(scores: np.ndarray) -> None:

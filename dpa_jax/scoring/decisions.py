@@ -27,6 +27,7 @@ class Decisions:
       units: of the batch.
       p_values: of the units, float64 `[U]`.
       abnormal: bool `[U]`, whether a unit is.
+      seen: bool `[U]`, whether it has an image of the calibration.
       has_groups: False if images were each taken for a group, for want of groups.
       fdr: false discovery rate of the batch; None for alpha, of each unit.
     """
@@ -35,6 +36,7 @@ class Decisions:
     units: Units
     p_values: np.ndarray
     abnormal: np.ndarray
+    seen: np.ndarray
     has_groups: bool
     fdr: float | None
 
@@ -55,8 +57,9 @@ class Decisions:
           `alpha`, the false positive rate that is promised; `false_positive_rate` and
           `true_positive_rate`, each with its 95% interval of Clopper and Pearson
           (1934); `units` (what they are of: images or the column of groups),
-          `normal_units` and `abnormal_units`; and `shift` of the normal images, see
-          `shift`. What is of no unit is None.
+          `normal_units` and `abnormal_units`, how many; `calibrated_on`, how many
+          more are of the calibration and left out; and `shift` of the normal images,
+          see `shift`. What is of no unit is None.
         """
         is_abnormal = np.zeros(len(self.p_values), bool)
         np.logical_or.at(is_abnormal, self.units.index, labels == 1)
@@ -65,22 +68,23 @@ class Decisions:
             "units": self._kind(),
         }
         for name, label in (("false", False), ("true", True)):
-            chosen = self.abnormal[is_abnormal == label]
+            chosen = self.abnormal[(is_abnormal == label) & ~self.seen]
             rate, interval = None, None
             if chosen.size:
                 test = scipy.stats.binomtest(int(chosen.sum()), chosen.size)
                 rate, interval = float(chosen.mean()), list(test.proportion_ci())
             result[f"{name}_positive_rate"] = rate
             result[f"{name}_positive_rate_interval"] = interval
-        counts = np.bincount(is_abnormal, minlength=2).tolist()
+        counts = np.bincount(is_abnormal[~self.seen], minlength=2).tolist()
         result["normal_units"], result["abnormal_units"] = counts
-        return {**result, "shift": self.shift(~is_abnormal)}
+        result["calibrated_on"] = int(self.seen.sum())
+        return {**result, "shift": self.shift(~is_abnormal & ~self.seen)}
 
-    def shift(self, chosen: np.ndarray | None = None) -> dict[str, Any] | None:
+    def shift(self, chosen: np.ndarray) -> dict[str, Any] | None:
         """Returns whether units are still like those of the calibration.
 
         Args:
-          chosen: of the units, bool `[U]`; None for all.
+          chosen: of the units, bool `[U]`.
 
         Returns:
           `log10_capital`, the most that betting against their p-values makes of 1 (see
@@ -90,8 +94,6 @@ class Decisions:
           standard deviations of the calibration. None if there are no units, or their
           groups are not known.
         """
-        if chosen is None:
-            chosen = np.ones(len(self.p_values), bool)
         if not chosen.any() or not self.has_groups:
             return None
         rng = np.random.default_rng(_SEED)
@@ -121,7 +123,12 @@ class Decisions:
         if self.fdr is not None:
             rule = f"a false discovery rate of {self.fdr:.3g}"
         counts = f"{self.abnormal.sum():,} of {len(self.abnormal):,}"
-        return f"{counts} {_counted(self._kind())} are abnormal by {rule}"
+        text = f"{counts} {_counted(self._kind())} are abnormal by {rule}"
+        if self.fdr is not None and not self.abnormal.any():
+            least = 1 / (1 + max(map(len, self.calibration.strata.values())))
+            needed = math.ceil(least * len(self.abnormal) / self.fdr)
+            text += f" (of {least:.2g}, the least possible, it takes {needed:,})"
+        return text
 
     def warnings(self) -> list[str]:
         """Returns sentences on what a reader of the p-values must know."""
@@ -131,11 +138,12 @@ class Decisions:
                 "here: each image is taken for a group of its own, and its p-value is "
                 "rather too high than too low"
             ]
-        found = self.shift()
-        if found is None or not found["is_shifted"]:
-            return []
-        text = describe_shift(found, self.calibration.alpha, "these images")
-        return [f"{text}, or many are abnormal"]
+        lines = _seen(int(self.seen.sum()))
+        found = self.shift(~self.seen)
+        if found is not None and found["is_shifted"]:
+            text = describe_shift(found, self.calibration.alpha, "these images")
+            lines.append(f"{text}, or many are abnormal")
+        return lines
 
 
 def decide(
@@ -163,8 +171,10 @@ def decide(
     abnormal = found <= calibration.alpha
     if fdr is not None:
         abnormal = conformal.benjamini_hochberg(found, fdr)
+    seen = np.zeros(len(found), bool)
+    np.logical_or.at(seen, units.index, calibration.has(images))
     has_groups = calibration.group is None or groups is not None
-    return Decisions(calibration, units, found, abnormal, has_groups, fdr)
+    return Decisions(calibration, units, found, abnormal, seen, has_groups, fdr)
 
 
 def describe(result: dict[str, Any]) -> str:
@@ -184,10 +194,10 @@ def describe(result: dict[str, Any]) -> str:
 
 def warnings_of(rates: dict[str, Any]) -> list[str]:
     """Returns sentences on what `Decisions.rates` found that must be known."""
-    shift = rates["shift"]
-    if shift is None or not shift["is_shifted"]:
-        return []
-    return [f"{describe_shift(shift, rates['alpha'], 'the normal images')}"]
+    lines, shift = _seen(rates["calibrated_on"]), rates["shift"]
+    if shift is not None and shift["is_shifted"]:
+        lines.append(describe_shift(shift, rates["alpha"], "the normal images"))
+    return lines
 
 
 def describe_shift(found: dict[str, Any], alpha: float, what: str) -> str:
@@ -200,13 +210,22 @@ def describe_shift(found: dict[str, Any], alpha: float, what: str) -> str:
     """
     side = "above" if found["median_difference"] > 0 else "below"
     return (
-        f"{what} are not like those of the calibration: bets against their p-values "
-        f"have made 10^{found['log10_capital']:.1f} of 1, where alike ones make "
-        f"{LIMIT} of it once in {LIMIT} batches at most. {found['at_most_alpha']:.1%} "
-        f"have a p-value of at most {alpha:.3g}; the median score is "
-        f"{abs(found['median_difference']):.2g} standard deviations of the calibration "
-        f"{side} its median. Something has changed since then"
+        f"{what} are not like those of the calibration: a bet of 1 against their "
+        f"p-values has grown to 10^{found['log10_capital']:.1f}, where that of images "
+        f"like them reaches {LIMIT} in at most one of {LIMIT} batches. "
+        f"{found['at_most_alpha']:.1%} have a p-value of at most {alpha:.3g}; the "
+        f"median score is {abs(found['median_difference']):.2g} standard deviations of "
+        f"the calibration {side} its median. Something has changed since then"
     )
+
+
+def _seen(count: int) -> list[str]:
+    if not count:
+        return []
+    return [
+        f"{count:,} of these were calibrated on: their p-values say nothing, and they "
+        "are left out of rates"
+    ]
 
 
 def _counted(kind: str) -> str:

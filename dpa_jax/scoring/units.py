@@ -74,6 +74,6 @@ def column(images: ImageSet, name: str) -> Sequence[Any]:
     found = columns(images)
     if name not in found:
         raise errors.DpaError(
-            f"the images have no column {name}, only {', '.join(found) or 'none'}"
+            f"the images have no column {name}; they have {', '.join(found) or 'none'}"
         )
     return found[name]

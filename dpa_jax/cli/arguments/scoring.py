@@ -103,7 +103,8 @@ def _add_score_slide(add: options.Add) -> None:
     slide.add_argument(
         "--threshold",
         type=float,
-        help="scores above it become regions (default: no regions)",
+        help="scores above it become regions (default: that of the run's calibration, "
+        "or no regions)",
     )
     _batching(slide, "tiles")
 

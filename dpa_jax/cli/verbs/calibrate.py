@@ -32,4 +32,4 @@ def calibrate(options: argparse.Namespace) -> None:
         )
         print(f"{folder}: calibrated on {found.images:,} normal images")
         print("\n".join(found.describe()))
-    print(f"see {options.workdir}: score, evaluate and score-slide now give p-values")
+    print("see calibration.json there; scores of the run now come with p-values")

@@ -242,7 +242,8 @@ def score(options: argparse.Namespace) -> None:
         if name != "map":
             place /= name.replace(":", ".")
         paths = maps.files(place, _names(images.paths), options.overwrite)
-        maps.write_maps(paths, images.images, values)
+        scale = scorer.calibration.map_range if decided and name == "map" else None
+        maps.write_maps(paths, images.images, values, scale)
         print(f"{len(paths)} maps in {place}", file=report)
 
 
@@ -286,17 +287,23 @@ def score_slide(options: argparse.Namespace) -> None:
             tile=provenance.tile(folder, scorer.config),
             model=provenance.model(folder, scorer.config, scorer.trained)
             + f", {options.precision}",
+            calibration=scorer.calibration,
             progress=show,
         )
     print(
         f"{found['tiles']:,} tiles: see heatmap.png, scores.tif and tiles.csv in {out}"
     )
-    if options.threshold is None:
+    if found["threshold"] is None:
         print("no regions are outlined: --threshold says from which score on")
     else:
         print(
-            f"{found['regions']:,} regions above {options.threshold:.4g}: see "
+            f"{found['regions']:,} regions above {found['threshold']:.4g}: see "
             "regions.geojson"
+        )
+    if found["alpha"] is not None:
+        print(
+            f"{found['abnormal_tiles']:,} tiles have a p-value of at most "
+            f"{found['alpha']:.3g}, each taken by itself"
         )
     if found["tiles_without_score"]:
         print(
