@@ -146,6 +146,12 @@ class Decisions:
         return lines
 
 
+def check(calibration: Calibration | None, images: ImageSet) -> None:
+    """Refuses what `decide` would, before images are scored, which may take long."""
+    if calibration is not None:
+        calibration.check(images)
+
+
 def decide(
     calibration: Calibration | None,
     images: ImageSet,

@@ -39,6 +39,7 @@ def score(
     """
     scorer = loading.load(workdir, **options)
     prepared = _prepared(scorer, images)
+    decisions.check(scorer.calibration, prepared)
     found = scorer.scores(prepared.images, scores)
     decided = None
     if "loss" in found:
@@ -79,6 +80,7 @@ def evaluate(
     evaluation.count_labels(found.labels)
     leakage.check_labels(found)
     leakage.check(workdir, found, "test images")
+    decisions.check(scorer.calibration, found)
     return evaluation.report(scorer, found, scorer(found.images))
 
 

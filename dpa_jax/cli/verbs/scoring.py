@@ -34,7 +34,7 @@ def evaluate(options: argparse.Namespace) -> None:
     leakage.check_labels(images)
     leakage.check(runs[0], images, "test images")
     for scorer in scorers:
-        _check_calibration(scorer, images)
+        decisions.check(scorer.calibration, images)
     masks = _masks(images, options, scorers[0])
     results, scores = [], []
     for run, scorer in zip(runs, scorers, strict=True):
@@ -84,14 +84,6 @@ def _load_run(folder: str | pathlib.Path, options) -> Any:
         precision=options.precision,
         trust=options.trust,
     )
-
-
-def _check_calibration(scorer, images: data.ImageSet, fdr: float | None = None) -> None:
-    """Refuses, before scoring, images that the run's calibration does not apply to."""
-    if scorer.calibration is not None:
-        scorer.calibration.check(images)
-    elif fdr is not None:
-        raise errors.UsageError("--fdr needs p-values: run dpa-jax calibrate first")
 
 
 def _labelled(options, config) -> data.ImageSet:
@@ -208,7 +200,9 @@ def score(options: argparse.Namespace) -> None:
             progress=show,
         )
     _tell_skipped(images)
-    _check_calibration(scorer, images, options.fdr)
+    if options.fdr and not scorer.calibration:
+        raise errors.UsageError("--fdr needs p-values: run dpa-jax calibrate first")
+    decisions.check(scorer.calibration, images)
     if options.maps:  # refused before scoring, which may take long
         maps.files(pathlib.Path(options.maps), _names(images.paths), options.overwrite)
     with console.counting("scoring", "images") as show:
