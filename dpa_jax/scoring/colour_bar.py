@@ -21,10 +21,11 @@ def add(
     """
     height, width = picture.shape[:2]
     text = max(10, width // 80)
-    font = ImageFont.load_default(text)
-    small = ImageFont.load_default(
-        min(text, text * (width - 4) / font.getlength(caption))
-    )
+    font = small = ImageFont.load_default(text)
+    for size in range(text, 1, -1):
+        small = ImageFont.load_default(size)
+        if small.getlength(caption) <= width - 4:
+            break
     result = Image.new("RGB", (width, height + 9 * text // 2), "white")
     result.paste(Image.fromarray(picture))
     shown = colours[np.linspace(0, len(colours) - 1, width).astype(int)]
