@@ -20,6 +20,7 @@ VERBS = [
     ["tune"],
     ["compile"],
     ["evaluate"],
+    ["calibrate"],
     ["score"],
     ["score-slide"],
     ["prepare"],

@@ -10,10 +10,10 @@ def add_verbs(add: options.Add) -> None:
         "give a run's scores p-values, from held-out normal images",
         "  dpa-jax calibrate --workdir=run --normal=held_out/normal\n"
         "  dpa-jax calibrate --workdir=run --normal=normal.csv --alpha=0.02 --by=view",
-        doc="Writes calibration.json.\nOf new normal images a share of alpha at most "
-        "is then called abnormal, on average\nover calibrations; images of a patient "
-        "or slide count as one where that is known.\ndocs/calibration.md says what is not "
-        "promised",
+        doc="Writes calibration.json.\n"
+        "Of new normal images a share of alpha at most is then called abnormal, on "
+        "average\nover calibrations; images of a patient or slide count as one where "
+        "that is known.\ndocs/calibration.md says what is not promised",
     )
     options.workdir(calibrate)
     calibrate.add_argument(
