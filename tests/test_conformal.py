@@ -171,3 +171,10 @@ def test_bets_against_other_batches_are_won(batch):
     found = sequences(rng, lambda: batch(rng))
     won = conformal.log_martingale(found).max(axis=1) >= np.log(100)
     assert won.mean() > 0.9
+
+
+def test_bets_recover_for_a_change_that_comes_late():
+    rng = np.random.default_rng(8)
+    found = np.concatenate([rng.random((50, 300)), 0.1 * rng.random((50, 20))], axis=1)
+    won = conformal.log_martingale(found).max(axis=1) >= np.log(100)
+    assert won.mean() > 0.9
