@@ -1,9 +1,9 @@
 """Deep perceptual autoencoders in JAX and Flax.
 
 `train(config, workdir)` trains a run, `load(workdir)` gives a trained one as a function
-of images, `score` and `evaluate` apply one in a single call, and `export` writes it as
-a file for other programs. All are imported when first used, so that `import dpa_jax` is
-quick.
+of images, `score` and `evaluate` apply one in a single call, `calibrate` gives its
+scores p-values, and `export` writes it as a file for other programs. All are imported
+when first used, so that `import dpa_jax` is quick.
 """
 
 import importlib
@@ -13,13 +13,22 @@ if TYPE_CHECKING:
     from dpa_jax.config import default_config
     from dpa_jax.exporting.export import export
     from dpa_jax.scoring.loading import load
-    from dpa_jax.scoring.runs import evaluate, score
+    from dpa_jax.scoring.runs import calibrate, evaluate, score
     from dpa_jax.training import train
 
 __version__ = "0.1.0"
-__all__ = ["default_config", "evaluate", "export", "load", "score", "train"]
+__all__ = [
+    "calibrate",
+    "default_config",
+    "evaluate",
+    "export",
+    "load",
+    "score",
+    "train",
+]
 
 _HOMES = {
+    "calibrate": "scoring.runs",
     "default_config": "config",
     "evaluate": "scoring.runs",
     "export": "exporting.export",

@@ -20,6 +20,7 @@ VERBS = [
     ["tune"],
     ["compile"],
     ["evaluate"],
+    ["calibrate"],
     ["score"],
     ["score-slide"],
     ["prepare"],
@@ -252,7 +253,9 @@ def test_evaluate_refuses_an_image_that_is_normal_and_abnormal(run, copy):
         *("--normal", run / "normal", "--abnormal", run / "normal"),
     )
     assert code == 1
-    assert f"{run}/normal/00.png is among the normal and the abnormal images" in err
+    name = f"{run}/normal/00.png"
+    assert "6 of 6 abnormal images are among the 6 normal ones too" in err
+    assert f"{name}, which is {name}" in err
 
 
 def test_evaluate_does_not_replace_an_evaluation_unasked(run, copy):

@@ -7,7 +7,7 @@ import pytest
 
 from dpa_jax import errors
 from dpa_jax.backbones import frozen
-from dpa_jax.data import ImageSet
+from dpa_jax.data import ImageSet, leakage
 from dpa_jax.storage import checkpoints, lock, metrics, workdir
 from dpa_jax.training import early_stopping
 from dpa_jax.training.run import past_failure
@@ -28,6 +28,7 @@ READERS = {
     "statistics.npz": lambda folder: statistics_files.load(
         str(folder / "statistics.npz")
     ),
+    "training_images.npz": lambda folder: leakage.check(folder, IMAGES, "images"),
     "weights.json": lambda folder: frozen.check_fingerprint(
         folder, workdir.read_config(folder), WEIGHTS
     ),

@@ -154,7 +154,7 @@ def test_a_line_has_the_figures():
 def masked(tmp_path_factory):
     """A manifest of normal and abnormal test images, of which two have masks."""
     folder = tmp_path_factory.mktemp("masked")
-    run_factory.write_folder(folder, 5)
+    run_factory.write_folder(folder, 5, seed=7)
     mask = np.zeros((16, 16), np.uint8)
     mask[4:9, 2:7] = 255
     Image.fromarray(mask).save(folder / "mask.png")
@@ -197,8 +197,8 @@ def test_masks_of_a_tfds_data_set_are_measured_alike(trained, masked, tmp_path):
 
 
 def test_masks_of_abnormal_images_alone_are_enough(trained, tmp_path):
-    normal = run_factory.write_folder(tmp_path / "normal", 2)
-    run_factory.write_folder(tmp_path, 1)
+    normal = run_factory.write_folder(tmp_path / "normal", 2, seed=7)
+    run_factory.write_folder(tmp_path, 1, seed=8)
     Image.fromarray(np.eye(16, dtype=np.uint8)).save(tmp_path / "mask.png")
     (tmp_path / "set.csv").write_text("path,mask\n00.png,mask.png\n")
     code, _, error = run_factory.call(

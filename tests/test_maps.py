@@ -13,14 +13,18 @@ def test_pictures_hold_the_image_and_the_map_over_it(tmp_path):
     paths = maps.files(tmp_path / "maps", ["a", "b"])
     maps.write_maps(paths, images, found)
     picture = np.asarray(Image.open(tmp_path / "maps" / "a.png")).astype(int)
-    assert picture.shape == (256, 512, 3)
-    left, right = picture[:, :256], picture[:, 256:]
+    assert picture.shape[1:] == (512, 3)
+    left, right = picture[:256, :256], picture[:256, 256:]
     assert (left == 100).all()
     np.testing.assert_array_equal(right[20, 20], 100)  # where the map is low
     # 0.7 of (255, 40, 0) and 0.3 of the image, at 4 times the map's scale
     np.testing.assert_allclose(right[200, 80], [208.5, 58, 30], atol=1)
     other = np.asarray(Image.open(tmp_path / "maps" / "b.png"))
-    assert (other == 100).all()
+    assert (other[:256] == 100).all()
+    # with a bar of the colours below, 256 pixels high: 5 between and 10 of it
+    bar = picture[266]
+    np.testing.assert_array_equal(bar[0], 128)
+    np.testing.assert_allclose(bar[-1], [216.9, 66.4, 38.4], atol=1)
 
 
 def test_arrays_beside_the_pictures_are_as_computed(tmp_path):

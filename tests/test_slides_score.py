@@ -6,6 +6,7 @@ import json
 import threading
 import time
 
+import calibration_factory
 import numpy as np
 import pytest
 import slide_factory
@@ -231,6 +232,44 @@ def test_without_a_threshold_nothing_is_called_anomalous(path, tmp_path):
     summary = score.score_slide(path, darkness, out, batch=64)
     assert summary["threshold"] is None and summary["regions"] is None
     assert not (out / "regions.geojson").exists()
+
+
+def test_calibrated_tiles_have_p_values_and_outlined_regions(path, expected, tmp_path):
+    known = expected[~np.isnan(expected)]
+    strata = {"all": np.linspace(known.min(), 120, 19)}
+    found = calibration_factory.made(alpha=0.05, **strata)
+    out = tmp_path / "out"
+    summary = score.score_slide(path, darkness, out, batch=8, calibration=found)
+    rows = read_csv(out / "tiles.csv")
+    for row in rows:
+        value = expected[int(row["row"]), int(row["column"])]
+        higher = (strata["all"] >= value).sum()
+        assert float(row["p_value"]) == pytest.approx((1 + higher) / 20)
+        assert row["abnormal"] == str(int(value > 120))
+    # those above 120 are the dark corner
+    assert (summary["abnormal_tiles"], summary["alpha"]) == (4, 0.05)
+    assert (summary["threshold"], summary["regions"]) == (120, 1)
+    apart = calibration_factory.made(by="site", x=strata["all"])
+    with pytest.raises(DpaError, match="calibrated by site, which these images do not"):
+        score.score_slide(path, darkness, out, batch=8, calibration=apart)
+
+
+def test_colours_of_a_calibrated_slide_are_of_its_range(path, tmp_path):
+    """Tiles that hardly differ fill all colours only where there is no other range."""
+    grid = tiles.TileGrid(np.ones((2, 2), bool), 256, 3, 1.0)
+    scores = np.array([[1.0, 1.001], [1.002, 1.004]], np.float32)
+    scales = {"own": None, "low": (0.1, 0.2), "high": (5.0, 9.0)}
+    lowest, highest = {}, {}
+    with reader.open_slide(path) as slide:
+        for name, scale in scales.items():
+            heatmap.write_overlay(tmp_path / name, slide, grid, scores, scale)
+            with Image.open(tmp_path / name) as picture:
+                pixels = np.asarray(picture).astype(int)  # 51 a side of a tile
+            lowest[name], highest[name] = pixels[20, 20], pixels[80, 80]
+    assert (abs(lowest["own"] - highest["own"]) > 50).all()
+    for name in ("low", "high"):
+        assert (abs(lowest[name] - highest[name]) < 15).all()
+    assert (lowest["low"] > highest["high"] + 50).all()
 
 
 def test_tiles_are_normalised_as_training_patches_are(path, pixels, tmp_path):

@@ -11,6 +11,7 @@ from typing import Any
 
 from dpa_jax import errors
 from dpa_jax.cli.arguments import (
+    calibrate,
     compiling,
     doctor,
     export,
@@ -55,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         return made
 
     families = (
-        *(training, compiling, scoring, preparing, weights),
+        *(training, compiling, scoring, calibrate, preparing, weights),
         *(export, interop, doctor),
     )
     for family in families:

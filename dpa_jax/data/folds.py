@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dpa_jax import errors
+from dpa_jax.data import leakage
 from dpa_jax.data.image_set import ImageSet
 
 
@@ -91,23 +92,7 @@ def groups_of(images: ImageSet) -> list[str]:
     """Returns what must stay together: the groups, or else one for each picture."""
     if images.groups is not None:
         return list(images.groups)
-    return fingerprints(images)
-
-
-def fingerprints(images: ImageSet, size: int = 0) -> list[str]:
-    """Returns the SHA-256 of each image's pixels, in hexadecimal.
-
-    Args:
-      images: of `S` pixels a side.
-      size: of their centres, which are taken; 0 for whole images.
-    """
-    size = size or images.base.shape[1]
-    edge = (images.base.shape[1] - size) // 2
-    return [
-        hashlib.sha256(image.tobytes()).hexdigest()
-        for block in images.blocks()
-        for image in block[:, edge : edge + size, edge : edge + size]
-    ]
+    return leakage.fingerprints(images)
 
 
 def of_groups(images: ImageSet, groups: Sequence[str] | None) -> np.ndarray:

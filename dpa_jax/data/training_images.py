@@ -72,9 +72,9 @@ def normal(images: data.ImageSet, visible: bool) -> data.ImageSet:
     normal = images.select(images.labels == 0)
     if visible:
         console.print_line(
-            f"{len(images) - len(normal)} of {len(images)} training images are marked "
-            "abnormal and left out"
+            f"{len(images) - len(normal)} of {len(images)} images are marked abnormal "
+            "and left out"
         )
     if not len(normal):
-        raise errors.DpaError("every training image is marked abnormal")
+        raise errors.DpaError("every image is marked abnormal")
     return normal

@@ -1,7 +1,7 @@
 """How well scores tell abnormal from normal: figures, intervals, plots."""
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import sklearn.metrics
 from dpa_jax import errors
 from dpa_jax.config import is_perceptual
 from dpa_jax.data.image_set import ImageSet
-from dpa_jax.scoring import audit, roc
+from dpa_jax.scoring import audit, decisions, roc
 from dpa_jax.scoring.scorer import Scorer
 from dpa_jax.storage import workdir
 
@@ -103,7 +103,7 @@ def report(scorer: Scorer, images: ImageSet, scores: np.ndarray) -> dict[str, An
     labels = images.labels
     if labels is None:
         raise errors.DpaError("the images have no labels")
-    return {
+    found: dict[str, Any] = {
         **evaluate(scores, labels, images.groups),
         **audit.audit(images, scores),
         "skipped": len(images.skipped),
@@ -113,6 +113,10 @@ def report(scorer: Scorer, images: ImageSet, scores: np.ndarray) -> dict[str, An
         "random_weights": is_perceptual(scorer.config)
         and scorer.config.perceptual.weights.startswith("random:"),
     }
+    if decided := decisions.decide(scorer.calibration, images, scores):
+        found["calibration"] = rates = decided.rates(labels)
+        found["warnings"] += decisions.warnings_of(rates)
+    return found
 
 
 def describe(result: dict[str, Any]) -> list[str]:
@@ -130,6 +134,8 @@ def describe(result: dict[str, Any]) -> list[str]:
             f"image{'s' * (drawn > 1)}: ROC AUC {result['group_roc_auc']:.4f} "
             f"over {result['groups']} groups"
         )
+    if "calibration" in result:
+        lines.append(decisions.describe(result["calibration"]))
     return lines
 
 
@@ -164,7 +170,11 @@ def summarize(
 
 
 def write(
-    folder: pathlib.Path, images: ImageSet, scores: np.ndarray, result: dict[str, Any]
+    folder: pathlib.Path,
+    images: ImageSet,
+    scores: np.ndarray,
+    result: dict[str, Any],
+    columns: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Writes metrics.json, scores.csv and the plots of an evaluation.
 
@@ -173,18 +183,20 @@ def write(
       images: with labels.
       scores: float32 `[N]`.
       result: see `report`.
+      columns: more of scores.csv, `[N]` by name.
     """
     labels = images.labels
     assert labels is not None  # report() has refused images without
     folder.mkdir(parents=True, exist_ok=True)
     groups = images.groups or [""] * len(images)
+    numbers = {"score": scores, **(columns or {})}
     rows = [
-        (path, ("normal", "abnormal")[label], group, workdir.number(score))
-        for path, label, group, score in zip(
-            images.paths, labels, groups, scores, strict=True
+        (path, ("normal", "abnormal")[label], group, *map(workdir.number, values))
+        for path, label, group, *values in zip(
+            images.paths, labels, groups, *numbers.values(), strict=True
         )
     ]
-    workdir.write_csv(folder / "scores.csv", ("path", "label", "group", "score"), rows)
+    workdir.write_csv(folder / "scores.csv", ("path", "label", "group", *numbers), rows)
     write_plots(folder, scores, labels)
     # last, so that one that exists is of a complete evaluation
     workdir.write_json(folder / "metrics.json", result)

@@ -6,6 +6,7 @@ import pathlib
 from dpa_jax import errors, stages
 from dpa_jax.backbones import frozen
 from dpa_jax.devices.platform import Platform
+from dpa_jax.scoring import calibration
 from dpa_jax.scoring.scorer import Scorer
 from dpa_jax.storage import checkpoints
 from dpa_jax.storage.workdir import MEMBERS, check_extensions, read_config
@@ -76,4 +77,5 @@ def load(
         batch_size=batch_size,
         precision=precision,
         platform=platform or Platform.here(),
+        calibration=calibration.find(folder),
     )

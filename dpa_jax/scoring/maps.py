@@ -6,10 +6,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from dpa_jax import errors
+from dpa_jax.scoring import colour_bar
 from dpa_jax.training import samples
 from dpa_jax.weights import formats
 
+NORMAL = "median to 99.5th percentile of the calibration's normal images"
 _LEAST = 256  # pixels of an overlay's side
+_PAINT = np.array([255.0, 40.0, 0.0])
+_OPACITY = 0.7
 
 
 def files(
@@ -43,22 +47,28 @@ def write_maps(
     maps: np.ndarray,
     scale: tuple[float, float] | None = None,
 ) -> None:
-    """Writes each map over its image as PNG, and as it is as .npy beside it.
+    """Writes each map over its image as PNG with a bar, and as it is as .npy beside it.
 
     Args:
       paths: of the PNGs; see `files`.
       images: uint8 `[N, S, S, C]`, as they were scored.
       maps: float32 `[N, R, R]`.
-      scale: the values that are not coloured yet and in full colour; None for the
-        median and the 99.5th percentile of all maps of this call, so that pictures of
-        one call can be compared.
+      scale: the values that are not coloured yet and in full colour, those of the
+        run's calibration; None for the median and the 99.5th percentile of all maps of
+        this call, so that pictures of one call can be compared.
     """
     low, top = np.percentile(maps, (50, 99.5)) if scale is None else scale
+    caption = NORMAL
+    if scale is None:
+        caption = f"median to 99.5th percentile of these {len(maps)}: not calibrated"
+    grey = np.full((256, 3), 128.0)
+    colours = _painted(grey, np.linspace(0, 1, 256)[:, None]).astype(np.uint8)
     for path, image, values in zip(paths, images, maps, strict=True):
         with formats.replacing(path.with_suffix(".npy")) as temporary:
             with open(temporary, "wb") as file:
                 np.save(file, values)
-        samples.save_png(path, overlay(image, values, low, top))
+        picture = overlay(image, values, low, top)
+        samples.save_png(path, colour_bar.add(picture, colours, low, top, caption))
 
 
 def overlay(
@@ -91,9 +101,13 @@ def overlay(
         (size, size), Image.Resampling.BILINEAR
     )
     picture = np.asarray(grey, np.float32)
-    share = 0.7 * np.asarray(weight)[..., None]
-    painted = (1 - share) * picture + share * np.array([255.0, 40.0, 0.0])
+    painted = _painted(picture, np.asarray(weight)[..., None])
     return np.concatenate([picture, painted], axis=1).astype(np.uint8)
+
+
+def _painted(picture: np.ndarray, share: np.ndarray) -> np.ndarray:
+    share = _OPACITY * share
+    return (1 - share) * picture + share * _PAINT
 
 
 def _distinct(names: Sequence[str]) -> list[str]:

@@ -15,6 +15,7 @@ from dpa_jax.devices.platform import Platform
 from dpa_jax.losses import Loss, StageLoss, compare, extract
 from dpa_jax.ops.compute import Compute
 from dpa_jax.scoring import scores
+from dpa_jax.scoring.calibration import Calibration
 
 Progress = Callable[[int, int], None]
 _RECONSTRUCTION = "reconstruction"
@@ -28,6 +29,7 @@ class Scorer:
       stage: of growth whose networks score: the last one trained.
       trained: the number of steps behind them.
       batch_size: images at a time.
+      precision: that is computed in.
     """
 
     def __init__(
@@ -42,9 +44,11 @@ class Scorer:
         batch_size: int,
         precision: str,
         platform: Platform,
+        calibration: Calibration | None = None,
     ):
         self.config, self.stage, self.trained = config, stage, trained
-        self.batch_size = batch_size
+        self.batch_size, self.precision = batch_size, precision
+        self._calibration = calibration
         self._architecture = models.Architecture.from_config(config)
         self._loss = Loss.from_config(config, stage.resolution)
         self._compute = Compute(precision, platform.backend)
@@ -75,6 +79,26 @@ class Scorer:
         chosen = jax.device_put(state.select(parameters, self._names))
         other._arguments = (chosen, *self._arguments[1:])
         return other
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What gives scores their p-values; None if the run is not calibrated.
+
+        Raises:
+          DpaError: it is of another step or precision than the scores.
+        """
+        found = self._calibration
+        if found is not None and found.trained != self.trained:
+            raise errors.DpaError(
+                f"the run was calibrated at step {found.trained:,} and is now at "
+                f"{self.trained:,}: calibrate it again with --overwrite"
+            )
+        if found is not None and found.precision != self.precision:
+            raise errors.DpaError(
+                f"the run was calibrated in {found.precision}, not {self.precision}: "
+                "score in that, or calibrate it again with --overwrite"
+            )
+        return found
 
     @property
     def resolution(self) -> int:

@@ -3,12 +3,15 @@
 import json
 import pathlib
 import warnings
+from collections.abc import Mapping
 
 import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from dpa_jax.errors import needing
+from dpa_jax.scoring import colour_bar
+from dpa_jax.scoring.maps import NORMAL
 from dpa_jax.slides.reader import Slide
 from dpa_jax.slides.tiles import TileGrid
 from dpa_jax.storage import workdir
@@ -24,16 +27,22 @@ def _colours(values: np.ndarray) -> np.ndarray:
 
 
 def write_overlay(
-    path: pathlib.Path, slide: Slide, grid: TileGrid, scores: np.ndarray
+    path: pathlib.Path,
+    slide: Slide,
+    grid: TileGrid,
+    scores: np.ndarray,
+    scale: tuple[float, float] | None = None,
 ) -> None:
-    """Writes the heat map over the thumbnail as PNG, with a scale below.
+    """Writes the heat map over the thumbnail as PNG, with a bar of its colours below.
 
     Args:
       path: the file.
       slide: an open slide.
       grid: the tiles.
-      scores: float32 `[rows, columns]`, NaN where there is none. Colours span the
-        1st to the 99th percentile.
+      scores: float32 `[rows, columns]`, NaN where there is none.
+      scale: the scores of the first and the last colour, those of the run's
+        calibration; None for the 1st and the 99th percentile of this slide. The bar
+        says how much of the median these span, which may be as good as nothing.
     """
     downsample = max(1.0, max(slide.size) / _LONGEST)
     image = slide.overview(downsample)
@@ -48,29 +57,20 @@ def write_overlay(
     # Beyond the last whole tile there is no score.
     shown[rows >= scores.shape[0]] = np.nan
     shown[:, columns >= scores.shape[1]] = np.nan
-    low, high = np.nanpercentile(scores, [1, 99])
+    low, middle, high = np.nanpercentile(scores, [1, 50, 99])
+    spread = f"{(high - low) / middle:.2g} of its median" if middle else "median 0"
+    caption = f"1st to 99th percentile of this slide, {spread}: not calibrated"
+    if scale is not None:
+        (low, high), caption = scale, NORMAL
     span = high - low if high > low else 1.0
     known = ~np.isnan(shown)
     heat = _colours((np.where(known, shown, low) - low) / span)
     mixed = np.rint((1 - _OPACITY) * image + _OPACITY * heat).astype(np.uint8)
-    picture = Image.fromarray(np.where(known[..., None], mixed, image))
+    picture = np.where(known[..., None], mixed, image)
+    bar = _colours(np.linspace(0, 1, 256))
     with formats.replacing(path) as temporary:
-        _with_scale(picture, low, high).save(temporary, "PNG")
-
-
-def _with_scale(picture: Image.Image, low: float, high: float) -> Image.Image:
-    width, height = picture.size
-    text = max(10, width // 80)
-    result = Image.new("RGB", (width, height + 3 * text), "white")
-    result.paste(picture)
-    bar = _colours(np.linspace(0, 1, width))[None].repeat(text, 0)
-    result.paste(Image.fromarray(bar), (0, height + text // 2))
-    draw = ImageDraw.Draw(result)
-    font = ImageFont.load_default(text)
-    top = height + 7 * text // 4
-    draw.text((2, top), f"{low:.4g}", "black", font)
-    draw.text((width - 2, top), f"{high:.4g}", "black", font, anchor="ra")
-    return result
+        result = Image.fromarray(colour_bar.add(picture, bar, low, high, caption))
+        result.save(temporary, "PNG")
 
 
 def write_scores(path: pathlib.Path, scores: np.ndarray, pixel: float) -> None:
@@ -158,16 +158,26 @@ def write_regions(
     return len(features)
 
 
-def write_csv(path: pathlib.Path, grid: TileGrid, scores: np.ndarray) -> None:
-    """Writes one line per scored tile: row, column, x, y, side, score.
+def write_csv(
+    path: pathlib.Path, grid: TileGrid, columns: Mapping[str, np.ndarray]
+) -> None:
+    """Writes one line per tile of tissue: row, column, x, y, side, and columns.
 
-    x, y and side are in level-0 pixels; a score is written so that it reads back as
-    the same float32, and is empty where the stains could not be estimated.
+    x, y and side are in level-0 pixels.
+
+    Args:
+      path: the file.
+      grid: the tiles.
+      columns: `[rows, columns]` by name, such as scores, float32: written so that they
+        read back as they are. A line has nothing where the first of them is NaN.
     """
     rows = []
+    known = ~np.isnan(next(iter(columns.values())))
     for row, column in np.argwhere(grid.tissue).tolist():
         x, y = grid.corner(row, column)
         side = grid.corner(row, column + 1)[0] - x
-        score = scores[row, column]
-        rows.append((row, column, x, y, side, "" if np.isnan(score) else score))
-    workdir.write_csv(path, ("row", "column", "x", "y", "side", "score"), rows)
+        values = [
+            v[row, column] if known[row, column] else "" for v in columns.values()
+        ]
+        rows.append((row, column, x, y, side, *values))
+    workdir.write_csv(path, ("row", "column", "x", "y", "side", *columns), rows)

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from dpa_jax.errors import DpaError, UsageError
+from dpa_jax.scoring.calibration import Calibration
+from dpa_jax.scoring.units import ALL
 from dpa_jax.slides import heatmap, regions, stain, tiles
 from dpa_jax.storage import workdir
 from dpa_jax.weights import formats
@@ -35,6 +37,7 @@ def score_slide(
     tile: int = 64,
     workers: int = 0,
     model: str = "",
+    calibration: Calibration | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Scores the tissue of a slide and draws where it is anomalous.
@@ -51,18 +54,22 @@ def score_slide(
       mpp: micrometres per level-0 pixel, instead of what the slide says.
       batch: tiles per call.
       stain_target: the stains that the training images were normalised to, or None.
-      threshold: scores above it make regions; None for no regions, since no threshold
-        can be had from the slide alone, which may be healthy.
+      threshold: scores above it make regions; None for that of the calibration or,
+        without one, for no regions, since no threshold can be had from the slide alone,
+        which may be healthy.
       magnification: that the model was trained at.
       tile: pixels a side that the model takes.
       workers: threads that read; 0 for one per core.
       model: names the model and its weights; results of another are not gone on with.
+      calibration: of the model, without strata. Each tile is then taken for an image
+        of its own: `tiles.csv` gets its `p_value` and whether it is `abnormal`.
       progress: called with (tiles scored, tiles) after each batch.
 
     Returns:
       What `summary.json` holds: the numbers of tiles, the mean, 99th percentile and
       maximum of the scores, the threshold and the number of regions (None without),
-      tiles per second (None if all of them were scored before).
+      alpha and the number of abnormal tiles (None without a calibration), tiles per
+      second (None if all of them were scored before).
 
     Raises:
       DpaError: the slide is unusable, a score is not finite, or `out` holds results
@@ -71,6 +78,10 @@ def score_slide(
     """
     if batch < 1 or tile < 1 or magnification < 1:
         raise UsageError(f"batch {batch}, tile {tile}, magnification {magnification}")
+    if calibration is not None:
+        calibration.check_strata(None)
+        if threshold is None:
+            threshold = calibration.threshold(ALL)
     path, out = os.fspath(slide_path), pathlib.Path(out)
     run = {
         "slide": path,
@@ -94,9 +105,16 @@ def score_slide(
             raise DpaError(f"{path}: the stains of no part of it could be estimated")
         assert slide.mpp is not None  # or there would be no grid
         tile_side = grid.side * grid.scale  # in level-0 pixels
-        heatmap.write_csv(out / "tiles.csv", grid, scores)
+        columns, scale = {"score": scores}, None
+        if calibration is not None:
+            found = np.ones(scores.shape)
+            found[~np.isnan(scores)] = calibration.p_values(known)
+            abnormal = (found <= calibration.alpha).astype(int)
+            columns |= {"p_value": found, "abnormal": abnormal}
+            scale = calibration.score_range
+        heatmap.write_csv(out / "tiles.csv", grid, columns)
         heatmap.write_scores(out / "scores.tif", scores, slide.mpp * tile_side)
-        heatmap.write_overlay(out / "heatmap.png", slide, grid, scores)
+        heatmap.write_overlay(out / "heatmap.png", slide, grid, scores, scale)
         outlines = out / "regions.geojson"
         outlines.unlink(missing_ok=True)  # of another threshold
         count = None
@@ -111,6 +129,8 @@ def score_slide(
         "maximum": float(known.max()),
         "threshold": threshold,
         "regions": count,
+        "alpha": calibration and calibration.alpha,
+        "abnormal_tiles": calibration and int(columns["abnormal"].sum()),
         "tiles_per_second": rate,
     }
     workdir.write_json(out / "summary.json", summary)

@@ -18,6 +18,7 @@ import numpy as np
 
 from dpa_jax import console, errors, extensions
 from dpa_jax.config import AUTO, flat, resolutions, updated
+from dpa_jax.data import leakage
 from dpa_jax.data.image_set import ImageSet
 from dpa_jax.devices.platform import Platform
 from dpa_jax.storage import config_files, json_files
@@ -45,11 +46,13 @@ _GROWS = "stages.final_steps"
 # what a run writes before its first step: of no use to a run of another configuration
 _PREPARED = (
     "autotune.json",
+    "calibration.json",
     "data.json",
     "extensions.json",
     "skipped.csv",
     "stain_target.npz",
     "statistics.npz",
+    leakage.FILE,
     "weights.json",
 )
 # what it writes while it trains
@@ -232,23 +235,31 @@ def _inert(cell: Any) -> Any:
     return cell
 
 
-def number(value: np.floating) -> str:
-    """Writes a float with the fewest digits that read back as the very same one."""
+def number(value: np.floating | np.integer) -> str:
+    """Writes a number with the fewest digits that read back as the very same one."""
+    if isinstance(value, np.integer):
+        return str(value)
     return np.format_float_positional(value, unique=True, trim="0")
 
 
-def record_images(workdir: pathlib.Path, images: ImageSet) -> None:
+def record_images(workdir: pathlib.Path, images: ImageSet, size: int = 0) -> None:
     """Notes what a run is trained on, or checks that it still is the same.
 
-    Writes `data.json` (count and checksum) and, if any image was left out,
-    `skipped.csv`.
+    Writes `data.json` (count and checksum), a hash of each image (see `leakage`) and,
+    if any image was left out, `skipped.csv`.
+
+    Args:
+      workdir: of the run.
+      images: it is trained on.
+      size: of their centres, which are scored; 0 for whole images.
 
     Raises:
       DpaError: the run began with other images.
     """
-    sha256 = hashlib.sha256()
+    sha256, hashes, size = hashlib.sha256(), [], size or images.base.shape[1]
     for block in images.blocks():
         sha256.update(np.ascontiguousarray(block).data)
+        hashes.append(leakage.hashes(block, size))
     digest = sha256.hexdigest()
     values = {
         "images": len(images),
@@ -264,6 +275,8 @@ def record_images(workdir: pathlib.Path, images: ImageSet) -> None:
                 f"{len(images)} found now, by the checksum in {path}; restore them, or "
                 "give another --workdir"
             )
+    leakage.record(workdir, np.concatenate(hashes), size)
+    if path.exists():
         return
     if images.skipped:
         write_csv(

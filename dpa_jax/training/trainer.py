@@ -229,7 +229,7 @@ def _train(
         def fixed() -> dict[str, Any]:
             for run in runs:
                 workdir.record_extensions(run.folder, run.config)
-                workdir.record_images(run.folder, images)
+                workdir.record_images(run.folder, images, config.data.resolution)
                 provenance.keep_stains(run.folder, run.config)
                 frozen.check_fingerprint(run.folder, run.config, weights)
             first, *others = (run.folder for run in runs)

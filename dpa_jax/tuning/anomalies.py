@@ -8,7 +8,7 @@ import ml_collections
 import numpy as np
 
 from dpa_jax import errors
-from dpa_jax.data import folds, test_set
+from dpa_jax.data import folds, leakage, test_set
 from dpa_jax.data import labels as label_names
 from dpa_jax.data.image_set import ImageSet
 
@@ -149,13 +149,11 @@ def check(
 
 def _refuse_same(ours: ImageSet, others: ImageSet, where: str) -> None:
     names = {os.path.realpath(path): path for path in others.paths}
-    # normal images are trained on as random crops, whose centre is what is scored
-    centres = folds.fingerprints(others, ours.base.shape[1])
-    pixels = dict(zip(centres, others.paths, strict=True))
+    pixels = {i: others.paths[j] for i, j in leakage.same(ours, others).items()}
     found = [
-        f"{path}, which is {names.get(os.path.realpath(path)) or pixels[digest]}"
-        for path, digest in zip(ours.paths, folds.fingerprints(ours), strict=True)
-        if os.path.realpath(path) in names or digest in pixels
+        f"{path}, which is {names.get(os.path.realpath(path)) or pixels[i]}"
+        for i, path in enumerate(ours.paths)
+        if os.path.realpath(path) in names or i in pixels
     ]
     if found:
         raise errors.DpaError(

@@ -17,7 +17,7 @@ import optuna
 
 from dpa_jax import console, errors, validation
 from dpa_jax.config import flattened
-from dpa_jax.data import folds, test_set
+from dpa_jax.data import leakage, test_set
 from dpa_jax.storage import config_files, json_files, workdir
 from dpa_jax.tuning import anomalies, queue, report, selection, trials
 from dpa_jax.tuning.search import Search
@@ -139,7 +139,7 @@ def load(folder: pathlib.Path) -> tuple[ml_collections.ConfigDict, Search]:
 
 def _identity(config, search: Search, pool: anomalies.Pool | None) -> dict[str, Any]:
     """Returns what makes a study another one, as JSON has it, by name."""
-    pixels = "" if pool is None else "".join(folds.fingerprints(pool.images))
+    pixels = "" if pool is None else "".join(leakage.fingerprints(pool.images))
     found = dict(flattened({"config": config.to_dict(), "search": search.values()}))
     for name, text in (("search.py", search.source), ("anomalies", pixels)):
         found[name] = hashlib.sha256(text.encode()).hexdigest()

@@ -25,6 +25,16 @@ def count(text: str) -> int:
     return int(text)
 
 
+def share(text: str) -> float:
+    """Reads a number between 0 and 1."""
+    try:
+        if 0 < float(text) < 1:
+            return float(text)
+    except ValueError:
+        pass  # the same message
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number between 0 and 1")
+
+
 def counts(text: str) -> list[int]:
     """Reads whole numbers of at least 0 that commas part."""
     return [count(part) for part in text.split(",")]

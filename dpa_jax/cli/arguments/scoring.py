@@ -35,7 +35,7 @@ def _add_evaluate(add: options.Add) -> None:
     evaluate.add_argument(
         "--out", metavar="DIR", help="for the results (default: WORKDIR/evaluation)"
     )
-    _scoring(evaluate)
+    add_shared(evaluate)
 
 
 def _add_score(add: options.Add) -> None:
@@ -62,9 +62,16 @@ def _add_score(add: options.Add) -> None:
         "module:function; a function that returns maps needs --maps",
     )
     score.add_argument(
+        "--fdr",
+        type=options.share,
+        metavar="Q",
+        help="of a calibrated run: call abnormal as many as keep the expected share of "
+        "normal ones among them at most Q, instead of each by alpha",
+    )
+    score.add_argument(
         "--maps", metavar="DIR", help="write anomaly maps: NAME.png and NAME.npy"
     )
-    _scoring(score)
+    add_shared(score)
 
 
 def _add_score_slide(add: options.Add) -> None:
@@ -96,7 +103,8 @@ def _add_score_slide(add: options.Add) -> None:
     slide.add_argument(
         "--threshold",
         type=float,
-        help="scores above it become regions (default: no regions)",
+        help="scores above it become regions (default: that of the run's calibration, "
+        "or no regions)",
     )
     _batching(slide, "tiles")
 
@@ -121,7 +129,8 @@ def _batching(parser: argparse.ArgumentParser, unit: str) -> None:
     )
 
 
-def _scoring(parser: argparse.ArgumentParser) -> None:
+def add_shared(parser: argparse.ArgumentParser) -> None:
+    """Adds what verbs that read and score images have in common."""
     _batching(parser, "images")
     parser.add_argument(
         "--skip-corrupt",

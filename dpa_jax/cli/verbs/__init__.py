@@ -3,6 +3,7 @@
 import argparse
 
 from dpa_jax.cli.verbs import (
+    calibrate,
     compiling,
     doctor,
     export,
@@ -25,6 +26,7 @@ def run(options: argparse.Namespace) -> None:
         "tune": training.tune,
         "compile": compiling.compile_run,
         "evaluate": scoring.evaluate,
+        "calibrate": calibrate.calibrate,
         "score": scoring.score,
         "score-slide": scoring.score_slide,
         "prepare nih": preparing.nih,

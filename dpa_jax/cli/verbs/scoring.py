@@ -12,7 +12,7 @@ import numpy as np
 
 from dpa_jax import console, data, errors
 from dpa_jax.config import is_perceptual
-from dpa_jax.data import labels
+from dpa_jax.data import labels, leakage
 from dpa_jax.storage import workdir
 from dpa_jax.weights import formats
 
@@ -20,7 +20,7 @@ from dpa_jax.weights import formats
 def evaluate(options: argparse.Namespace) -> None:
     """Measures how well one run or several tell abnormal from normal."""
     from dpa_jax.devices import compilation_cache
-    from dpa_jax.scoring import audit, evaluation, localization
+    from dpa_jax.scoring import audit, decisions, evaluation, localization
 
     compilation_cache.enable()
     out = pathlib.Path(options.out or pathlib.Path(options.workdir) / "evaluation")
@@ -31,6 +31,10 @@ def evaluate(options: argparse.Namespace) -> None:
     runs = workdir.members(options.workdir)
     scorers = [_load_run(run, options) for run in runs]
     images = _labelled(options, scorers[0].config)
+    leakage.check_labels(images)
+    leakage.check(runs[0], images, "test images")
+    for scorer in scorers:
+        decisions.check(scorer.calibration, images)
     masks = _masks(images, options, scorers[0])
     results, scores = [], []
     for run, scorer in zip(runs, scorers, strict=True):
@@ -43,7 +47,9 @@ def evaluate(options: argparse.Namespace) -> None:
         if masks is not None:
             results[-1]["pixels"] = _pixels(scorer, images, *masks)
         place = out / run.relative_to(options.workdir) if several else out
-        evaluation.write(place, images, scores[-1], results[-1])
+        decided = decisions.decide(scorer.calibration, images, scores[-1])
+        columns = decided.columns() if decided else {}
+        evaluation.write(place, images, scores[-1], results[-1], columns)
         if several:
             print(run)
         print("\n".join(evaluation.describe(results[-1])))
@@ -103,12 +109,6 @@ def _labelled(options, config) -> data.ImageSet:
         evaluation.count_labels(images.labels)  # before scoring, which may take long
         return images
     pair = [_load(location, options, config) for location in (normal, abnormal)]
-    common = set(pair[0].paths).intersection(pair[1].paths)
-    common = {path for path in common if os.path.isfile(path)}  # an .npz has mere names
-    if common:
-        raise errors.DpaError(
-            f"{min(common)} is among the normal and the abnormal images"
-        )
     if any("mask" in (images.columns or {}) for images in pair):
         # normal images need no masks, and a join keeps what both have
         pair = [
@@ -175,7 +175,7 @@ def _tell_skipped(images: data.ImageSet) -> None:
 def score(options: argparse.Namespace) -> None:
     """Scores images, and writes their anomaly maps if asked to."""
     from dpa_jax.devices import compilation_cache
-    from dpa_jax.scoring import maps, scores
+    from dpa_jax.scoring import decisions, maps, scores
 
     compilation_cache.enable()
     out = pathlib.Path(options.out)
@@ -200,6 +200,9 @@ def score(options: argparse.Namespace) -> None:
             progress=show,
         )
     _tell_skipped(images)
+    if options.fdr and not scorer.calibration:
+        raise errors.UsageError("--fdr needs p-values: run dpa-jax calibrate first")
+    decisions.check(scorer.calibration, images)
     if options.maps:  # refused before scoring, which may take long
         maps.files(pathlib.Path(options.maps), _names(images.paths), options.overwrite)
     with console.counting("scoring", "images") as show:
@@ -214,6 +217,11 @@ def score(options: argparse.Namespace) -> None:
         raise errors.UsageError(
             f"--score={next(iter(drawn))} returns maps: say by --maps=DIR where to"
         )
+    decided = decisions.decide(scorer.calibration, images, found["loss"], options.fdr)
+    if decided:
+        columns = {"loss": columns.pop("loss"), **decided.columns(), **columns}
+        for warning in decided.warnings():
+            print(f"warning: {warning}", file=sys.stderr)
     columns = {"score": columns.pop("loss"), **columns}
     numbers = [map(workdir.number, values) for values in columns.values()]
     rows = list(zip(images.paths, *numbers, strict=True))
@@ -221,12 +229,15 @@ def score(options: argparse.Namespace) -> None:
     # scores that are written to stdout stand there alone
     report = sys.stderr if is_stream else sys.stdout
     print(f"{len(images)} scores in {out}", file=report)
+    if decided:
+        print(decided.describe(), file=report)
     for name, values in drawn.items():
         place = pathlib.Path(options.maps)
         if name != "map":
             place /= name.replace(":", ".")
         paths = maps.files(place, _names(images.paths), options.overwrite)
-        maps.write_maps(paths, images.images, values)
+        scale = scorer.calibration.map_range if decided and name == "map" else None
+        maps.write_maps(paths, images.images, values, scale)
         print(f"{len(paths)} maps in {place}", file=report)
 
 
@@ -270,17 +281,23 @@ def score_slide(options: argparse.Namespace) -> None:
             tile=provenance.tile(folder, scorer.config),
             model=provenance.model(folder, scorer.config, scorer.trained)
             + f", {options.precision}",
+            calibration=scorer.calibration,
             progress=show,
         )
     print(
         f"{found['tiles']:,} tiles: see heatmap.png, scores.tif and tiles.csv in {out}"
     )
-    if options.threshold is None:
+    if found["threshold"] is None:
         print("no regions are outlined: --threshold says from which score on")
     else:
         print(
-            f"{found['regions']:,} regions above {options.threshold:.4g}: see "
+            f"{found['regions']:,} regions above {found['threshold']:.4g}: see "
             "regions.geojson"
+        )
+    if found["alpha"] is not None:
+        print(
+            f"{found['abnormal_tiles']:,} tiles have a p-value of at most "
+            f"{found['alpha']:.3g}, each taken by itself"
         )
     if found["tiles_without_score"]:
         print(
