@@ -34,7 +34,8 @@ def evaluate(
       seed: of the bootstrap.
 
     Returns:
-      `roc_auc` and its 95% `roc_auc_interval` (percentile bootstrap),
+      `roc_auc` and its 95% `roc_auc_interval`, see `roc.interval`; the number of
+      `independent_pairs` that it stands on,
       `average_precision` with that of a blind guess beside it, counts, and with groups
       `groups` and, where each has one label, `group_roc_auc` of the highest score
       among `group_images` images drawn from each group; see `roc.group_auc`.
@@ -54,6 +55,7 @@ def evaluate(
         "roc_auc_interval": roc.interval(
             scores, labels, groups, resamples=resamples, seed=seed
         ),
+        "independent_pairs": roc.independent_pairs(labels, groups),
         "average_precision": float(
             sklearn.metrics.average_precision_score(labels, scores)
         ),
@@ -123,6 +125,13 @@ def describe(result: dict[str, Any]) -> list[str]:
         f"average precision {result['average_precision']:.4f}; "
         f"{result['normal']} normal, {result['abnormal']} abnormal"
     ]
+    pairs = result["independent_pairs"]
+    if pairs < roc.FEWEST:
+        lines.append(
+            f"the interval is that of {pairs} independent pair{'s' * (pairs != 1)} of a "
+            "normal and an abnormal image (Clopper and Pearson): of so few, a bootstrap "
+            "says nothing"
+        )
     if "group_roc_auc" in result:
         drawn = result["group_images"]
         lines.append(
