@@ -128,9 +128,9 @@ def describe(result: dict[str, Any]) -> list[str]:
     pairs = result["independent_pairs"]
     if pairs < roc.FEWEST:
         lines.append(
-            f"the interval is that of {pairs} independent pair{'s' * (pairs != 1)} of a "
-            "normal and an abnormal image (Clopper and Pearson): of so few, a bootstrap "
-            "says nothing"
+            f"the interval is that of {pairs} independent pair{'s' * (pairs != 1)} of "
+            "a normal and an abnormal image (Clopper and Pearson): of so few, a "
+            "bootstrap says nothing"
         )
     if "group_roc_auc" in result:
         drawn = result["group_images"]

@@ -39,9 +39,10 @@ def interval(
     where separation is perfect, the interval is that of Clopper and Pearson (1934) for
     as many pairs as there are; of none, 0 to 1. It is wide, and holds whatever the
     scores' distributions are: the AUC of all pairs is a mean over ways to form
-    independent ones, and varies less than theirs (Hoeffding, 1963, section 5). Intervals
-    that take the abnormal scores to vary as the normal ones do (Hanley and McNeil, 1982;
-    Newcombe, 2006) are narrower, and too narrow where anomalies vary more.
+    independent ones, and varies less than theirs (Hoeffding, 1963, section 5).
+    Intervals that take the abnormal scores to vary as the normal ones do (Hanley and
+    McNeil, 1982; Newcombe, 2006) are narrower, and too narrow where anomalies vary
+    more.
 
     Args:
       scores: numbers `[N]`; of several runs `[K, N]`, whose mean AUC is meant.
