@@ -17,7 +17,7 @@ def _add_evaluate(add: options.Add) -> None:
         "evaluate",
         "measure how well a run tells abnormal from normal",
         "  dpa-jax evaluate --workdir=run --normal=test/normal --abnormal=test/abnormal"
-        "\n  dpa-jax evaluate --workdir=run --test=test.csv",
+        "\n  dpa-jax evaluate --workdir=run --test=test.csv --name=hospital-2",
         doc="Writes metrics.json, scores.csv, roc.png and histogram.png. Where a "
         "manifest's\ncolumn mask names masks of abnormal pixels, the maps are measured "
         "too.",
@@ -33,8 +33,11 @@ def _add_evaluate(add: options.Add) -> None:
         "(default: data.test of the run's config)",
     )
     evaluate.add_argument(
-        "--out", metavar="DIR", help="for the results (default: WORKDIR/evaluation)"
+        "--name",
+        help="of the evaluation: results go to WORKDIR/evaluations/NAME (default: after "
+        "the test set, with -2, -3 and so on if that is taken)",
     )
+    evaluate.add_argument("--out", metavar="DIR", help="for the results, elsewhere")
     _scoring(evaluate)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from dpa_jax import console, data, errors
 from dpa_jax.config import is_perceptual
 from dpa_jax.data import labels
-from dpa_jax.storage import workdir
+from dpa_jax.storage import evaluations, workdir
 from dpa_jax.weights import formats
 
 
@@ -23,27 +23,23 @@ def evaluate(options: argparse.Namespace) -> None:
     from dpa_jax.scoring import audit, evaluation, localization
 
     compilation_cache.enable()
-    out = pathlib.Path(options.out or pathlib.Path(options.workdir) / "evaluation")
-    if (out / "metrics.json").exists() and not options.overwrite:
-        raise errors.DpaError(
-            f"{out} holds an evaluation already; give another --out, or --overwrite"
-        )
     runs = workdir.members(options.workdir)
+    _check_place(options)
     scorers = [_load_run(run, options) for run in runs]
     images = _labelled(options, scorers[0].config)
     masks = _masks(images, options, scorers[0])
-    results, scores = [], []
+    results, scores, several = [], [], len(runs) > 1
     for run, scorer in zip(runs, scorers, strict=True):
-        several = len(runs) > 1
         with console.counting(
             f"scoring {run}" if several else "scoring", "images"
         ) as show:
             scores.append(scorer(images.images, show))
-        results.append(evaluation.report(scorer, images, scores[-1]))
+    out, places = _places(options, runs, scorers[0].config)
+    for run, scorer, found, place in zip(runs, scorers, scores, places, strict=True):
+        results.append(evaluation.report(scorer, images, found))
         if masks is not None:
             results[-1]["pixels"] = _pixels(scorer, images, *masks)
-        place = out / run.relative_to(options.workdir) if several else out
-        evaluation.write(place, images, scores[-1], results[-1])
+        evaluation.write(place, images, found, results[-1])
         if several:
             print(run)
         print("\n".join(evaluation.describe(results[-1])))
@@ -53,19 +49,48 @@ def evaluate(options: argparse.Namespace) -> None:
         for warning in results[-1]["warnings"]:
             print(f"warning: {warning}", file=sys.stderr)
     files = "metrics.json, scores.csv, roc.png, histogram.png"
-    if len(runs) > 1:
+    if several:
         found = evaluation.summarize(results, images, np.stack(scores))
-        workdir.write_json(out / "metrics.json", found)
+        workdir.write_json(out / evaluations.METRICS, found)
         low, high = found["roc_auc_interval"]
         print(
             f"{len(runs)} runs: mean ROC AUC {found['roc_auc_mean']:.4f} "
             f"(95% {low:.4f} to {high:.4f}), standard deviation "
             f"{found['roc_auc_sd']:.4f}"
         )
-        files = f"metrics.json, and of each run {workdir.MEMBERS}/N/{files}"
+        files = f"metrics.json, and of each run such as {places[0]}: {files}"
     if results[0]["random_weights"]:
         print(f"VGG19's weights are random ({scorers[0].config.perceptual.weights})")
     print(f"see {out}/{files}")
+
+
+def _check_place(options) -> None:
+    """Refuses to replace an evaluation unasked, before anything is scored."""
+    if options.out and options.name:
+        raise errors.UsageError("--name is within the workdir, --out elsewhere: one")
+    out = pathlib.Path(options.out) if options.out else None
+    if options.name:
+        out = evaluations.folder(options.workdir, options.name)
+    if out and (out / evaluations.METRICS).exists() and not options.overwrite:
+        other = "--name" if options.name else "--out"
+        raise errors.DpaError(
+            f"{out} holds an evaluation already; give another {other}, or --overwrite"
+        )
+
+
+def _places(options, runs, config) -> tuple[pathlib.Path, list[pathlib.Path]]:
+    """Returns where an evaluation goes, and where that of each run."""
+    root = pathlib.Path(options.workdir)
+    if options.out:
+        out = pathlib.Path(options.out)
+        return out, [out / run.relative_to(root) for run in runs]
+    name = options.name or evaluations.name_of(_locations(options, config))
+    if not (options.name or options.overwrite):
+        name = evaluations.claim([root, *(run for run in runs if run != root)], name)
+    return (
+        evaluations.folder(root, name),
+        [evaluations.folder(run, name) for run in runs],
+    )
 
 
 def _load_run(folder: str | pathlib.Path, options) -> Any:
@@ -80,8 +105,8 @@ def _load_run(folder: str | pathlib.Path, options) -> Any:
     )
 
 
-def _labelled(options, config) -> data.ImageSet:
-    """Loads the images to evaluate on: from the options, else from the config."""
+def _locations(options, config) -> tuple[str, ...]:
+    """Returns where the labelled images are, or the normal and the abnormal ones."""
     normal, abnormal, test = options.normal, options.abnormal, options.test
     if not (normal or abnormal or test):
         normal, abnormal = config.data.test_normal, config.data.test_abnormal
@@ -90,7 +115,14 @@ def _labelled(options, config) -> data.ImageSet:
         raise errors.UsageError(
             "say what to evaluate on: --normal=DIR with --abnormal=DIR, or --test=..."
         )
-    if test:
+    return (test,) if test else (normal, abnormal)
+
+
+def _labelled(options, config) -> data.ImageSet:
+    """Loads the images to evaluate on: from the options, else from the config."""
+    locations = _locations(options, config)
+    if len(locations) == 1:
+        (test,) = locations
         from dpa_jax.scoring import evaluation
 
         images = _load(test, options, config)
@@ -102,7 +134,7 @@ def _labelled(options, config) -> data.ImageSet:
             )
         evaluation.count_labels(images.labels)  # before scoring, which may take long
         return images
-    pair = [_load(location, options, config) for location in (normal, abnormal)]
+    pair = [_load(location, options, config) for location in locations]
     common = set(pair[0].paths).intersection(pair[1].paths)
     common = {path for path in common if os.path.isfile(path)}  # an .npz has mere names
     if common:
