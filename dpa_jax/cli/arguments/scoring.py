@@ -34,8 +34,8 @@ def _add_evaluate(add: options.Add) -> None:
     )
     evaluate.add_argument(
         "--name",
-        help="of the evaluation: results go to WORKDIR/evaluations/NAME (default: named "
-        "after the test set, with -2, -3 and so on if that is taken)",
+        help="results go to WORKDIR/evaluations/NAME (default: the name of the test "
+        "set, with -2, -3 and so on if that is taken)",
     )
     evaluate.add_argument("--out", metavar="DIR", help="for the results, elsewhere")
     _scoring(evaluate)
