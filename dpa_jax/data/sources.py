@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import itertools
 import json
 import os
 import warnings
@@ -12,9 +13,17 @@ import numpy as np
 from PIL import Image
 
 from dpa_jax import errors
-from dpa_jax.data import arrays, disk_cache, filesystems, manifest, volumes
-from dpa_jax.data.decode import ImageError, Preprocessing, decode, prepare
-from dpa_jax.data.image_set import ImageSet, Skipped, taken
+from dpa_jax.data import (
+    arrays,
+    disk_cache,
+    filesystems,
+    manifest,
+    properties,
+    volumes,
+)
+from dpa_jax.data.decode import ImageError, Preprocessing, decode_described, prepare
+from dpa_jax.data.image_set import ImageSet, Skipped, concatenated, joined, taken
+from dpa_jax.data.properties import Original
 from dpa_jax.devices import parallel
 from dpa_jax.devices.processes import ProcessGroup
 
@@ -29,13 +38,14 @@ Progress = Callable[[int, int], None]
 
 @dataclasses.dataclass(frozen=True)
 class _Listing:
-    """What a source holds before anything is decoded; `read(i)` gives image `i`.
+    """What a source holds before anything is decoded.
 
-    `files` are those that its images are read from.
+    `read(i)` gives image `i` and what it was before; `files` are those that images are
+    read from.
     """
 
     paths: Sequence[str]
-    read: Callable[[int], np.ndarray]
+    read: Callable[[int], tuple[np.ndarray, Original]]
     files: Sequence[str]
     labels: np.ndarray | None = None
     groups: Sequence[str] | None = None
@@ -43,7 +53,7 @@ class _Listing:
 
 
 def load(
-    location: str | os.PathLike,
+    location: str | os.PathLike | Sequence[str | os.PathLike],
     preprocessing: Preprocessing,
     *,
     skip_corrupt: bool = False,
@@ -70,6 +80,8 @@ def load(
           with 1 or 3 channels, and if wanted `labels`, `groups` and `paths`, each
           `[N]`; any other arrays of that shape become `columns`;
         `tfds:NAME[/CONFIG]:SPLIT`.
+        Of several, in the order given, labels, groups and each column are kept if all
+        have them.
       preprocessing: what each image goes through, those of an .npz too.
       skip_corrupt: whether to leave out images whose content cannot be used and list
         them in `skipped`, rather than to stop. Files that are missing or may not be
@@ -93,23 +105,44 @@ def load(
       DpaError: the source is missing, empty, cannot be read, or is malformed; or an
         image cannot be used.
     """
-    where: str = os.fspath(location)
-    if where.startswith("tfds:"):
-        name, _, split = where.removeprefix("tfds:").partition(":")
-        if not name or not split:
-            raise errors.UsageError(f"{where} is not tfds:NAME[/CONFIG]:SPLIT")
-        from dpa_jax.data.tfds_source import load_tfds
+    if isinstance(location, str | os.PathLike):
+        location = [location]
+    if not location:
+        raise errors.DpaError("no images were given")
+    found = []
+    places = [os.fspath(one) for one in location]
+    for is_tfds, group_of in itertools.groupby(places, lambda p: p.startswith("tfds:")):
+        if not is_tfds:
+            listing = _joined([_list(place, preprocessing) for place in group_of])
+            found.append(
+                _gather(
+                    *(listing, preprocessing, skip_corrupt, workers),
+                    *(progress, group, memory, log),
+                )
+            )
+            continue
+        for place in group_of:
+            name, _, split = place.removeprefix("tfds:").partition(":")
+            if not name or not split:
+                raise errors.UsageError(f"{place} is not tfds:NAME[/CONFIG]:SPLIT")
+            from dpa_jax.data.tfds_source import load_tfds
 
-        return load_tfds(
-            name, split, preprocessing, data_dir, progress, memory=memory, log=log
-        )
-    where = os.path.expanduser(where)
+            options = {"memory": memory, "log": log}
+            found.append(
+                load_tfds(name, split, preprocessing, data_dir, progress, **options)
+            )
+    return joined(found)
+
+
+def _list(place: str, preprocessing: Preprocessing) -> _Listing:
+    """Lists the images of a source that is no data set of TFDS."""
+    where = os.path.expanduser(place)
     listed = None if os.path.isdir(where) else manifest.parse(where)
     if not os.path.exists(listed[0] if listed else where):
         raise errors.DpaError(f"there is no file or folder {where}")
     if os.path.isdir(where):
-        listing = _files(list_images(where), preprocessing)
-    elif listed:
+        return _files(list_images(where), preprocessing)
+    if listed:
         found = manifest.read(*listed)
         splits = sorted(set(found.columns.get("split", ())))
         if len(splits) > 1:
@@ -117,68 +150,66 @@ def load(
                 f"{where} holds the splits {', '.join(splits)}: name one, such as "
                 f"{where}:{splits[0]}"
             )
-        listing = _files(found.paths, preprocessing, found)
-    elif where.lower().endswith(".npz"):
-        listing = _arrays(where, preprocessing)
-    else:
-        listing = _files([where], preprocessing)
-    return _gather(
-        listing, preprocessing, skip_corrupt, workers, progress, group, memory, log
+        return _files(found.paths, preprocessing, found)
+    if where.lower().endswith(".npz"):
+        return _arrays(where, preprocessing)
+    return _files([where], preprocessing)
+
+
+def _joined(listings: Sequence[_Listing]) -> _Listing:
+    """Puts listings one after the other; see `image_set.joined`."""
+    if len(listings) == 1:
+        return listings[0]
+    starts = np.cumsum([0, *(len(listing.paths) for listing in listings)])
+
+    def read(i: int) -> tuple[np.ndarray, Original]:
+        number = int(np.searchsorted(starts, i, "right")) - 1
+        return listings[number].read(i - int(starts[number]))
+
+    columns = [listing.columns or {} for listing in listings]
+    common = [name for name in columns[0] if all(name in c for c in columns)]
+
+    def every(parts: Sequence[Any]) -> Any:
+        return None if any(part is None for part in parts) else concatenated(parts)
+
+    return _Listing(
+        [path for listing in listings for path in listing.paths],
+        read,
+        [file for listing in listings for file in listing.files],
+        every([listing.labels for listing in listings]),
+        every([listing.groups for listing in listings]),
+        {name: concatenated([c[name] for c in columns]) for name in common} or None,
     )
 
 
-def from_array(
-    images: np.ndarray,
+def from_items(
+    items: Sequence[Any],
+    read: Callable[[Any, str], tuple[Image.Image, Original]],
     preprocessing: Preprocessing,
     *,
-    labels: Sequence[int] | np.ndarray | None = None,
+    labels: np.ndarray | None = None,
     groups: Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> ImageSet:
     """Prepares images in memory as those of a file are.
 
     Args:
-      images: `[N, H, W]`, `[N, H, W, 1]` or `[N, H, W, 3]`, uint8 or float in [0, 1].
+      items: one for each image.
+      read: returns the 8-bit image of an item, whose name it is given for errors, and
+        what it was before.
       preprocessing: what each goes through.
       labels: `[N]`, 0 normal and 1 abnormal.
       groups: `[N]` names of what images share (patient, slide).
       progress: see `load`.
-
-    Raises:
-      DpaError: the array holds no images.
     """
-    images = np.asarray(images)
-    arrays.check_images("images", images)
-    paths = [f"images[{i}]" for i in range(len(images))]
-    found = arrays.Arrays(images, paths, None, None, {})
-    listing = _Listing(
-        paths,
-        lambda i: prepare(found.image(i), preprocessing, paths[i]),
-        [],
-        None if labels is None else np.asarray(labels, np.int8),
-        groups,
-    )
+    paths = [f"images[{i}]" for i in range(len(items))]
+
+    def prepared(i: int) -> tuple[np.ndarray, Original]:
+        image, original = read(items[i], paths[i])
+        return prepare(image, preprocessing, paths[i]), original
+
+    listing = _Listing(paths, prepared, [], labels, groups)
     return _gather(listing, preprocessing, False, 0, progress)
-
-
-def load_files(
-    paths: Sequence[str | os.PathLike],
-    preprocessing: Preprocessing,
-    *,
-    skip_corrupt: bool = False,
-    workers: int = 0,
-    progress: Progress | None = None,
-) -> ImageSet:
-    """Loads image files into memory, in the order given; see `load`."""
-    if not paths:
-        raise errors.DpaError("no image files were given")
-    return _gather(
-        _files([os.fspath(path) for path in paths], preprocessing),
-        preprocessing,
-        skip_corrupt,
-        workers,
-        progress,
-    )
 
 
 def list_images(folder: str | os.PathLike) -> list[str]:
@@ -212,7 +243,7 @@ def _files(
     if not any(map(volumes.is_volume, paths)):
         return _Listing(
             paths,
-            lambda i: decode(paths[i], preprocessing),
+            lambda i: decode_described(paths[i], preprocessing),
             paths,
             labels,
             groups,
@@ -231,12 +262,12 @@ def _files(
         for f, n in zip(file, number, strict=True)
     ]
 
-    def read(i: int) -> np.ndarray:
+    def read(i: int) -> tuple[np.ndarray, Original]:
         path = paths[file[i]]
         if not volumes.is_volume(path):
-            return decode(path, preprocessing)
+            return decode_described(path, preprocessing)
         image = Image.fromarray(cache.slice(path, number[i]))
-        return prepare(image, preprocessing, names[i])
+        return prepare(image, preprocessing, names[i]), properties.describe(image)
 
     return _Listing(
         names,
@@ -266,9 +297,16 @@ def _count_slices(path: str, plane: str) -> int:
 
 def _arrays(location: str, preprocessing: Preprocessing) -> _Listing:
     found = arrays.read(location)
+    bits = 8 if found.images.dtype == np.uint8 else 0
+
+    def read(i: int) -> tuple[np.ndarray, Original]:
+        image = found.image(i)
+        original = properties.describe(image, bits)
+        return prepare(image, preprocessing, found.paths[i]), original
+
     return _Listing(
         found.paths,
-        lambda i: prepare(found.image(i), preprocessing, found.paths[i]),
+        read,
         [location],
         found.labels,
         found.groups,
@@ -292,8 +330,13 @@ def _gather(
     count, size = len(listing.paths), preprocessing.size
     threads = workers or os.cpu_count() or 1
 
+    unknown = np.full(len(Original._fields), np.nan, np.float32)
+    originals = np.tile(unknown, (count, 1))
+
     def read(images: disk_cache.Writable, indices: range) -> tuple[dict[int, str], int]:
-        return _decode(listing, images, skip_corrupt, threads, progress, indices)
+        return _decode(
+            *(listing, images, originals, skip_corrupt, threads, progress, indices)
+        )
 
     def check(failed: dict[int, str], done: int) -> None:
         if failed and (len(failed) == count or not skip_corrupt):
@@ -301,11 +344,11 @@ def _gather(
 
     def decode_all(images: Any) -> disk_cache.Notes:
         if group and group.count > 1 and isinstance(images, np.ndarray):
-            failed, done = _decode_shared(read, images, group)
+            failed, done = _decode_shared(read, images, originals, group)
         else:
             failed, done = read(images, range(count))
         check(failed, done)  # here, so that no file is kept of what cannot be used
-        return {"failed": list(failed.items())}
+        return {"failed": list(failed.items()), "originals": originals.tolist()}
 
     images, notes = disk_cache.fill(
         (count, size, size, preprocessing.channels),
@@ -316,6 +359,8 @@ def _gather(
     )
     failed = {i: reason for i, reason in notes["failed"]}
     check(failed, count)
+    # a file of the cache that an older version made says nothing of them
+    kept = notes.get("originals")
     found = ImageSet(
         images,
         listing.paths,
@@ -323,19 +368,22 @@ def _gather(
         listing.groups,
         [Skipped(listing.paths[i], failed[i]) for i in sorted(failed)],
         listing.columns,
+        originals=None if kept is None else np.array(kept, np.float32),
     )
     return found.select([i for i in range(count) if i not in failed])
 
 
 def _decode_shared(
-    read, images: np.ndarray, group: ProcessGroup
+    read, images: np.ndarray, originals: np.ndarray, group: ProcessGroup
 ) -> tuple[dict[int, str], int]:
     """Decodes this process's part of the images and receives the others'."""
     mine = parallel.parts(len(images), group)[group.index]
     failed, done = read(images, range(mine.start, mine.stop))
-    own = json.dumps({"failed": list(failed.items()), "done": done})
+    rows = originals[mine.start : mine.stop].tolist()
+    own = json.dumps({"failed": list(failed.items()), "done": done, "rows": rows})
     every = [json.loads(line) for line in parallel.gather_lines([own], group)]
     parallel.fill_from_processes(images, group)
+    originals[:] = [row for one in every for row in one["rows"]]
     failed = {i: reason for one in every for i, reason in one["failed"]}
     return failed, sum(one["done"] for one in every)
 
@@ -343,6 +391,7 @@ def _decode_shared(
 def _decode(
     listing: _Listing,
     images: disk_cache.Writable,
+    originals: np.ndarray,
     skip_corrupt: bool,
     workers: int,
     progress: Progress | None,
@@ -361,7 +410,7 @@ def _decode(
         failed = {}
         for i in block:
             try:
-                images[i] = listing.read(i)
+                images[i], originals[i] = listing.read(i)
             except ImageError as error:
                 failed[i] = error.reason
         return len(block), failed

@@ -6,6 +6,7 @@ import pathlib
 from dpa_jax import errors, stages
 from dpa_jax.backbones import frozen
 from dpa_jax.devices.platform import Platform
+from dpa_jax.scoring import unlike
 from dpa_jax.scoring.scorer import Scorer
 from dpa_jax.storage import checkpoints
 from dpa_jax.storage.workdir import MEMBERS, check_extensions, read_config
@@ -19,6 +20,7 @@ def load(
     batch_size: int = 64,
     precision: str = "float32",
     trust: bool = False,
+    strict: bool = False,
     platform: Platform | None = None,
 ) -> Scorer:
     """Loads a trained run, or the last checkpoint of one that is still training.
@@ -31,6 +33,7 @@ def load(
       precision: `float32`, `tensorfloat32` or `bfloat16`; whatever it was trained in.
       trust: whether to import the functions outside of this package that the run
         names (`module:function`): they are programs, of whoever made the workdir.
+      strict: whether images unlike those of training are an error, not a warning.
       platform: the machine; None takes the one at hand.
 
     Raises:
@@ -76,4 +79,7 @@ def load(
         batch_size=batch_size,
         precision=precision,
         platform=platform or Platform.here(),
+        workdir=folder,
+        inputs=unlike.find(folder),
+        strict=strict,
     )

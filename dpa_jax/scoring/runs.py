@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from dpa_jax import data, errors
+from dpa_jax import errors
 from dpa_jax.scoring import evaluation, loading
-from dpa_jax.scoring.scorer import Scorer
 
 
 def score(
     workdir: str | os.PathLike,
-    images: np.ndarray | data.ImageSet,
+    images: Any,
     scores: Sequence[str] = ("loss",),
     **options: Any,
 ) -> dict[str, np.ndarray]:
@@ -21,8 +20,9 @@ def score(
 
     Args:
       workdir: of the run.
-      images: of any size, an array as `data.from_array` takes it or a set as
-        `data.load` returns; an array is prepared as the run's training images were.
+      images: of any kind that `data.as_image_set` takes: paths, PIL images, arrays of
+        any size, lists of these, or a set as `data.load` returns. They are prepared as
+        the run's training images were.
       scores: see `scores.compute`.
       **options: see `loading.load`.
 
@@ -30,16 +30,17 @@ def score(
       float32 `[N]`, or a map `[N, R, R]`, by name; `loss` is the anomaly score.
 
     Raises:
-      DpaError: the run or the images cannot be used.
+      DpaError: the run or the images cannot be used, or they are unlike those of
+        training and `strict=True` is among the options.
       UsageError: there is no such score.
     """
     scorer = loading.load(workdir, **options)
-    return scorer.scores(_prepared(scorer, images).images, scores)
+    return scorer.scores(scorer.prepare(images), scores)
 
 
 def evaluate(
     workdir: str | os.PathLike,
-    images: np.ndarray | data.ImageSet,
+    images: Any,
     labels: Sequence[int] | np.ndarray | None = None,
     groups: Sequence[str] | None = None,
     **options: Any,
@@ -49,8 +50,8 @@ def evaluate(
     Args:
       workdir: of the run.
       images: see `score`.
-      labels: of an array, `[N]`, 0 normal and 1 abnormal; a set has its own.
-      groups: of an array, `[N]` names of what images share (patient, slide).
+      labels: `[N]`, 0 normal and 1 abnormal; None for those of a set or manifest.
+      groups: `[N]` names of what images share (patient, slide); likewise.
       **options: see `loading.load`.
 
     Returns:
@@ -60,20 +61,8 @@ def evaluate(
       DpaError: the run or the images cannot be used, or a label is absent.
     """
     scorer = loading.load(workdir, **options)
-    found = _prepared(scorer, images, labels, groups)
+    found = scorer.prepare(images, labels, groups)
     if found.labels is None:
         raise errors.DpaError("the images have no labels: give labels=, 0 and 1")
     evaluation.count_labels(found.labels)
-    return evaluation.report(scorer, found, scorer(found.images))
-
-
-def _prepared(
-    scorer: Scorer,
-    images: np.ndarray | data.ImageSet,
-    labels: Sequence[int] | np.ndarray | None = None,
-    groups: Sequence[str] | None = None,
-) -> data.ImageSet:
-    if isinstance(images, data.ImageSet):
-        return images
-    preprocessing = data.Preprocessing.from_config(scorer.config, scoring=True)
-    return data.from_array(images, preprocessing, labels=labels, groups=groups)
+    return evaluation.report(scorer, found, scorer(found))

@@ -45,6 +45,7 @@ _GROWS = "stages.final_steps"
 _PREPARED = (
     "data.json",
     "extensions.json",
+    "inputs.json",
     "skipped.csv",
     "stain_target.npz",
     "statistics.npz",
