@@ -215,7 +215,9 @@ def test_the_only_image_is_corrupt(tmp_path):
 
 
 def test_first_bad_image_is_named_and_the_rest_not_read(tmp_path, monkeypatch):
-    paths = [str(tmp_path / f"{i:04d}.png") for i in range(4000)]
+    for i in range(4000):
+        (tmp_path / f"{i:04d}.png").touch()
+    paths = sorted(map(str, tmp_path.iterdir()))
     lock, read = threading.Lock(), []
 
     def fake(path, preprocessing):

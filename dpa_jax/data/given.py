@@ -56,7 +56,7 @@ def as_image_set(
         if count != len(found):
             raise errors.DpaError(f"{len(found)} images, but {count} {name}")
         changes[name] = np.asarray(values, np.int8) if name == "labels" else values
-    return dataclasses.replace(found, **changes)
+    return dataclasses.replace(found, **changes) if changes else found
 
 
 def _is_location(given: Any) -> bool:
@@ -74,7 +74,7 @@ def _items(images: Any, channels: int) -> Sequence[Any]:
                 found.append(item)
                 continue
             array = np.asarray(item)
-            if array.ndim not in (2, 3):
+            if not _is_one(array):
                 raise errors.DpaError(
                     f"images[{i}]: each array of a list is one image, [H, W] or "
                     f"[H, W, channels], not {list(array.shape)}"
@@ -85,9 +85,12 @@ def _items(images: Any, channels: int) -> Sequence[Any]:
             raise errors.DpaError("no images were given")
         return found
     stack = np.asarray(images)
-    # a last axis of 1 or 3 is that of channels: no stack is of images so narrow
-    if stack.ndim == 2 or (stack.ndim == 3 and stack.shape[2] in (1, 3)):
+    if _is_one(stack):
         stack = stack[None]
+    if stack.ndim == 3 and stack.shape[2] in (2, 4):
+        raise errors.DpaError(
+            f"images of shape {list(stack.shape)}: channels are 1 or 3, without alpha"
+        )
     if stack.ndim == 3 and channels == 3 and len(stack) == 3:
         raise errors.DpaError(
             f"images of shape {list(stack.shape)}: is it one image with its channels "
@@ -95,6 +98,11 @@ def _items(images: Any, channels: int) -> Sequence[Any]:
         )
     arrays.check_images("images", stack)
     return list(stack)
+
+
+def _is_one(array: np.ndarray) -> bool:
+    """Returns whether an array is one image: no stack is of images 1 or 3 px wide."""
+    return array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3))
 
 
 def _read(item: Any, name: str) -> tuple[Image.Image, Original]:

@@ -8,7 +8,7 @@ import numpy as np
 import sklearn.metrics
 
 from dpa_jax import errors
-from dpa_jax.config import is_perceptual
+from dpa_jax.config import has_random_weights
 from dpa_jax.data.image_set import ImageSet
 from dpa_jax.scoring import audit, roc
 from dpa_jax.scoring.scorer import Scorer
@@ -112,8 +112,7 @@ def report(scorer: Scorer, images: ImageSet, scores: np.ndarray) -> dict[str, An
         "trained_steps": scorer.trained,
         "stage": scorer.stage.name,
         "vgg_weights": scorer.config.perceptual.weights,
-        "random_weights": is_perceptual(scorer.config)
-        and scorer.config.perceptual.weights.startswith("random:"),
+        "random_weights": has_random_weights(scorer.config),
     }
 
 

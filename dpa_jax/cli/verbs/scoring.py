@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from dpa_jax import console, data, errors
-from dpa_jax.config import is_perceptual
+from dpa_jax.config import has_random_weights
 from dpa_jax.data import labels
-from dpa_jax.storage import evaluations, workdir
+from dpa_jax.storage import evaluations, json_files, workdir
 from dpa_jax.weights import formats
 
 
@@ -27,13 +27,14 @@ def evaluate(options: argparse.Namespace) -> None:
     _check_place(options)
     scorers = [_load_run(run, options) for run in runs]
     images = _labelled(options, scorers[0].config)
+    _warn_unlike(scorers[0], images)
     masks = _masks(images, options, scorers[0])
     results, scores, several = [], [], len(runs) > 1
     for run, scorer in zip(runs, scorers, strict=True):
         with console.counting(
             f"scoring {run}" if several else "scoring", "images"
         ) as show:
-            scores.append(scorer(images.images, show))
+            scores.append(scorer(images, show))
     out, places = _places(options, runs, scorers[0].config)
     for run, scorer, found, place in zip(runs, scorers, scores, places, strict=True):
         results.append(evaluation.report(scorer, images, found))
@@ -47,7 +48,7 @@ def evaluate(options: argparse.Namespace) -> None:
         if masks is not None:
             print(localization.describe(results[-1]["pixels"]))
         for warning in results[-1]["warnings"]:
-            print(f"warning: {warning}", file=sys.stderr)
+            _warn(warning)
     files = "metrics.json, scores.csv, roc.png, histogram.png"
     if several:
         found = evaluation.summarize(results, images, np.stack(scores))
@@ -59,8 +60,7 @@ def evaluate(options: argparse.Namespace) -> None:
             f"{found['roc_auc_sd']:.4f}"
         )
         files = f"metrics.json, and of each run such as {places[0]}: {files}"
-    if results[0]["random_weights"]:
-        print(f"VGG19's weights are random ({scorers[0].config.perceptual.weights})")
+    _warn_random(scorers[0].config)
     print(f"see {out}/{files}")
 
 
@@ -93,6 +93,30 @@ def _places(options, runs, config) -> tuple[pathlib.Path, list[pathlib.Path]]:
     )
 
 
+def _warn_random(config) -> None:
+    """Says, wherever scores are shown, that they come from random features."""
+    if has_random_weights(config):
+        _warn(
+            f"the weights of {config.perceptual.backbone} are random "
+            f"({config.perceptual.weights}): scores show that everything works, not "
+            "how well the method does"
+        )
+
+
+def _warn_unlike(scorer, images: data.ImageSet) -> None:
+    """Says how images are unlike those of training, or refuses them."""
+    from dpa_jax.scoring import unlike
+
+    for text in unlike.check(
+        scorer.inputs, images, scorer.preprocessing, scorer.strict
+    ):
+        _warn(f"unlike the training images: {text}")
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)
+
+
 def _load_run(folder: str | pathlib.Path, options) -> Any:
     """Loads a run as the options that every verb here has say."""
     from dpa_jax.scoring import loading
@@ -102,6 +126,7 @@ def _load_run(folder: str | pathlib.Path, options) -> Any:
         batch_size=options.batch,
         precision=options.precision,
         trust=options.trust,
+        strict=getattr(options, "strict", False),  # score-slide has none
     )
 
 
@@ -183,7 +208,7 @@ def _pixels(
 
     chosen = images.select(known)
     with console.counting("mapping", "images") as show:
-        maps = scorer.maps(chosen.images, show)
+        maps = scorer.maps(chosen, show)
     fitted = localization.fit(
         masks[known], scorer.config.data.resolution, scorer.resolution
     )
@@ -206,12 +231,13 @@ def _tell_skipped(images: data.ImageSet) -> None:
 
 def score(options: argparse.Namespace) -> None:
     """Scores images, and writes their anomaly maps if asked to."""
+    from dpa_jax.data import test_set
     from dpa_jax.devices import compilation_cache
     from dpa_jax.scoring import maps, scores
 
     compilation_cache.enable()
-    out = pathlib.Path(options.out)
-    is_stream = formats.is_stream(out)
+    out = _table(options)
+    is_stream, visible = formats.is_stream(out), not options.quiet
     if out.exists() and not (options.overwrite or is_stream):
         raise errors.DpaError(
             f"{out} is already there; give another --out, or --overwrite"
@@ -219,25 +245,26 @@ def score(options: argparse.Namespace) -> None:
     for name in options.score:
         scores.check(name)
     scorer = _load_run(options.workdir, options)
-    paths = [
-        path
-        for given in options.images
-        for path in (data.list_images(given) if os.path.isdir(given) else [given])
-    ]
-    with console.counting("reading images", "images") as show:
-        images = data.load_files(
-            paths,
-            data.Preprocessing.from_config(scorer.config, scoring=True),
-            skip_corrupt=options.skip_corrupt,
-            progress=show,
-        )
+    images = test_set.read(
+        options.images,
+        scorer.config,
+        visible=visible,
+        skip_corrupt=options.skip_corrupt,
+    )
     _tell_skipped(images)
+    _warn_unlike(scorer, images)
+    _warn_random(scorer.config)
     if options.maps:  # refused before scoring, which may take long
         maps.files(pathlib.Path(options.maps), _names(images.paths), options.overwrite)
-    with console.counting("scoring", "images") as show:
+    with console.counting("scoring", "images", visible) as show:
         found = scorer.scores(
-            images.images,
-            ("loss", *options.score, *(["map"] if options.maps else [])),
+            images,
+            (
+                "loss",
+                *options.score,
+                *(["share"] if options.explain else []),
+                *(["map"] if options.maps else []),
+            ),
             show,
         )
     columns = {name: values for name, values in found.items() if values.ndim == 1}
@@ -247,19 +274,36 @@ def score(options: argparse.Namespace) -> None:
             f"--score={next(iter(drawn))} returns maps: say by --maps=DIR where to"
         )
     columns = {"score": columns.pop("loss"), **columns}
-    numbers = [map(workdir.number, values) for values in columns.values()]
-    rows = list(zip(images.paths, *numbers, strict=True))
-    workdir.write_csv(out, ("path", *columns), rows)
-    # scores that are written to stdout stand there alone
-    report = sys.stderr if is_stream else sys.stdout
-    print(f"{len(images)} scores in {out}", file=report)
-    for name, values in drawn.items():
+    number = json_files.number if options.json else workdir.number
+    named = {name: [*map(number, values)] for name, values in columns.items()}
+    places = {}
+    for name in drawn:
         place = pathlib.Path(options.maps)
         if name != "map":
             place /= name.replace(":", ".")
-        paths = maps.files(place, _names(images.paths), options.overwrite)
-        maps.write_maps(paths, images.images, values)
-        print(f"{len(paths)} maps in {place}", file=report)
+        places[name] = maps.files(place, _names(images.paths), options.overwrite)
+    if "map" in places:
+        named["map"] = [str(path) for path in places["map"]]
+    rows = list(zip(images.paths, *named.values(), strict=True))
+    write = json_files.write_lines if options.json else workdir.write_csv
+    write(out, ("path", *named), rows)
+    # scores that are written to stdout stand there alone
+    report = sys.stderr if is_stream else sys.stdout
+    lines = [f"{len(images)} scores in {out}"]
+    for name, paths in places.items():
+        maps.write_maps(paths, images.images, drawn[name])
+        lines.append(f"{len(paths)} maps in {paths[0].parent}")
+    if visible:
+        print("\n".join(lines), file=report)
+
+
+def _table(options) -> pathlib.Path:
+    """Returns the file that scores are written to."""
+    if options.out == "-":
+        return pathlib.Path("/dev/stdout")
+    return pathlib.Path(
+        options.out or ("scores.jsonl" if options.json else "scores.csv")
+    )
 
 
 def _names(paths: Sequence[str]) -> list[str]:
@@ -319,6 +363,4 @@ def score_slide(options: argparse.Namespace) -> None:
             f"{found['tiles_without_score']:,} tiles have no score: "
             "their stains cannot be estimated"
         )
-    weights = scorer.config.perceptual.weights
-    if is_perceptual(scorer.config) and weights.startswith("random:"):
-        print(f"VGG19's weights are random ({weights})")
+    _warn_random(scorer.config)
