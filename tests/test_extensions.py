@@ -110,7 +110,7 @@ def test_scores_are_columns_and_maps_are_files(inside, tmp_path):
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == [
         *("path", "score", "layers.both", "l1", "theirs:darkest"),
-        *("share.both", "share.l1", "share.extra", "map"),
+        *("share.both", "share.extra", "share.l1", "map"),
     ]
     for row in rows:  # the run's loss: its terms with their weights
         total = sum(

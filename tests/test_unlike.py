@@ -84,7 +84,11 @@ def arrays(values):
             "largest value is .*of what 8 bits hold;",
         ),
         ("negative.png", pil(255 - IMAGE).save, "like a negative of the training"),
-        ("small.png", pil().resize((3, 3)).save, "3x3 pixels are enlarged 5.33 times"),
+        (
+            "small.png",
+            pil().resize((3, 3)).save,
+            "3x3 pixels are enlarged 5.33 times, training images not",
+        ),
         (
             "wide.png",
             pil().resize((600, 100)).save,

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-_SAMPLE = 32  # pixels a side, of which colour is judged
+_SAMPLE = 64  # pixels a side, at most, whose values and colour are measured
 _THUMBNAIL = 16  # pixels a side, at most
 _SIDE = 64  # pixels a side, at most, of which intensities are measured
 _CHROMA = 8  # grey levels by which the channels of a colour image differ at least
@@ -18,8 +18,9 @@ class Original(NamedTuple):
       width: in pixels, upright.
       height: likewise.
       bits: of a grey value or of each channel; 0 where values are floats.
-      low: the least value, as a share of what `bits` can hold.
-      high: the largest one.
+      low: the least value, as a share of what `bits` can hold; of 8 bits that of a
+        sample, evenly spaced.
+      high: the largest one, likewise.
       pages: of the file.
       colour: 1 if its channels differ, else 0.
     """
@@ -41,18 +42,17 @@ def describe(image: Image.Image, bits: int = 8, pages: int = 1) -> Original:
       bits: that its values had before they were brought to 8.
       pages: of its file.
     """
-    if image.mode not in ("L", "RGB"):
-        image = image.copy()
-        image.info.pop("transparency", None)  # dropped later too; Pillow warns of it
-        image = image.convert("RGB")
-    extrema = np.ravel(image.getextrema())
-    colour = False
-    if image.mode == "RGB":
-        side = (min(_SAMPLE, image.width), min(_SAMPLE, image.height))
-        small = np.asarray(image.resize(side, Image.Resampling.NEAREST))
-        colour = np.ptp(small, axis=2).mean() >= _CHROMA
-    low, high = extrema.min() / 255, extrema.max() / 255
-    return Original(image.width, image.height, bits, low, high, pages, float(colour))
+    width, height = image.size
+    small = image.resize(
+        (min(_SAMPLE, width), min(_SAMPLE, height)), Image.Resampling.NEAREST
+    )
+    if small.mode not in ("L", "RGB"):
+        small.info.pop("transparency", None)  # dropped later too; Pillow warns of it
+        small = small.convert("RGB")
+    pixels = np.asarray(small)
+    is_colour = pixels.ndim == 3 and np.ptp(pixels, axis=2).mean() >= _CHROMA
+    low, high = pixels.min() / 255, pixels.max() / 255
+    return Original(width, height, bits, low, high, pages, float(is_colour))
 
 
 def intensities(images: np.ndarray) -> np.ndarray:

@@ -90,7 +90,8 @@ def record(
     """Writes `inputs.json` of a run that begins."""
     if not (folder / FILE).exists():
         found = measure(images, preprocessing)
-        workdir.write_json(folder / FILE, dataclasses.asdict(found))
+        values = {"levels": QUANTILES, **dataclasses.asdict(found)}
+        workdir.write_json(folder / FILE, values)
 
 
 def find(folder: pathlib.Path) -> Inputs | None:
@@ -220,12 +221,13 @@ def _checks(
             ),
         )
     if known("enlargement"):
-        most = max(1, span("enlargement")[1])
+        largest = max(1, span("enlargement")[1])
+        there = f"at most {largest:.3g} times" if largest > 1 else "not at all"
         yield (
-            values["enlargement"] > FACTOR * most,
+            values["enlargement"] > FACTOR * largest,
             lambda i: (
                 f"{size(i)} are enlarged {values['enlargement'][i]:.3g} times, "
-                f"training images at most {most:.3g} times"
+                f"training images {there}"
             ),
         )
     if known("aspect"):
