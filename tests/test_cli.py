@@ -10,6 +10,7 @@ import pytest
 import run_factory
 from PIL import Image
 
+import dpa_jax
 from dpa_jax.cli import main, verbs
 from dpa_jax.storage import config_files
 
@@ -50,6 +51,10 @@ def names(parser):
 
 def test_every_verb_is_listed_here():
     assert sorted(names(main._parser())) == sorted(VERBS)
+
+
+def test_the_version_is_shown():
+    assert run_factory.call("--version") == (0, f"dpa_jax {dpa_jax.__version__}\n", "")
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=" ".join)

@@ -169,6 +169,21 @@ def test_of_larger_images_of_a_cropped_run_the_centre_is_scored(plain):
     np.testing.assert_array_equal(scorer(images), scorer(images[:, 2:10, 2:10]))
 
 
+def test_prepared_images_are_not_prepared_twice(plain, tmp_path):
+    workdir = shutil.copytree(plain, tmp_path / "run")
+    config = config_files.load(str(workdir / "config.json"))
+    config.data.crop, config.data.equalize = 12, True
+    config_files.save(config, workdir / "config.json")
+    images = run_factory.images(3, 12)[..., None]
+    expected = dpa_jax.load(plain)(images)
+    scorer = dpa_jax.load(workdir)
+    np.testing.assert_array_equal(scorer(images), expected)
+    paths = [str(i) for i in range(3)]
+    np.testing.assert_array_equal(scorer(data.ImageSet(images, paths)), expected)
+    # others are: equalised, and cut to the centre
+    assert (scorer(list(images)) != expected).all()
+
+
 # --- maps ---
 
 

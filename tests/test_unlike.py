@@ -162,3 +162,19 @@ def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / unlike.FILE).write_text(json.dumps({"images": 3}))
     with pytest.raises(errors.DpaError, match=r"inputs\.json: damaged, quantiles"):
         unlike.find(tmp_path)
+
+
+def test_ordinary_x_rays_do_not_differ_and_changed_ones_do(shared, tmp_path):
+    folder = shared / "data" / "nih_chest_xray14" / "images_64"
+    paths = sorted(folder.iterdir())
+    form = data.Preprocessing(1, 32)
+    known = unlike.measure(data.load(paths[:400:2], form), form)
+    held_out = data.load(paths[1:400:2], form)
+    assert unlike.differences(known, held_out, form) == []
+    negatives = data.ImageSet(255 - held_out.images, held_out.paths)
+    count = unlike.differences(known, negatives, form)[0].partition(" of ")[0]
+    assert int(count) > 100
+    pixels = np.asarray(Image.open(paths[0]).convert("L")).astype(np.uint16)
+    Image.fromarray(pixels * 16).save(tmp_path / "twelve.png")
+    (text,) = found(known, tmp_path / "twelve.png", form)
+    assert "12-bit data" in text

@@ -130,8 +130,9 @@ class Scorer:
 
         Args:
           images: of any kind that `data.as_image_set` takes; they are prepared as those
-            of training were, see `prepare`. A set, or uint8 `[N, S, S, C]` with S and C
-            those of prepared images, is scored as it is.
+            of training were, see `prepare`. A set is scored as it is, and so is an
+            array of prepared images, uint8 `[N, S, S, C]` with S the run's resolution
+            or `data.size`.
           progress: called with the images done and in all.
 
         Returns:
@@ -213,7 +214,8 @@ class Scorer:
         """Returns images as the networks take them: uint8 `[N, S, S, C]`."""
         if isinstance(images, data.ImageSet):
             images = images.images
-        sizes = {self._architecture.resolution, self.preprocessing.size}
+        least = self._architecture.resolution
+        sizes = {least, self.config.data.size or least}  # of which the centre is scored
         shapes = [(size, size, self.preprocessing.channels) for size in sizes]
         if isinstance(images, np.ndarray) and images.dtype == np.uint8:
             if len(images) and images.shape[1:] in shapes:
