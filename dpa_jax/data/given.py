@@ -22,6 +22,7 @@ def as_image_set(
     labels: Sequence[int] | np.ndarray | None = None,
     groups: Sequence[str] | None = None,
     progress: sources.Progress | None = None,
+    data_dir: str | None = None,
 ) -> ImageSet:
     """Prepares images as those of files are; a set that is prepared stays as it is.
 
@@ -35,6 +36,7 @@ def as_image_set(
       labels: `[N]`, 0 normal and 1 abnormal; None for those of the source.
       groups: `[N]` names of what images share (patient, slide); likewise.
       progress: see `data.load`.
+      data_dir: see there.
 
     Raises:
       DpaError: these are no images, or values are in no known range.
@@ -44,7 +46,9 @@ def as_image_set(
     elif _is_location(images) or (
         isinstance(images, list | tuple) and images and all(map(_is_location, images))
     ):
-        found = sources.load(images, preprocessing, progress=progress)
+        found = sources.load(
+            images, preprocessing, progress=progress, data_dir=data_dir
+        )
     else:
         items = _items(images, preprocessing.channels)
         found = sources.from_items(items, _read, preprocessing, progress=progress)

@@ -119,7 +119,11 @@ class Scorer:
             set.
         """
         found = data.as_image_set(
-            images, self.preprocessing, labels=labels, groups=groups
+            images,
+            self.preprocessing,
+            labels=labels,
+            groups=groups,
+            data_dir=self.config.data.data_dir or None,
         )
         for text in unlike.check(self.inputs, found, self.preprocessing, self.strict):
             warnings.warn(text, unlike.UnlikeTraining, stacklevel=3)
