@@ -346,6 +346,24 @@ def test_columns_that_both_sets_have_are_joined(tmp_path):
     assert columns["age"].tolist() == [5, 6] and columns["view"] == ["PA", "PA"]
 
 
+def test_sources_are_loaded_in_the_order_given(tmp_path):
+    write(tmp_path, "a.png", 1)
+    write(tmp_path, "sub/b.png", 2)
+    write(tmp_path, "c.png", 3)
+    first = manifest(tmp_path, "path,group,age,view\nc.png,G,5,PA\na.png,H,6,PA\n")
+    second = tmp_path / "second.csv"
+    second.write_text("path,group,age\na.png,I,7\n")
+    packed = archive(tmp_path, images=np.full((1, 8, 8), 9, np.uint8))
+    found = data.load([first, second], GREY)
+    assert levels(found) == [3, 1, 1] and found.groups == ["G", "H", "I"]
+    assert set(found.columns) == {"age"} and found.columns["age"].tolist() == [5, 6, 7]
+    # what one of them does not know, the whole does not
+    found = data.load([packed, first, tmp_path / "sub", second], GREY)
+    assert levels(found) == [9, 3, 1, 2, 1]
+    assert found.groups is None and found.labels is None and found.columns is None
+    assert found.originals[:, 0].tolist() == [8] * 5
+
+
 def split_manifest(tmp_path):
     for name in ("x.png", "y.png", "z.png"):
         write(tmp_path, name)
