@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from dpa_jax import data, errors
+from dpa_jax.data.inputs import FILE, LEVELS, find, measure, record
 from dpa_jax.scoring import unlike
 
 GREY = data.Preprocessing(1, 16)
@@ -27,8 +28,8 @@ def inputs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("inputs")
     np.savez(folder / "train.npz", images=drawn(40, 0))
     train = data.load(folder / "train.npz", GREY)
-    unlike.record(folder, train, GREY)
-    return unlike.find(folder)
+    record(folder, train, GREY)
+    return find(folder)
 
 
 def found(inputs, path, preprocessing=GREY):
@@ -47,7 +48,7 @@ def test_what_training_images_were_is_kept(inputs):
     assert inputs.quantiles["width"] == [SIZE] * 5
     assert inputs.quantiles["enlargement"] == [0.4] * 5  # 16 of 40 pixels
     assert inputs.quantiles["aspect"] == [1] * 5
-    bright = np.quantile(drawn(40, 0).max(axis=(1, 2)) / 255, unlike.QUANTILES)
+    bright = np.quantile(drawn(40, 0).max(axis=(1, 2)) / 255, LEVELS)
     assert inputs.quantiles["high"] == pytest.approx(bright, abs=1e-3)
     assert np.shape(inputs.typical) == (16, 16)
 
@@ -138,7 +139,7 @@ def test_images_that_differ_alike_are_counted_and_the_first_are_named(inputs, tm
 def test_images_without_an_up_have_no_negative(tmp_path, rng):
     noise = rng.integers(0, 256, (30, 16, 16), np.uint8)
     np.savez(tmp_path / "noise.npz", images=noise)
-    noise_inputs = unlike.measure(data.load(tmp_path / "noise.npz", GREY), GREY)
+    noise_inputs = measure(data.load(tmp_path / "noise.npz", GREY), GREY)
     np.savez(tmp_path / "negative.npz", images=255 - noise)
     assert found(noise_inputs, tmp_path / "negative.npz") == []
 
@@ -158,17 +159,17 @@ def test_strict_makes_an_error_of_it(inputs):
 
 
 def test_a_damaged_file_is_named(tmp_path):
-    assert unlike.find(tmp_path) is None
-    (tmp_path / unlike.FILE).write_text(json.dumps({"images": 3}))
+    assert find(tmp_path) is None
+    (tmp_path / FILE).write_text(json.dumps({"images": 3}))
     with pytest.raises(errors.DpaError, match=r"inputs\.json: damaged, quantiles"):
-        unlike.find(tmp_path)
+        find(tmp_path)
 
 
 def test_ordinary_x_rays_do_not_differ_and_changed_ones_do(shared, tmp_path):
     folder = shared / "data" / "nih_chest_xray14" / "images_64"
     paths = sorted(folder.iterdir())
     form = data.Preprocessing(1, 32)
-    known = unlike.measure(data.load(paths[:400:2], form), form)
+    known = measure(data.load(paths[:400:2], form), form)
     held_out = data.load(paths[1:400:2], form)
     assert unlike.differences(known, held_out, form) == []
     negatives = data.ImageSet(255 - held_out.images, held_out.paths)

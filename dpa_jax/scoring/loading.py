@@ -5,8 +5,8 @@ import pathlib
 
 from dpa_jax import errors, stages
 from dpa_jax.backbones import frozen
+from dpa_jax.data import inputs
 from dpa_jax.devices.platform import Platform
-from dpa_jax.scoring import unlike
 from dpa_jax.scoring.scorer import Scorer
 from dpa_jax.storage import checkpoints
 from dpa_jax.storage.workdir import MEMBERS, check_extensions, read_config
@@ -80,6 +80,6 @@ def load(
         precision=precision,
         platform=platform or Platform.here(),
         workdir=folder,
-        inputs=unlike.find(folder),
+        inputs=inputs.find(folder),
         strict=strict,
     )

@@ -14,6 +14,7 @@ import numpy as np
 from dpa_jax import data, models, stages, state, step
 from dpa_jax.backbones import frozen
 from dpa_jax.data.decode import Preprocessing
+from dpa_jax.data.inputs import Inputs
 from dpa_jax.devices.platform import Platform
 from dpa_jax.losses import Loss, StageLoss, compare, extract
 from dpa_jax.ops.compute import Compute
@@ -49,7 +50,7 @@ class Scorer:
         precision: str,
         platform: Platform,
         workdir: pathlib.Path | None = None,
-        inputs: unlike.Inputs | None = None,
+        inputs: Inputs | None = None,
         strict: bool = False,
     ):
         self.config, self.stage, self.trained = config, stage, trained

@@ -11,11 +11,10 @@ import ml_collections
 
 from dpa_jax import console, data, errors, population, stages, validation
 from dpa_jax.backbones import frozen
-from dpa_jax.data import training_images
+from dpa_jax.data import inputs, training_images
 from dpa_jax.devices import parallel, processes
 from dpa_jax.devices.platform import Platform
 from dpa_jax.ops import compute
-from dpa_jax.scoring import unlike
 from dpa_jax.slides import provenance
 from dpa_jax.storage import checkpoints, lock, workdir
 from dpa_jax.training import early_stopping, events, feeding, loop
@@ -217,7 +216,7 @@ def _train(
             for run in runs:
                 workdir.record_extensions(run.folder, run.config)
                 workdir.record_images(run.folder, images)
-                unlike.record(run.folder, images, preprocessing)
+                inputs.record(run.folder, images, preprocessing)
                 provenance.keep_stains(run.folder, run.config)
                 frozen.check_fingerprint(run.folder, run.config, weights)
             first, *others = (run.folder for run in runs)
