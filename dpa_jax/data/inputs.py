@@ -99,9 +99,9 @@ def values(
 
     Returns:
       `[N]` by name: `INTENSITIES`; `likeness`, the correlation with the typical image
-      if that is of their size; and where the originals are known each field of `properties.Original`, `aspect`,
-      the long by the short side, and `enlargement`, how many pixels there are for one
-      of the original.
+      if that is of their size; and where the originals are known each field of
+      `properties.Original`, `aspect`, the long by the short side, and `enlargement`,
+      how many pixels there are for one of the original.
     """
     bright = [properties.intensities(block) for block in images.blocks()]
     small = _small(images)
