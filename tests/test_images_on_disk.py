@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from dpa_jax import data, errors
-from dpa_jax.data import folds, sources
+from dpa_jax.data import folds, listing
 from dpa_jax.data.decode import decode_described
 from dpa_jax.data.properties import Original
 from dpa_jax.datasets import nih_prepare, nih_protocols
@@ -52,7 +52,7 @@ def decoded(monkeypatch) -> list[str]:
         names.append(os.path.basename(path))
         return decode_described(path, preprocessing)
 
-    monkeypatch.setattr(sources, "decode_described", counting)
+    monkeypatch.setattr(listing, "decode_described", counting)
     return names
 
 
@@ -211,7 +211,7 @@ def test_decoding_that_ends_half_way_leaves_nothing(cache, folder, monkeypatch, 
         return decode_described(path, preprocessing)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sources, "decode_described", failing)
+        patch.setattr(listing, "decode_described", failing)
         with pytest.raises(error, match=r"30\.png"):
             data.load(folder, GREY, memory=0)
     assert list(cache.iterdir()) == []

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from dpa_jax import data, errors
-from dpa_jax.data import sources
+from dpa_jax.data import listing
 from dpa_jax.data.decode import decode, decode_described
 
 GREY = data.Preprocessing(1, 8)
@@ -117,7 +117,7 @@ def test_unreadable_file_is_never_skipped(folder, monkeypatch):
             raise errors.DpaError(f"{path}: cannot be read: Permission denied")
         return decode_described(path, preprocessing)
 
-    monkeypatch.setattr(sources, "decode_described", refuse)
+    monkeypatch.setattr(listing, "decode_described", refuse)
     with pytest.raises(errors.DpaError, match=r"c\.png: cannot be read"):
         data.load(folder, GREY, skip_corrupt=True)
 
@@ -230,7 +230,7 @@ def test_first_bad_image_is_named_and_the_rest_not_read(tmp_path, monkeypatch):
             raise data.ImageError(path, "bad")
         return np.zeros([8, 8, 1], np.uint8), [0] * 7
 
-    monkeypatch.setattr(sources, "decode_described", fake)
+    monkeypatch.setattr(listing, "decode_described", fake)
     with pytest.raises(errors.DpaError, match=r"0100\.png: bad"):
         data.load(paths, GREY, workers=4)
     assert len(read) < 2000

@@ -11,7 +11,8 @@ from dpa_jax.data.image_set import ImageSet, Skipped, joined, release
 if TYPE_CHECKING:
     from dpa_jax.data.decode import ImageError, Preprocessing
     from dpa_jax.data.given import as_image_set
-    from dpa_jax.data.sources import EXTENSIONS, list_images, load
+    from dpa_jax.data.listing import EXTENSIONS, list_images
+    from dpa_jax.data.sources import load
 
 __all__ = [
     "EXTENSIONS",
@@ -26,11 +27,18 @@ __all__ = [
     "release",
 ]
 
-_HOMES = {"ImageError": "decode", "Preprocessing": "decode", "as_image_set": "given"}
+_HOMES = {
+    "EXTENSIONS": "listing",
+    "ImageError": "decode",
+    "Preprocessing": "decode",
+    "as_image_set": "given",
+    "list_images": "listing",
+    "load": "sources",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _HOMES:
         raise AttributeError(f"module 'dpa_jax.data' has no attribute {name!r}")
-    home = _HOMES.get(name, "sources")
+    home = _HOMES[name]
     return getattr(importlib.import_module(f"dpa_jax.data.{home}"), name)

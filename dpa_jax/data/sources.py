@@ -1,4 +1,4 @@
-"""Where images come from: folders, files, manifests, arrays, TFDS."""
+"""Loads the images of a source: decodes what it lists, in threads and processes."""
 
 import concurrent.futures
 import dataclasses
@@ -6,50 +6,24 @@ import itertools
 import json
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from dpa_jax import errors
-from dpa_jax.data import (
-    arrays,
-    disk_cache,
-    filesystems,
-    manifest,
-    properties,
-    volumes,
-)
-from dpa_jax.data.decode import ImageError, Preprocessing, decode_described, prepare
-from dpa_jax.data.image_set import ImageSet, Skipped, concatenated, joined, taken
+from dpa_jax.data import disk_cache, listing
+from dpa_jax.data.decode import ImageError, Preprocessing, prepare
+from dpa_jax.data.image_set import ImageSet, Skipped, joined
+from dpa_jax.data.listing import Listing
 from dpa_jax.data.properties import Original
 from dpa_jax.devices import parallel
 from dpa_jax.devices.processes import ProcessGroup
 
-EXTENSIONS = (
-    *(".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".dicom"),
-    *volumes.EXTENSIONS,
-)
 _BLOCK = 16  # images that a thread takes at once, at most
 
 Progress = Callable[[int, int], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Listing:
-    """What a source holds before anything is decoded.
-
-    `read(i)` gives image `i` and what it was before; `files` are those that images are
-    read from.
-    """
-
-    paths: Sequence[str]
-    read: Callable[[int], tuple[np.ndarray, Original]]
-    files: Sequence[str]
-    labels: np.ndarray | None = None
-    groups: Sequence[str] | None = None
-    columns: Mapping[str, Sequence | np.ndarray] | None = None
 
 
 def load(
@@ -113,10 +87,10 @@ def load(
     places = [os.fspath(one) for one in location]
     for is_tfds, group_of in itertools.groupby(places, lambda p: p.startswith("tfds:")):
         if not is_tfds:
-            listing = _joined([_list(place, preprocessing) for place in group_of])
+            parts = [listing.of_location(place, preprocessing) for place in group_of]
             found.append(
                 _gather(
-                    *(listing, preprocessing, skip_corrupt, workers),
+                    *(listing.joined(parts), preprocessing, skip_corrupt, workers),
                     *(progress, group, memory, log),
                 )
             )
@@ -132,54 +106,6 @@ def load(
                 load_tfds(name, split, preprocessing, data_dir, progress, **options)
             )
     return joined(found)
-
-
-def _list(place: str, preprocessing: Preprocessing) -> _Listing:
-    """Lists the images of a source that is no data set of TFDS."""
-    where = os.path.expanduser(place)
-    listed = None if os.path.isdir(where) else manifest.parse(where)
-    if not os.path.exists(listed[0] if listed else where):
-        raise errors.DpaError(f"there is no file or folder {where}")
-    if os.path.isdir(where):
-        return _files(list_images(where), preprocessing)
-    if listed:
-        found = manifest.read(*listed)
-        splits = sorted(set(found.columns.get("split", ())))
-        if len(splits) > 1:
-            raise errors.UsageError(
-                f"{where} holds the splits {', '.join(splits)}: name one, such as "
-                f"{where}:{splits[0]}"
-            )
-        return _files(found.paths, preprocessing, found)
-    if where.lower().endswith(".npz"):
-        return _arrays(where, preprocessing)
-    return _files([where], preprocessing)
-
-
-def _joined(listings: Sequence[_Listing]) -> _Listing:
-    """Puts listings one after the other; see `image_set.joined`."""
-    if len(listings) == 1:
-        return listings[0]
-    starts = np.cumsum([0, *(len(listing.paths) for listing in listings)])
-
-    def read(i: int) -> tuple[np.ndarray, Original]:
-        number = int(np.searchsorted(starts, i, "right")) - 1
-        return listings[number].read(i - int(starts[number]))
-
-    columns = [listing.columns or {} for listing in listings]
-    common = [name for name in columns[0] if all(name in c for c in columns)]
-
-    def every(parts: Sequence[Any]) -> Any:
-        return None if any(part is None for part in parts) else concatenated(parts)
-
-    return _Listing(
-        [path for listing in listings for path in listing.paths],
-        read,
-        [file for listing in listings for file in listing.files],
-        every([listing.labels for listing in listings]),
-        every([listing.groups for listing in listings]),
-        {name: concatenated([c[name] for c in columns]) for name in common} or None,
-    )
 
 
 def from_items(
@@ -208,114 +134,12 @@ def from_items(
         image, original = read(items[i], paths[i])
         return prepare(image, preprocessing, paths[i]), original
 
-    listing = _Listing(paths, prepared, [], labels, groups)
-    return _gather(listing, preprocessing, False, 0, progress)
-
-
-def list_images(folder: str | os.PathLike) -> list[str]:
-    """Lists the image files in a folder and its subfolders, sorted by path.
-
-    Images are known by their extension, in whatever case; links are followed.
-
-    Raises:
-      DpaError: there is no such folder, it holds no images, or a part of it may not be
-        read.
-    """
-    files = filesystems.list_folder(folder)
-    found = [path for path in files if path.lower().endswith(EXTENSIONS)]
-    if not found:
-        raise errors.DpaError(
-            f"{os.fspath(folder)} holds no images: files that end in "
-            f"{', '.join(EXTENSIONS)} are looked for, in subfolders too"
-        )
-    return found
-
-
-def _files(
-    paths: Sequence[str],
-    preprocessing: Preprocessing,
-    known: manifest.Manifest | None = None,
-) -> _Listing:
-    """Lists images and the slices of volumes, with what a manifest says of them."""
-    labels, groups, columns = None, None, None
-    if known is not None:
-        labels, groups, columns = known.labels, known.groups, known.columns or None
-    if not any(map(volumes.is_volume, paths)):
-        return _Listing(
-            paths,
-            lambda i: decode_described(paths[i], preprocessing),
-            paths,
-            labels,
-            groups,
-            columns,
-        )
-    if "slice" in (columns or {}):
-        raise errors.UsageError(
-            "a manifest that lists volumes may have no column slice: rename it"
-        )
-    counts = [_count_slices(path, preprocessing.plane) for path in paths]
-    file = [f for f, count in enumerate(counts) for _ in range(count)]
-    number = [n for count in counts for n in range(count)]
-    cache = volumes.Cache(preprocessing.plane)
-    names = [
-        f"{paths[f]}/{n:03d}" if volumes.is_volume(paths[f]) else paths[f]
-        for f, n in zip(file, number, strict=True)
-    ]
-
-    def read(i: int) -> tuple[np.ndarray, Original]:
-        path = paths[file[i]]
-        if not volumes.is_volume(path):
-            return decode_described(path, preprocessing)
-        image = Image.fromarray(cache.slice(path, number[i]))
-        return prepare(image, preprocessing, names[i]), properties.describe(image)
-
-    return _Listing(
-        names,
-        read,
-        paths,
-        None if labels is None else labels[file],
-        [(groups or paths)[f] for f in file],
-        {
-            **{name: taken(values, file) for name, values in (columns or {}).items()},
-            "slice": np.array(number),
-        },
-    )
-
-
-def _count_slices(path: str, plane: str) -> int:
-    """Returns how many images a file holds: 1 of one that cannot be read.
-
-    Reading that one then says what is wrong, or leaves it out, as with images.
-    """
-    if not volumes.is_volume(path):
-        return 1
-    try:
-        return volumes.shape(path, plane)[0]
-    except ImageError:
-        return 1
-
-
-def _arrays(location: str, preprocessing: Preprocessing) -> _Listing:
-    found = arrays.read(location)
-    bits = 8 if found.images.dtype == np.uint8 else 0
-
-    def read(i: int) -> tuple[np.ndarray, Original]:
-        image = found.image(i)
-        original = properties.describe(image, bits)
-        return prepare(image, preprocessing, found.paths[i]), original
-
-    return _Listing(
-        found.paths,
-        read,
-        [location],
-        found.labels,
-        found.groups,
-        found.columns or None,
-    )
+    listed = Listing(paths, prepared, [], labels, groups)
+    return _gather(listed, preprocessing, False, 0, progress)
 
 
 def _gather(
-    listing: _Listing,
+    listed: Listing,
     preprocessing: Preprocessing,
     skip_corrupt: bool,
     workers: int,
@@ -327,7 +151,7 @@ def _gather(
     """Decodes a listing into one array, or into a file that is mapped as one."""
     if workers < 0:
         raise errors.UsageError(f"workers must be 0 or more, not {workers}")
-    count, size = len(listing.paths), preprocessing.size
+    count, size = len(listed.paths), preprocessing.size
     threads = workers or os.cpu_count() or 1
 
     unknown = np.full(len(Original._fields), np.nan, np.float32)
@@ -335,12 +159,12 @@ def _gather(
 
     def read(images: disk_cache.Writable, indices: range) -> tuple[dict[int, str], int]:
         return _decode(
-            *(listing, images, originals, skip_corrupt, threads, progress, indices)
+            *(listed, images, originals, skip_corrupt, threads, progress, indices)
         )
 
     def check(failed: dict[int, str], done: int) -> None:
         if failed and (len(failed) == count or not skip_corrupt):
-            raise _unusable(listing.paths, failed, done)
+            raise _unusable(listed.paths, failed, done)
 
     def decode_all(images: Any) -> disk_cache.Notes:
         if group and group.count > 1 and isinstance(images, np.ndarray):
@@ -354,7 +178,7 @@ def _gather(
         (count, size, size, preprocessing.channels),
         decode_all,
         memory,
-        lambda: [dataclasses.astuple(preprocessing), disk_cache.stamps(listing.files)],
+        lambda: [dataclasses.astuple(preprocessing), disk_cache.stamps(listed.files)],
         log,
     )
     failed = {i: reason for i, reason in notes["failed"]}
@@ -363,11 +187,11 @@ def _gather(
     kept = notes.get("originals")
     found = ImageSet(
         images,
-        listing.paths,
-        listing.labels,
-        listing.groups,
-        [Skipped(listing.paths[i], failed[i]) for i in sorted(failed)],
-        listing.columns,
+        listed.paths,
+        listed.labels,
+        listed.groups,
+        [Skipped(listed.paths[i], failed[i]) for i in sorted(failed)],
+        listed.columns,
         originals=None if kept is None else np.array(kept, np.float32),
     )
     return found.select([i for i in range(count) if i not in failed])
@@ -389,7 +213,7 @@ def _decode_shared(
 
 
 def _decode(
-    listing: _Listing,
+    listed: Listing,
     images: disk_cache.Writable,
     originals: np.ndarray,
     skip_corrupt: bool,
@@ -410,7 +234,7 @@ def _decode(
         failed = {}
         for i in block:
             try:
-                images[i], originals[i] = listing.read(i)
+                images[i], originals[i] = listed.read(i)
             except ImageError as error:
                 failed[i] = error.reason
         return len(block), failed
