@@ -352,6 +352,17 @@ def test_evaluate_needs_labels(copy):
     assert code == 1 and "test.npz has no labels" in err
 
 
+def test_evaluate_names_images_unlike_those_of_training(copy):
+    images = run_factory.images()
+    images[3] = 0
+    path = run_factory.write_npz(copy / "t.npz", images=images, labels=[0, 1] * 12)
+    command = ("evaluate", "--workdir", copy, "--test", path)
+    code, _, err = run_factory.call(*command, "--strict")
+    assert code == 1 and "unlike the training images: " in err and "t.npz[3]: " in err
+    code, _, err = run_factory.call(*command)
+    assert code == 0 and "warning: unlike the training images: " in err
+
+
 def test_evaluate_refuses_one_label_before_it_scores(run, copy):
     path = run_factory.write_npz(copy / "test.npz", labels=np.zeros(24, np.int8))
     code, _, err = run_factory.call("evaluate", "--workdir", copy, "--test", path)
