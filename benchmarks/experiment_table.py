@@ -13,7 +13,7 @@ import ml_collections
 from benchmarks import measure
 from dpa_jax import errors
 from dpa_jax.config import flat
-from dpa_jax.storage import config_files, workdir
+from dpa_jax.storage import config_files, evaluations, workdir
 from dpa_jax.weights import formats
 
 PROTOCOLS = ("subset", "pa", "ap")
@@ -33,6 +33,7 @@ PUBLISHED = {
     ("nih subset", "wo_pg"): 0.920,
     ("cifar10", "all classes"): 0.839,
 }
+EVALUATION = "published-test"  # the name of a run's evaluation on its own test set
 COLUMNS = {  # of the table, with the format in which they are shown
     "dataset": "s",
     "experiment": "s",
@@ -156,7 +157,7 @@ def _changes(
 
 def evaluation(folder: pathlib.Path) -> pathlib.Path:
     """Returns the file that a run's evaluation leaves."""
-    return folder / "evaluation" / "metrics.json"
+    return evaluations.folder(folder, EVALUATION) / evaluations.METRICS
 
 
 def read(path: pathlib.Path) -> dict[str, Any]:

@@ -112,7 +112,8 @@ def carry_out(config: ml_collections.ConfigDict, folder: pathlib.Path) -> float:
     training.train(config, folder)
     if not experiment_table.evaluation(folder).exists():
         # with --debug errors come through
-        if main.main(["--debug", "evaluate", f"--workdir={folder}"]):
+        name = f"--name={experiment_table.EVALUATION}"
+        if main.main(["--debug", "evaluate", f"--workdir={folder}", name]):
             raise KeyboardInterrupt
     return experiment_table.read(experiment_table.evaluation(folder))["roc_auc"]
 

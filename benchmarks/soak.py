@@ -145,7 +145,7 @@ def _scoring(
     form = data.Preprocessing.from_config(config, scoring=True)
 
     def work() -> None:
-        dpa_jax.load(folder / "run")(data.load_files(paths, form).images)
+        dpa_jax.load(folder / "run")(data.load(paths, form))
 
     return work
 

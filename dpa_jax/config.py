@@ -294,3 +294,8 @@ def is_perceptual(config: ml_collections.ConfigDict) -> bool:
     loss = config.loss
     own = loss.extra and config.perceptual.layers
     return bool(loss.relative_perceptual or loss.perceptual or own)
+
+
+def has_random_weights(config: ml_collections.ConfigDict) -> bool:
+    """Returns whether the backbone's weights are drawn at random, not trained."""
+    return is_perceptual(config) and config.perceptual.weights.startswith("random:")

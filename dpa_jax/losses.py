@@ -5,6 +5,7 @@ Float32, or float64 where images are.
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -207,21 +208,59 @@ def layer_terms(
     """
     return {
         name: per_image(
-            dataclasses.replace(
-                loss,
-                layers=((name, 1.0),) if name != IMAGE else (),
-                image_weight=float(name == IMAGE),
-                relative_perceptual=1.0,
-                perceptual=0.0,
-                l1=0.0,
-                l2=0.0,
-                extra=None,
-            ),
-            statistics,
-            comparison,
+            _only(loss, name, relative_perceptual=1.0), statistics, comparison
         )
         for name in comparison.real
     }
+
+
+def shares(
+    loss: Loss, statistics: Statistics, comparison: Comparison
+) -> dict[str, jax.Array]:
+    """Returns what part of the loss of each image comes from where, float32 `[B]`.
+
+    Args:
+      loss: which terms, with their weights.
+      statistics: see `per_image`.
+      comparison: of images and reconstructions.
+
+    Returns:
+      The share of each layer, its relative perceptual and its perceptual term together,
+      by the layer's name, and of the terms `l1`, `l2` and `extra` that the loss has.
+      They add up to 1; of a loss of 0 all are 0.
+    """
+    weights = {**dict(loss.layers), IMAGE: loss.image_weight}
+    parts = {}
+    if loss.relative_perceptual or loss.perceptual:
+        for name in comparison.real:
+            term = _only(
+                loss,
+                name,
+                relative_perceptual=loss.relative_perceptual,
+                perceptual=loss.perceptual,
+            )
+            value = per_image(term, statistics, comparison)
+            parts[name] = weights[name] / sum(weights.values()) * value
+    if loss.l1:
+        parts["l1"] = per_image(_only(loss, l1=loss.l1), statistics, comparison)
+    if loss.l2:
+        parts["l2"] = per_image(_only(loss, l2=loss.l2), statistics, comparison)
+    if loss.extra is not None:
+        parts["extra"] = loss.extra_weight * loss.extra(comparison)
+    total = per_image(loss, statistics, comparison)
+    return {n: part / jnp.where(total == 0, 1, total) for n, part in parts.items()}
+
+
+def _only(loss: Loss, layer: str = "", **terms: Any) -> Loss:
+    """Returns a loss of the given terms alone, the perceptual ones of one layer."""
+    nothing = Loss(
+        layers=() if layer in ("", IMAGE) else ((layer, 1.0),),
+        image_weight=float(layer == IMAGE),
+        relative_perceptual=0.0,
+        normalize=loss.normalize,
+        backbone=loss.backbone,
+    )
+    return dataclasses.replace(nothing, **terms)
 
 
 def stage_per_image(

@@ -26,18 +26,14 @@ dpa_jax.train(config, "own_run", visible=False)
 # %% A trained run is a function of images: a number each, the higher the more abnormal.
 
 score = dpa_jax.load("own_run")
-preprocessing = data.Preprocessing.from_config(config, scoring=True)
 for kind in ("normal", "abnormal"):
-    found = score(data.load(f"images/test/{kind}", preprocessing).images)
+    found = score(f"images/test/{kind}")
     print(f"{kind:9s} {found.mean():.3f} on average")
 
 # %% And a figure of merit with its interval.
 
 both = data.joined(
-    [
-        data.load(f"images/test/{kind}", preprocessing)
-        for kind in ("normal", "abnormal")
-    ],
+    [score.prepare(f"images/test/{kind}") for kind in ("normal", "abnormal")],
     labels=(0, 1),
 )
 result = dpa_jax.evaluate("own_run", both)

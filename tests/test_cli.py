@@ -10,6 +10,7 @@ import pytest
 import run_factory
 from PIL import Image
 
+import dpa_jax
 from dpa_jax.cli import main, verbs
 from dpa_jax.storage import config_files
 
@@ -52,6 +53,10 @@ def names(parser):
 
 def test_every_verb_is_listed_here():
     assert sorted(names(main._parser())) == sorted(VERBS)
+
+
+def test_the_version_is_shown():
+    assert run_factory.call("--version") == (0, f"dpa_jax {dpa_jax.__version__}\n", "")
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=" ".join)
@@ -239,11 +244,13 @@ def test_evaluate_two_folders(run, copy):
         *("--normal", run / "normal", "--abnormal", run / "abnormal"),
     )
     assert code == 0, err
-    found = json.loads((copy / "evaluation" / "metrics.json").read_text())
+    # named by the folder that both are in
+    place = copy / "evaluations" / run.name
+    found = json.loads((place / "metrics.json").read_text())
     assert (found["normal"], found["abnormal"]) == (6, 5)
     assert f"ROC AUC {found['roc_auc']:.4f} (95% " in out
     assert "random" not in out  # there is no VGG19 in this run's loss
-    names = {path.name for path in (copy / "evaluation").iterdir()}
+    names = {path.name for path in place.iterdir()}
     assert names == {"metrics.json", "scores.csv", "roc.png", "histogram.png"}
 
 
@@ -258,18 +265,31 @@ def test_evaluate_refuses_an_image_that_is_normal_and_abnormal(run, copy):
     assert f"{name}, which is {name}" in err
 
 
-def test_evaluate_does_not_replace_an_evaluation_unasked(run, copy):
-    command = (
-        *("evaluate", "--workdir", copy),
-        *("--normal", run / "normal", "--abnormal", run / "abnormal"),
-    )
+def test_evaluations_stand_side_by_side(run, copy):
+    pair = ("--normal", run / "normal", "--abnormal", run / "abnormal")
+    command = ("evaluate", "--workdir", copy, *pair)
     assert run_factory.call(*command)[0] == 0
-    before = run_factory.files(copy / "evaluation")
+    before = run_factory.files(copy / "evaluations")
+    code, out, err = run_factory.call(*command)
+    assert code == 0, err
+    assert f"see {copy}/evaluations/{run.name}-2/metrics.json" in out
+    after = run_factory.files(copy / "evaluations")
+    assert before.items() <= after.items() and len(after) == 2 * len(before)
+
+
+def test_evaluate_does_not_replace_an_evaluation_unasked(run, copy):
+    pair = ("--normal", run / "normal", "--abnormal", run / "abnormal")
+    command = ("evaluate", "--workdir", copy, *pair, "--name=mine")
+    assert run_factory.call(*command)[0] == 0
+    before = run_factory.files(copy / "evaluations")
     code, _, err = run_factory.call(*command)
-    assert code == 1 and "holds an evaluation already" in err
-    assert run_factory.files(copy / "evaluation") == before
+    assert code == 1 and "evaluations/mine holds an evaluation already" in err
+    assert run_factory.files(copy / "evaluations") == before
     assert run_factory.call(*command, "--overwrite")[0] == 0
-    assert run_factory.call(*command, "--out", copy / "other")[0] == 0
+    assert run_factory.files(copy / "evaluations").keys() == before.keys()
+    assert run_factory.files(copy / "evaluations") != before
+    code, _, err = run_factory.call(*command, "--out", copy / "other")
+    assert code == 2 and "--name is within the workdir, --out elsewhere" in err
 
 
 def test_a_run_on_random_cuts_scores_the_centre_of_images_of_any_size(copy, tmp_path):
@@ -310,9 +330,9 @@ def test_evaluate_a_manifest_with_groups(run, copy):
         "evaluate", "--workdir", copy, "--test", copy / "test.csv"
     )
     assert code == 0, err
-    found = json.loads((copy / "evaluation" / "metrics.json").read_text())
+    found = json.loads((copy / "evaluations" / "test" / "metrics.json").read_text())
     assert found["groups"] == 4 and "group_roc_auc" in found
-    lines = (copy / "evaluation" / "scores.csv").read_text().splitlines()
+    lines = (copy / "evaluations" / "test" / "scores.csv").read_text().splitlines()
     assert ",abnormal,abnormal1," in lines[-1]
 
 
@@ -337,6 +357,17 @@ def test_evaluate_needs_labels(copy):
     path = run_factory.write_npz(copy / "test.npz")
     code, _, err = run_factory.call("evaluate", "--workdir", copy, "--test", path)
     assert code == 1 and "test.npz has no labels" in err
+
+
+def test_evaluate_names_images_unlike_those_of_training(copy):
+    images = run_factory.images()
+    images[3] = 0
+    path = run_factory.write_npz(copy / "t.npz", images=images, labels=[0, 1] * 12)
+    command = ("evaluate", "--workdir", copy, "--test", path)
+    code, _, err = run_factory.call(*command, "--strict")
+    assert code == 1 and "unlike the training images: " in err and "t.npz[3]: " in err
+    code, _, err = run_factory.call(*command)
+    assert code == 0 and "warning: unlike the training images: " in err
 
 
 def test_evaluate_refuses_one_label_before_it_scores(run, copy):

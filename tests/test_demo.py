@@ -27,16 +27,16 @@ def test_demo_makes_images_trains_evaluates_and_says_where_to_look(
     for label in ("normal", "abnormal"):
         assert len(os.listdir(images / "test" / label)) == 100
     assert checkpoints.latest(run) == 6
-    assert {path.name for path in (run / "evaluation").iterdir()} == {
+    assert {path.name for path in (run / "evaluations" / "test").iterdir()} == {
         "metrics.json",
         "scores.csv",
         "roc.png",
         "histogram.png",
     }
-    found = json.loads((run / "evaluation" / "metrics.json").read_text())
+    found = json.loads((run / "evaluations" / "test" / "metrics.json").read_text())
     assert f"ROC AUC {found['roc_auc']:.3f}" in out
     assert "VGG19's weights here are random (random:0)" in out
-    assert f"{run}/evaluation/roc.png" in out and f"{run}/samples/" in out
+    assert f"{run}/evaluations/test/roc.png" in out and f"{run}/samples/" in out
     # the command that it proposes next works
     (command,) = re.findall(r"^Next: dpa-jax (.*)$", out, re.MULTILINE)
     code, _, err = run_factory.call(*command.split())
@@ -69,7 +69,9 @@ def finished(tmp_path_factory):
 
 def test_the_demo_tells_abnormal_phantoms_from_normal_ones(finished):
     folder, out = finished
-    found = json.loads((folder / "run" / "evaluation" / "metrics.json").read_text())
+    found = json.loads(
+        (folder / "run" / "evaluations" / "test" / "metrics.json").read_text()
+    )
     assert found["roc_auc"] >= 0.75
     assert found["normal"] == found["abnormal"] == 100
     assert found["random_weights"] is True

@@ -82,6 +82,16 @@ def test_interval_is_deterministic_and_a_function_of_the_seed():
     assert first["roc_auc_interval"] != other["roc_auc_interval"]
 
 
+def test_few_images_are_told_with_their_interval():
+    found = evaluation.evaluate(np.arange(13.0), np.arange(13) == 12)
+    assert found["independent_pairs"] == 1
+    first, second = evaluation.describe(found)
+    assert "ROC AUC 1.0000 (95% 0.0250 to 1.0000)" in first
+    assert "1 independent pair of a normal and an abnormal image" in second
+    many = evaluation.evaluate(np.arange(20.0), np.arange(20) >= 10)
+    assert len(evaluation.describe(many)) == 1
+
+
 def test_groups_are_scored_by_their_highest_image():
     scores = np.array([0.1, 0.9, 0.2, 0.3, 0.8, 0.0])
     labels = np.array([0, 0, 0, 0, 1, 1])

@@ -59,7 +59,7 @@ def test_a_run_is_carried_out_and_not_again(tiny_cifar10, tmp_path):
     given += ["--seeds=1", f"--out={out}"]
     assert experiments.main(given) == 0
     run = out / "cifar10" / "class1" / "seed0"
-    found = json.loads((run / "evaluation" / "metrics.json").read_text())
+    found = json.loads(experiment_table.evaluation(run).read_text())
     assert (found["normal"], found["abnormal"]) == (4, 36)
     assert found["trained_steps"] == 3
     assert workdir.read_config(run).seed == 2255  # the published one
@@ -83,9 +83,10 @@ def fake_runs(monkeypatch):
         result = {"roc_auc": auc, "random_weights": False, "vgg_weights": "imagenet"}
         if config.perceptual.weights.startswith("random"):
             result |= {"random_weights": True, "vgg_weights": config.perceptual.weights}
-        (folder / "evaluation").mkdir(parents=True, exist_ok=True)
+        path = experiment_table.evaluation(folder)
+        path.parent.mkdir(parents=True, exist_ok=True)
         config_files.save(config, folder / "config.json")
-        workdir.write_json(experiment_table.evaluation(folder), result)
+        workdir.write_json(path, result)
         return auc
 
     def fake(*given):

@@ -119,7 +119,7 @@ def test_the_runner_of_the_docs_needs_no_jax(onnx_file, scorer, tmp_path):
     assert done.returncode == 0, done.stderr
     rows = [line.split(" ", 1) for line in done.stdout.splitlines()]
     assert [path for _, path in rows] == paths
-    prepared = data.load_files(paths, Preprocessing(1, 16)).images
+    prepared = data.load(paths, Preprocessing(1, 16)).images
     expected = scorer.scores(prepared, ("loss", "map"))["loss"]
     np.testing.assert_allclose([float(score) for score, _ in rows], expected, rtol=1e-4)
 

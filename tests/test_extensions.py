@@ -102,13 +102,16 @@ def test_scores_are_columns_and_maps_are_files(inside, tmp_path):
     images = run_factory.write_folder(tmp_path / "images", count=3)
     code, _, err = run_factory.call(
         *("score", images, "--workdir=run", "--trust", "--out", tmp_path / "s.csv"),
-        *("--score=layers", "--score=l1", "--score=theirs:darkest"),
+        *("--score=layers", "--score=l1", "--score=theirs:darkest", "--explain"),
         *("--score=theirs:where", "--maps", tmp_path / "maps"),
     )
     assert code == 0, err
     with open(tmp_path / "s.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["path", "score", "layers.both", "l1", "theirs:darkest"]
+    assert list(rows[0]) == [
+        *("path", "score", "layers.both", "l1", "theirs:darkest"),
+        *("share.both", "share.extra", "share.l1", "map"),
+    ]
     for row in rows:  # the run's loss: its terms with their weights
         total = sum(
             weight * float(row[name])
@@ -119,6 +122,9 @@ def test_scores_are_columns_and_maps_are_files(inside, tmp_path):
             )
         )
         np.testing.assert_allclose(float(row["score"]), total, rtol=1e-5)
+        shares = [float(row[f"share.{name}"]) for name in ("both", "l1", "extra")]
+        assert sum(shares) == pytest.approx(1)
+        assert shares[1] * total == pytest.approx(float(row["l1"]))
     assert len(list((tmp_path / "maps" / "theirs.where").glob("*.npy"))) == 3
 
 

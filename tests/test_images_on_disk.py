@@ -18,8 +18,9 @@ import pytest
 from PIL import Image
 
 from dpa_jax import data, errors
-from dpa_jax.data import folds, sources
-from dpa_jax.data.decode import decode
+from dpa_jax.data import folds, listing
+from dpa_jax.data.decode import decode_described
+from dpa_jax.data.properties import Original
 from dpa_jax.datasets import nih_prepare, nih_protocols
 
 GREY = data.Preprocessing(1, 16)
@@ -49,15 +50,16 @@ def decoded(monkeypatch) -> list[str]:
 
     def counting(path, preprocessing):
         names.append(os.path.basename(path))
-        return decode(path, preprocessing)
+        return decode_described(path, preprocessing)
 
-    monkeypatch.setattr(sources, "decode", counting)
+    monkeypatch.setattr(listing, "decode_described", counting)
     return names
 
 
 def assert_equal(found: data.ImageSet, expected: data.ImageSet) -> None:
     """Compares all that two sets hold."""
     np.testing.assert_array_equal(found.images, expected.images)
+    np.testing.assert_array_equal(found.originals, expected.originals)
     for field in ("paths", "labels", "groups", "skipped"):
         np.testing.assert_equal(getattr(found, field), getattr(expected, field))
     assert (found.columns or {}).keys() == (expected.columns or {}).keys()
@@ -206,10 +208,10 @@ def test_decoding_that_ends_half_way_leaves_nothing(cache, folder, monkeypatch, 
     def failing(path, preprocessing):
         if path.endswith("30.png"):
             raise error(path)
-        return decode(path, preprocessing)
+        return decode_described(path, preprocessing)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sources, "decode", failing)
+        patch.setattr(listing, "decode_described", failing)
         with pytest.raises(error, match=r"30\.png"):
             data.load(folder, GREY, memory=0)
     assert list(cache.iterdir()) == []
@@ -356,4 +358,7 @@ def test_notes_are_json(cache, folder):
     (folder / "05.png").write_bytes(b"")
     data.load(folder, GREY, skip_corrupt=True, memory=0)
     (path,) = cache.glob("*.json")
-    assert json.loads(path.read_text()) == {"failed": [[5, "the file is empty"]]}
+    found = json.loads(path.read_text())
+    assert found["failed"] == [[5, "the file is empty"]]
+    first = dict(zip(Original._fields, found["originals"][0], strict=True))
+    assert (first["width"], first["height"], first["bits"]) == (20, 20, 8)

@@ -67,7 +67,10 @@ def test_an_exception_of_a_callback_ends_the_run(tmp_path):
 def test_what_is_no_array_of_images_is_refused(tmp_path):
     with pytest.raises(errors.DpaError, match=r"images must be \[N, H, W\]"):
         dpa_jax.train(
-            run_factory.quick_config(), tmp_path, images=np.zeros((3, 8)), visible=False
+            run_factory.quick_config(),
+            tmp_path,
+            images=np.zeros((3, 8, 8, 2)),
+            visible=False,
         )
 
 
@@ -76,7 +79,7 @@ def test_images_of_any_size_are_scored_as_the_run_prepares_them(trained):
     found = dpa_jax.score(trained[0], images)["loss"]
     scorer = dpa_jax.load(trained[0])
     preprocessing = data.Preprocessing.from_config(scorer.config, scoring=True)
-    prepared = data.from_array(images, preprocessing).images
+    prepared = data.as_image_set(images, preprocessing).images
     assert prepared.shape == (3, 8, 8, 1)
     np.testing.assert_array_equal(found, scorer(prepared))
 

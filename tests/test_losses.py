@@ -1,5 +1,7 @@
 """Losses and maps of each image, against the paper's equations in NumPy."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,6 +70,44 @@ def test_plain_perceptual_is_a_mean_square(drawn, normalize):
     expected = 2 * (terms["r11"] + 3 * terms["r22"]) / 4
     found = losses.per_image(loss, statistics, compared(real, fake, x, y))
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_shares_of_a_loss_are_its_weighted_terms_by_their_sum(drawn):
+    statistics, real, fake, x, y = drawn
+    loss = Loss((("r11", 1.0), ("r22", 0.5)), 0.25, 2.0, l1=0.3, extra=darkness)
+    loss = dataclasses.replace(loss, extra_weight=0.1)
+    g, h = normalized(real, statistics), normalized(fake, statistics)
+    terms = {n: abs(g[n] - h[n]).mean(AXES) / abs(g[n]).mean(AXES) for n in g}
+    weights = {"r11": 1.0, "r22": 0.5, "image": 0.25}
+    expected = {n: 2 * weights[n] / 1.75 * term for n, term in terms.items()}
+    expected |= {"l1": 0.3 * abs(x - y).mean(AXES), "extra": 0.1 * (1 - x.mean(AXES))}
+    total = sum(expected.values())
+    found = losses.shares(loss, statistics, compared(real, fake, x, y))
+    assert found.keys() == expected.keys()
+    for name, part in expected.items():
+        np.testing.assert_allclose(found[name], part / total, rtol=1e-5)
+
+
+def darkness(comparison):
+    return 1 - comparison.image.mean(AXES)
+
+
+def test_shares_of_the_squared_terms(drawn):
+    statistics, real, fake, x, y = drawn
+    layers = (("r11", 1.0), ("r22", 3.0))
+    loss = Loss(layers, relative_perceptual=0, perceptual=2.0, l2=0.5)
+    found = losses.shares(loss, statistics, compared(real, fake, x, y))
+    total = losses.per_image(loss, statistics, compared(real, fake, x, y))
+    expected = 0.5 * np.square(x - y).mean(AXES)
+    np.testing.assert_allclose(found["l2"], expected / total, rtol=1e-5)
+    np.testing.assert_allclose(sum(found.values()), 1, rtol=1e-5)
+    assert found.keys() == {"r11", "r22", "image", "l2"} & found.keys()
+
+
+def test_a_loss_of_nothing_has_no_shares(drawn):
+    *_, x, _ = drawn
+    found = losses.shares(Loss((), 0, 0, l1=1.0), {}, compared({}, {}, x, x))
+    assert found.keys() == {"l1"} and not found["l1"].any()
 
 
 def test_terms_add_up_by_their_weights(drawn):

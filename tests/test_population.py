@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from unittest import mock
 
 import jax
@@ -274,17 +275,20 @@ def test_evaluate_reports_mean_deviation_and_interval(population, tmp_path):
     labels = np.array([0] * 6 + [1] * 6)
     images = run_factory.images(12, size=20, seed=4)
     test = run_factory.write_npz(tmp_path / "t.npz", images=images, labels=labels)
-    out = tmp_path / "out"
-    code, text, err = run_factory.call(
-        "evaluate", "--workdir", population, "--test", test, "--out", out
-    )
+    folder = shutil.copytree(population, tmp_path / "population")
+    taken = folder / "members" / "2" / "evaluations" / "t"
+    taken.mkdir(parents=True)
+    code, text, err = run_factory.call("evaluate", "--workdir", folder, "--test", test)
     assert code == 0, err
+    assert not any(taken.iterdir())  # a name that one member has is no member's
+    out = folder / "evaluations" / "t-2"
     found = json.loads((out / "metrics.json").read_text())
     each = []
     for i in range(3):
         scores = loading.load(population / "members" / str(i))(images)
         each.append(sklearn.metrics.roc_auc_score(labels, scores))
-        alone = json.loads((out / "members" / str(i) / "metrics.json").read_text())
+        alone = folder / "members" / str(i) / "evaluations" / "t-2" / "metrics.json"
+        alone = json.loads(alone.read_text())
         assert alone["roc_auc"] == pytest.approx(each[-1])
     assert found["roc_auc"] == pytest.approx(each)
     assert found["roc_auc_mean"] == pytest.approx(np.mean(each))

@@ -161,6 +161,9 @@ def test_two_processes_write_what_one_does(trained):
     first, _, one = trained
     names = [{path.name for path in trainer.run.glob("*")} for trainer in (first, one)]
     assert names[0] == names[1]
+    # what images were before is gathered from both
+    inputs = [(trainer.run / "inputs.json").read_text() for trainer in (first, one)]
+    assert inputs[0] == inputs[1] and '"8": 20' in inputs[0]
     assert len(list((first.run / "tensorboard").iterdir())) == 1
     environment = json.loads((first.run / "environment.json").read_text())
     assert environment["processes"] == 2 and len(environment["devices"]) == 2

@@ -2,6 +2,7 @@ import itertools
 
 import numpy as np
 import pytest
+import scipy.stats
 import sklearn.metrics
 
 from dpa_jax.scoring import roc
@@ -40,6 +41,34 @@ def test_perfect_separation_leaves_doubt(rng, units):
     assert low**units == pytest.approx(0.025) and high == 1
     low, high = roc.interval(rng.random(80) - labels, labels, groups)
     assert low == 0 and (1 - high) ** units == pytest.approx(0.025)
+
+
+def test_of_one_abnormal_image_hardly_anything_is_known(rng):
+    labels = np.array([0] * 12 + [1])
+    # above all normal images, or but one: a bootstrap's lower end is 1, or above 0.6
+    found = roc.interval(np.r_[rng.random(12), 2], labels)
+    assert found == pytest.approx([0.025, 1])
+    low, high = roc.interval(np.r_[3, rng.random(11), 2], labels)
+    assert low < 0.025 and high > 0.975
+
+
+@pytest.mark.parametrize("abnormal", [2, 5, 9])
+def test_intervals_of_few_images_hold_the_truth(rng, abnormal):
+    labels = np.repeat([0, 1], [40, abnormal])
+    # anomalies that vary more than normal images do; the AUC is Phi(1 / sqrt(1 + 9))
+    scores = np.where(labels, 1 + 3 * rng.normal(size=(300, 40 + abnormal)), 0)
+    scores += np.where(labels, 0, rng.normal(size=scores.shape))
+    truth = scipy.stats.norm.cdf(1 / np.sqrt(10))
+    ends = np.array([roc.interval(one, labels) for one in scores])
+    assert np.mean((ends[:, 0] <= truth) & (truth <= ends[:, 1])) >= 0.95
+
+
+def test_of_enough_images_the_bootstrap_is_taken(rng):
+    labels = np.repeat([0, 1], [60, roc.FEWEST])
+    scores = rng.normal(size=60 + roc.FEWEST) + labels
+    low, high = roc.interval(scores, labels)
+    won = roc.auc(scores, labels) * roc.FEWEST
+    assert low > scipy.stats.beta.ppf(0.025, won, roc.FEWEST - won + 1)
 
 
 def test_of_two_groups_hardly_anything_is_known():

@@ -1,5 +1,6 @@
 import csv
 import gc
+import json
 import os
 import shutil
 import stat
@@ -12,9 +13,10 @@ import tiny_factory
 from PIL import Image
 
 import dpa_jax
-from dpa_jax import errors, stages
+from dpa_jax import data, errors, stages
 from dpa_jax.backbones import frozen
 from dpa_jax.devices.platform import Platform
+from dpa_jax.scoring import unlike
 from dpa_jax.scoring.scorer import Scorer
 from dpa_jax.storage import checkpoints, config_files
 
@@ -36,7 +38,7 @@ def plain(tmp_path_factory):
 
 
 IMAGES = run_factory.images(7, seed=5)[..., None]
-AS_FLOAT = (IMAGES / 127.5 - 1).astype(np.float32)
+AS_FLOAT = (IMAGES / 255).astype(np.float32)
 
 
 def test_scores_are_finite_float32_one_for_each_image(scorer):
@@ -72,10 +74,8 @@ def test_score_of_an_l1_run_is_the_mean_difference(plain):
 
 
 def test_uint8_and_float_inputs_agree(scorer):
-    np.testing.assert_allclose(scorer(AS_FLOAT), scorer(IMAGES), rtol=1e-6)
-    np.testing.assert_allclose(
-        scorer(AS_FLOAT.astype(np.float64)), scorer(IMAGES), rtol=1e-6
-    )
+    np.testing.assert_array_equal(scorer(AS_FLOAT), scorer(IMAGES))
+    np.testing.assert_array_equal(scorer(AS_FLOAT.astype(np.float64)), scorer(IMAGES))
 
 
 def test_grey_images_may_lack_the_axis_of_channels(scorer):
@@ -109,15 +109,12 @@ def test_lower_precision_scores_nearly_alike(trained, scorer, precision):
 @pytest.mark.parametrize(
     "images, message",
     [
-        (np.zeros((2, 16, 16, 3), np.uint8), r"\[N, S, S, 1\].* not \[2, 16, 16, 3\]"),
-        (np.zeros((16, 16), np.uint8), r"not \[16, 16\]"),
-        (np.zeros((0, 16, 16, 1), np.uint8), "N at least 1"),
-        (np.zeros((2, 8, 8, 1), np.uint8), "8x8 pixels are smaller than the run's 16"),
-        (np.zeros((2, 32, 32, 1), np.uint8), "this run takes 16x16"),
-        (np.zeros((2, 16, 20, 1), np.uint8), "16x20 pixels; this run takes 16x16"),
+        (np.zeros((2, 3, 16, 16), np.uint8), r"\[N, H, W, 3\] .* not \[2, 3, 16, 16\]"),
+        (np.zeros((0, 16, 16, 1), np.uint8), "without a 0"),
         (np.zeros((2, 16, 16, 1), np.int32), "not int32"),
-        (np.full((2, 16, 16, 1), 2.0), r"must lie in \[-1, 1\].* found 2.0 to 2.0"),
-        (np.full((2, 16, 16, 1), np.nan), "hold no NaN"),
+        (np.full((2, 16, 16, 1), 2.0), r"must lie in \[0, 1\]"),
+        (np.full((2, 16, 16, 1), -1.0), r"normalised to \[-1, 1\]"),
+        (np.full((2, 16, 16, 1), np.nan), "NaN"),
     ],
 )
 def test_what_is_no_batch_of_images_is_refused(scorer, images, message):
@@ -125,10 +122,66 @@ def test_what_is_no_batch_of_images_is_refused(scorer, images, message):
         scorer(images)
 
 
+def test_images_of_every_kind_are_prepared_as_the_run_does(scorer, tmp_path):
+    whole = run_factory.images(2, 40, seed=5)
+    for i, pixels in enumerate(whole):
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    expected = scorer(data.load(tmp_path, scorer.preprocessing))
+    for given in (
+        whole,
+        tmp_path,
+        [tmp_path / "0.png", tmp_path / "1.png"],
+        [Image.fromarray(whole[0]), np.repeat(whole[1][..., None], 3, axis=2)],
+    ):
+        np.testing.assert_array_equal(scorer(given), expected)
+    np.testing.assert_array_equal(scorer(whole[0]), expected[:1])
+    assert scorer.maps(whole).shape == (2, 16, 16)
+    assert scorer.reconstruct(whole).shape == (2, 16, 16, 1)
+
+
+def test_a_scorer_says_what_it_is(scorer, trained):
+    assert repr(scorer) == (
+        f"Scorer(workdir='{trained}', stage='16_stabilization', steps=12, size=16, "
+        "channels=1)"
+    )
+
+
+def test_images_unlike_those_of_training_are_warned_of_or_refused(trained):
+    black = np.zeros((1, 40, 40), np.uint8)
+    with pytest.warns(unlike.UnlikeTraining, match=r"images\[0\]: the largest value"):
+        dpa_jax.score(trained, black)
+    with pytest.raises(errors.DpaError, match="unlike the training images: images"):
+        dpa_jax.score(trained, black, strict=True)
+    with pytest.raises(errors.DpaError, match="unlike the training images: images"):
+        dpa_jax.load(trained, strict=True)(black)
+
+
+def test_shares_of_a_score_are_its_layers_weighted_terms(scorer):
+    found = scorer.scores(IMAGES, ("loss", "layers", "share"))
+    assert set(found) == {"loss", "layers.r12", "share.r12"}  # the one layer of 16 px
+    np.testing.assert_allclose(found["share.r12"], 1, rtol=1e-6)
+    np.testing.assert_allclose(found["layers.r12"], found["loss"], rtol=1e-6)
+
+
 def test_of_larger_images_of_a_cropped_run_the_centre_is_scored(plain):
     scorer = dpa_jax.load(plain)
     images = run_factory.images(3, 12)[..., None]
     np.testing.assert_array_equal(scorer(images), scorer(images[:, 2:10, 2:10]))
+
+
+def test_prepared_images_are_not_prepared_twice(plain, tmp_path):
+    workdir = shutil.copytree(plain, tmp_path / "run")
+    config = config_files.load(str(workdir / "config.json"))
+    config.data.crop, config.data.equalize = 12, True
+    config_files.save(config, workdir / "config.json")
+    images = run_factory.images(3, 12)[..., None]
+    expected = dpa_jax.load(plain)(images)
+    scorer = dpa_jax.load(workdir)
+    np.testing.assert_array_equal(scorer(images), expected)
+    paths = [str(i) for i in range(3)]
+    np.testing.assert_array_equal(scorer(data.ImageSet(images, paths)), expected)
+    # others are: equalised, and cut to the centre
+    assert (scorer(list(images)) != expected).all()
 
 
 # --- maps ---
@@ -231,6 +284,11 @@ def read(path):
         return list(csv.reader(file))
 
 
+def table(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
 @pytest.fixture
 def folder(tmp_path):
     run_factory.write_folder(tmp_path / "b" / "deep", 2, seed=1)
@@ -248,6 +306,7 @@ def test_files_and_folders_are_scored_in_the_order_given(trained, folder):
     )
     assert code == 0, err
     assert said == f"7 scores in {out}\n"
+    assert "warning: the weights of vgg19 are random (random:0): scores show" in err
     rows = read(out)
     assert rows[0] == ["path", "score"]
     assert [row[0].removeprefix(f"{folder}/") for row in rows[1:]] == [
@@ -281,6 +340,9 @@ def test_maps_are_written_as_pictures_and_arrays(trained, scorer, folder):
     assert code == 0 and f"2 maps in {folder}/maps" in said
     names = sorted(path.name for path in (folder / "maps").iterdir())
     assert names == ["a.npy", "a.png", "z.npy", "z.png"]
+    assert [(row["path"], row["map"]) for row in table(folder / "s.csv")] == [
+        (f"{folder}/{name}.png", f"{folder}/maps/{name}.png") for name in "za"
+    ]
     np.testing.assert_allclose(
         np.load(folder / "maps" / "z.npy"), scorer.maps(IMAGES[:1])[0], rtol=1e-5
     )
@@ -333,13 +395,46 @@ def test_corrupt_images_stop_scoring_or_are_left_out(trained, folder):
 
 
 def test_scores_on_stdout_stand_there_alone(trained, folder):
-    command = ("score", "a.png", "--workdir", trained, "--out=/dev/stdout")
+    command = ("score", "a.png", "--workdir", trained, "--out=-", "--json", "--explain")
     process = run_factory.start(*command, cwd=folder)
     found, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    header, row = found.splitlines()
-    assert header == "path,score" and row.startswith("a.png,")
+    (line,) = found.splitlines()
+    row = json.loads(line)
+    assert list(row) == ["path", "score", "share.r12"]
+    assert row["path"] == "a.png" and row["share.r12"] == pytest.approx(1)
     assert "1 scores in /dev/stdout" in err
+
+
+def test_sources_of_all_kinds_are_scored_in_the_order_given(trained, scorer, folder):
+    (folder / "m.csv").write_text(
+        "path,label,split\nz.png,normal,x\na.png,abnormal,y\nb/00.png,normal,y\n"
+    )
+    run_factory.write_npz(folder / "n.npz", images=IMAGES[2:4], paths=["one", "two"])
+    command = ("score", folder / "m.csv:y", folder / "n.npz", folder / "z.png")
+    out = folder / "s.jsonl"
+    more = ("--workdir", trained, "--out", out, "--json", "--quiet")
+    code, said, err = run_factory.call(*command, *more)
+    assert (code, said) == (0, ""), err
+    assert "reading" not in err and "warning: the weights of vgg19 are random" in err
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["path"].removeprefix(f"{folder}/") for row in rows] == [
+        *("a.png", "b/00.png", "one", "two", "z.png"),
+    ]
+    expected = scorer(IMAGES[[1, 2, 3, 0]])
+    scores = np.array([row["score"] for row in rows], np.float32)
+    np.testing.assert_array_equal(scores[[0, 2, 3, 4]], expected)
+
+
+def test_strict_refuses_images_unlike_those_of_training(trained, folder):
+    Image.fromarray(np.zeros((16, 16), np.uint8)).save(folder / "black.png")
+    out = folder / "s.csv"
+    command = ("score", folder, "--workdir", trained, "--out", out)
+    code, _, err = run_factory.call(*command, "--strict")
+    assert code == 1 and f"unlike the training images: {folder}/black.png: the" in err
+    assert not out.exists()
+    code, _, err = run_factory.call(*command)
+    assert code == 0 and f"warning: unlike the training images: {folder}/black" in err
 
 
 def test_a_full_device_takes_no_scores_and_stays(trained, folder):

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from dpa_jax import data, errors
-from dpa_jax.data import sources
-from dpa_jax.data.decode import decode
+from dpa_jax.data import listing
+from dpa_jax.data.decode import decode, decode_described
 
 GREY = data.Preprocessing(1, 8)
 
@@ -115,9 +115,9 @@ def test_unreadable_file_is_never_skipped(folder, monkeypatch):
     def refuse(path, preprocessing):
         if path.endswith("c.png"):
             raise errors.DpaError(f"{path}: cannot be read: Permission denied")
-        return decode(path, preprocessing)
+        return decode_described(path, preprocessing)
 
-    monkeypatch.setattr(sources, "decode", refuse)
+    monkeypatch.setattr(listing, "decode_described", refuse)
     with pytest.raises(errors.DpaError, match=r"c\.png: cannot be read"):
         data.load(folder, GREY, skip_corrupt=True)
 
@@ -139,14 +139,14 @@ def test_single_image_of_any_extension(tmp_path):
 
 def test_files_keep_their_order_and_repetitions(tmp_path):
     paths = [write(tmp_path, f"{i}.png", i) for i in (3, 1, 2)] * 20
-    found = data.load_files(paths, GREY, workers=3)
+    found = data.load(paths, GREY, workers=3)
     assert levels(found) == [3, 1, 2] * 20
     assert found.paths == paths
 
 
 def test_no_files_at_all():
-    with pytest.raises(errors.DpaError, match="no image files"):
-        data.load_files([], GREY)
+    with pytest.raises(errors.DpaError, match="no images were given"):
+        data.load([], GREY)
 
 
 def test_each_image_is_what_decode_gives(tmp_path):
@@ -159,7 +159,7 @@ def test_each_image_is_what_decode_gives(tmp_path):
             paths[-1]
         )
     preprocessing = data.Preprocessing(3, 12, resize=20, crop=18, equalize=True)
-    found = data.load_files(paths, preprocessing, workers=4)
+    found = data.load(paths, preprocessing, workers=4)
     expected = np.stack([decode(path, preprocessing) for path in paths])
     np.testing.assert_array_equal(found.images, expected)
 
@@ -215,7 +215,9 @@ def test_the_only_image_is_corrupt(tmp_path):
 
 
 def test_first_bad_image_is_named_and_the_rest_not_read(tmp_path, monkeypatch):
-    paths = [str(tmp_path / f"{i:04d}.png") for i in range(4000)]
+    for i in range(4000):
+        (tmp_path / f"{i:04d}.png").touch()
+    paths = sorted(map(str, tmp_path.iterdir()))
     lock, read = threading.Lock(), []
 
     def fake(path, preprocessing):
@@ -226,11 +228,11 @@ def test_first_bad_image_is_named_and_the_rest_not_read(tmp_path, monkeypatch):
             # Later ones fail before it; much later ones give time to be called off.
             time.sleep(0.02 if i < 110 or i > 1000 else 0)
             raise data.ImageError(path, "bad")
-        return np.zeros([8, 8, 1], np.uint8)
+        return np.zeros([8, 8, 1], np.uint8), [0] * 7
 
-    monkeypatch.setattr(sources, "decode", fake)
+    monkeypatch.setattr(listing, "decode_described", fake)
     with pytest.raises(errors.DpaError, match=r"0100\.png: bad"):
-        data.load_files(paths, GREY, workers=4)
+        data.load(paths, GREY, workers=4)
     assert len(read) < 2000
 
 
@@ -257,7 +259,7 @@ def test_bombs_are_errors_without_pillows_warning(tmp_path, monkeypatch, recwarn
 def test_progress_counts_up_to_all(tmp_path):
     paths = [write(tmp_path, f"{i}.png") for i in range(50)]
     calls = []
-    data.load_files(paths, GREY, progress=lambda *call: calls.append(call))
+    data.load(paths, GREY, progress=lambda *call: calls.append(call))
     done = [d for d, _ in calls]
     assert len(calls) > 2
     assert done == sorted(done) and done[-1] == 50
@@ -272,13 +274,13 @@ def test_progress_can_stop_the_run(tmp_path):
 
     before = threading.active_count()
     with pytest.raises(KeyboardInterrupt):
-        data.load_files(paths, GREY, progress=stop)
+        data.load(paths, GREY, progress=stop)
     assert threading.active_count() == before
 
 
 def test_negative_workers(tmp_path):
     with pytest.raises(errors.UsageError, match="workers"):
-        data.load_files([write(tmp_path, "a.png")], GREY, workers=-1)
+        data.load([write(tmp_path, "a.png")], GREY, workers=-1)
 
 
 # Manifests
@@ -342,6 +344,24 @@ def test_columns_that_both_sets_have_are_joined(tmp_path):
     columns = data.joined(sets, (0, 1)).columns
     assert set(columns) == {"age", "view"}
     assert columns["age"].tolist() == [5, 6] and columns["view"] == ["PA", "PA"]
+
+
+def test_sources_are_loaded_in_the_order_given(tmp_path):
+    write(tmp_path, "a.png", 1)
+    write(tmp_path, "sub/b.png", 2)
+    write(tmp_path, "c.png", 3)
+    first = manifest(tmp_path, "path,group,age,view\nc.png,G,5,PA\na.png,H,6,PA\n")
+    second = tmp_path / "second.csv"
+    second.write_text("path,group,age\na.png,I,7\n")
+    packed = archive(tmp_path, images=np.full((1, 8, 8), 9, np.uint8))
+    found = data.load([first, second], GREY)
+    assert levels(found) == [3, 1, 1] and found.groups == ["G", "H", "I"]
+    assert set(found.columns) == {"age"} and found.columns["age"].tolist() == [5, 6, 7]
+    # what one of them does not know, the whole does not
+    found = data.load([packed, first, tmp_path / "sub", second], GREY)
+    assert levels(found) == [9, 3, 1, 2, 1]
+    assert found.groups is None and found.labels is None and found.columns is None
+    assert found.originals[:, 0].tolist() == [8] * 5
 
 
 def split_manifest(tmp_path):

@@ -87,6 +87,17 @@ def test_a_location_in_a_config_leads_here(data_dir):
     assert images.labels.tolist() == [0, 0, 0]
 
 
+def test_a_data_set_among_other_sources(data_dir, tmp_path):
+    Image.fromarray(np.full((64, 64), 7, np.uint8)).save(tmp_path / "x.png")
+    location = "tfds:nih_chest_xray14/ap_64:test"
+    places = [tmp_path / "x.png", location, tmp_path]
+    found = load(places, Preprocessing(1, 64), data_dir=str(data_dir))
+    alone = load(location, Preprocessing(1, 64), data_dir=str(data_dir))
+    np.testing.assert_array_equal(found.images[1:-1], alone.images)
+    assert found.images[0].mean() == found.images[-1].mean() == 7
+    assert found.originals is None  # a data set holds prepared images
+
+
 def test_part_of_a_split_in_the_notation_of_tfds(data_dir):
     images = load_tfds("nih_chest_xray14/ap_64", "test[1:3]", PUBLISHED, data_dir)
     assert list(images.paths) == ["00000006_003.png", "00000007_001.png"]

@@ -9,7 +9,7 @@ import run_factory
 from PIL import Image
 
 from dpa_jax.cli.verbs import scoring
-from dpa_jax.data import Preprocessing, load, load_files, masks, volumes
+from dpa_jax.data import Preprocessing, load, masks, volumes
 from dpa_jax.errors import DpaError, UsageError
 
 nibabel = pytest.importorskip("nibabel", reason="the nifti extra is missing")
@@ -110,7 +110,7 @@ def test_volumes_lie_among_images_in_a_folder(tmp_path):
 
 def test_volumes_are_scored_by_slice_under_distinct_names(tmp_path):
     paths = [save(tmp_path / name, ramp()) for name in ("a.nii", "b.nii.gz")]
-    found = load_files(paths, FORM)
+    found = load(paths, FORM)
     names = scoring._names(found.paths)
     assert len(found) == len(set(names)) == 16
     assert scoring._names(found.paths[:8])[3] == "003"

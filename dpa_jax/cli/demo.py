@@ -7,7 +7,7 @@ from dpa_jax import console, data
 from dpa_jax.data import phantoms
 from dpa_jax.devices import compilation_cache
 from dpa_jax.scoring import evaluation, loading
-from dpa_jax.storage import config_files
+from dpa_jax.storage import config_files, evaluations
 from dpa_jax.training import train
 
 
@@ -18,7 +18,7 @@ def demo(folder: str | os.PathLike) -> dict:
       folder: gets `images/` and `run/`; what is finished there is not done again.
 
     Returns:
-      The figures that are also in `run/evaluation/metrics.json`.
+      The figures that are also in `run/evaluations/test/metrics.json`.
     """
     compilation_cache.enable(training=True)
     folder = pathlib.Path(folder)
@@ -44,7 +44,7 @@ def demo(folder: str | os.PathLike) -> dict:
     )
     scores = scorer(test.images)
     result = evaluation.report(scorer, test, scores)
-    out = run / "evaluation"
+    out = evaluations.folder(run, "test")
     evaluation.write(out, test, scores, result)
     low, high = result["roc_auc_interval"]
     print(

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import dpa_jax
 from dpa_jax import errors
 from dpa_jax.cli.arguments import (
     calibrate,
@@ -33,6 +34,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--debug", action="store_true", help="show the traceback of an error"
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"dpa_jax {dpa_jax.__version__}"
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
 

@@ -1,6 +1,6 @@
 """Images on disk to uint8 arrays, in host memory or mapped from a file.
 
-What decodes is imported when first used: training from arrays does without Pillow.
+What decodes is imported when first used.
 """
 
 import importlib
@@ -10,13 +10,9 @@ from dpa_jax.data.image_set import ImageSet, Skipped, joined, release
 
 if TYPE_CHECKING:
     from dpa_jax.data.decode import ImageError, Preprocessing
-    from dpa_jax.data.sources import (
-        EXTENSIONS,
-        from_array,
-        list_images,
-        load,
-        load_files,
-    )
+    from dpa_jax.data.given import as_image_set
+    from dpa_jax.data.listing import EXTENSIONS, list_images
+    from dpa_jax.data.sources import load
 
 __all__ = [
     "EXTENSIONS",
@@ -24,17 +20,25 @@ __all__ = [
     "ImageSet",
     "Preprocessing",
     "Skipped",
-    "from_array",
+    "as_image_set",
     "joined",
     "list_images",
     "load",
-    "load_files",
     "release",
 ]
 
+_HOMES = {
+    "EXTENSIONS": "listing",
+    "ImageError": "decode",
+    "Preprocessing": "decode",
+    "as_image_set": "given",
+    "list_images": "listing",
+    "load": "sources",
+}
+
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _HOMES:
         raise AttributeError(f"module 'dpa_jax.data' has no attribute {name!r}")
-    home = "decode" if name in ("ImageError", "Preprocessing") else "sources"
+    home = _HOMES[name]
     return getattr(importlib.import_module(f"dpa_jax.data.{home}"), name)

@@ -35,11 +35,9 @@ class Arrays:
 
     def image(self, index: int) -> Image.Image:
         """Returns an image as 8-bit grey or RGB."""
-        values = np.array(self.images[index])
+        image = to_image(np.array(self.images[index]))
         release(self.images)
-        if values.dtype != np.uint8:
-            values = np.rint(255 * values.astype(np.float64)).astype(np.uint8)
-        return Image.fromarray(values[..., 0] if values.shape[2:] == (1,) else values)
+        return image
 
 
 def read(location: str) -> Arrays:
@@ -109,6 +107,17 @@ def read(location: str) -> Arrays:
     )
 
 
+def to_image(values: np.ndarray) -> Image.Image:
+    """Returns an image, `[H, W]`, `[H, W, 1]` or `[H, W, 3]`, as 8-bit grey or RGB.
+
+    Args:
+      values: uint8, or float in [0, 1]; see `check_images`.
+    """
+    if values.dtype != np.uint8:
+        values = np.rint(255 * values.astype(np.float64)).astype(np.uint8)
+    return Image.fromarray(values[..., 0] if values.shape[2:] == (1,) else values)
+
+
 def _map_images(location: str) -> np.ndarray | None:
     """Maps the images from the file; None if they are compressed in it."""
     with zipfile.ZipFile(location) as packed, packed.open("images.npy") as member:
@@ -153,7 +162,12 @@ def check_images(location: str, images: np.ndarray) -> None:
         if not np.isfinite(image).all():
             raise errors.DpaError(f"{location}: images[{i}] has NaN or infinite values")
         if image.min() < 0 or image.max() > 1:
+            hint = ""
+            if -1 <= image.min() < 0 and image.max() <= 1:
+                hint = (
+                    ": (x + 1) / 2 brings those that were normalised to [-1, 1] to it"
+                )
             raise errors.DpaError(
                 f"{location}: images[{i}] has values from {image.min():g} to "
-                f"{image.max():g}; float images must lie in [0, 1]"
+                f"{image.max():g}; float images must lie in [0, 1], 0 black{hint}"
             )

@@ -27,7 +27,8 @@ from PIL import (
 )
 
 from dpa_jax import errors
-from dpa_jax.data import dicom
+from dpa_jax.data import dicom, properties
+from dpa_jax.data.properties import Original
 
 # Naming the plugins loads them here, once, and not in the first thread that decodes.
 _FORMATS = tuple(
@@ -41,7 +42,7 @@ _FORMATS = tuple(
 )
 PLANES = ("sagittal", "coronal", "axial")  # by the axis of a volume that they cut
 _PART = 2**20  # pixels that are brought to 8 bits at a time
-_DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
 class ImageError(errors.DpaError):
@@ -141,13 +142,28 @@ def decode(
       ImageError: the content is damaged, of another kind, or too small for the crop.
       DpaError: the file cannot be opened, or is DICOM without the `dicom` extra.
     """
+    return decode_described(source, preprocessing, name)[0]
+
+
+def decode_described(
+    source: str | os.PathLike | bytes, preprocessing: Preprocessing, name: str = ""
+) -> tuple[np.ndarray, Original]:
+    """Returns what `decode` does, and what the image was before."""
     if not name:
         name = "the image" if isinstance(source, bytes) else os.fspath(source)
-    return prepare(read_image(source, name), preprocessing, name)
+    image, original = read_described(source, name)
+    return prepare(image, preprocessing, name), original
 
 
 def read_image(source: str | os.PathLike | bytes, name: str) -> Image.Image:
     """Decodes an image, upright and of 8 bits, without preprocessing; see `decode`."""
+    return read_described(source, name)[0]
+
+
+def read_described(
+    source: str | os.PathLike | bytes, name: str
+) -> tuple[Image.Image, Original]:
+    """Returns what `read_image` does, and what the image was before."""
     try:
         if isinstance(source, bytes):
             return _read(io.BytesIO(source), name)
@@ -237,7 +253,7 @@ def _resize(image: Image.Image, size: int) -> Image.Image:
     return image.resize((size, size), Image.Resampling.BILINEAR)
 
 
-def _read(stream: BinaryIO, name: str) -> Image.Image:
+def _read(stream: BinaryIO, name: str) -> tuple[Image.Image, Original]:
     """Opens an image of any kind and brings it to 8 bits."""
     head = stream.read(132)
     if not head:
@@ -245,7 +261,9 @@ def _read(stream: BinaryIO, name: str) -> Image.Image:
     stream.seek(0)
     limit = Image.MAX_IMAGE_PIXELS or math.inf
     if head[128:] == b"DICM":
-        return _to_bytes(*dicom.read(stream, name, limit))
+        values, fraction, bits = dicom.read(stream, name, limit)
+        image = _to_bytes(values, fraction)
+        return image, properties.describe(image, bits)
     too_large = f"more than {limit:,} pixels, a decompression bomb perhaps"
     try:
         image: Image.Image = Image.open(stream, formats=_FORMATS)
@@ -255,26 +273,46 @@ def _read(stream: BinaryIO, name: str) -> Image.Image:
         raise ImageError(name, too_large)  # from here on Pillow only warns
     if image.format == "PNG" and getattr(image, "is_animated", False):
         raise ImageError(name, "an animation; save one of its frames as an image")
-    if image.mode in _DEEP_MODES:
-        # Read first: Pillow forgets a TIFF's tags when it turns the image upright.
-        bits, negative = _tiff_bits(image)
-        values = np.asarray(ImageOps.exif_transpose(image))
-        low, high, full = int(values.min()), int(values.max()), 2**bits - 1
-        if low < 0 or high > full:
-            raise ImageError(
-                name,
-                f"values from {low} to {high}; grey images may have 8 bits, or 16 with "
-                "values from 0 to 65535",
-            )
-        return _to_bytes(
-            values,
-            lambda rows: (full - rows.astype(np.int32) if negative else rows) / full,
-        )
     if image.mode == "F":
         raise ImageError(
             name, "floating-point values; save it with 8 or 16 bits, or use an .npz"
         )
-    return ImageOps.exif_transpose(image)
+    if image.mode not in DEEP_MODES:
+        upright = ImageOps.exif_transpose(image)
+        return upright, properties.describe(upright, pages=_count_pages(image))
+    return deep_to_bytes(image, name)
+
+
+def deep_to_bytes(image: Image.Image, name: str) -> tuple[Image.Image, Original]:
+    """Brings a grey image of more than 8 bits to 8, upright.
+
+    Raises:
+      ImageError: values are not those of 16 bits.
+    """
+    # Read first: Pillow forgets a TIFF's tags when it turns the image upright.
+    bits, negative = _tiff_bits(image)
+    values = np.asarray(ImageOps.exif_transpose(image))
+    low, high, full = int(values.min()), int(values.max()), 2**bits - 1
+    if low < 0 or high > full:
+        raise ImageError(
+            name,
+            f"values from {low} to {high}; grey images may have 8 bits, or 16 with "
+            "values from 0 to 65535",
+        )
+    found = _to_bytes(
+        values,
+        lambda rows: (full - rows.astype(np.int32) if negative else rows) / full,
+    )
+    original = properties.describe(found, bits, _count_pages(image))
+    return found, original._replace(low=low / full, high=high / full)
+
+
+def _count_pages(image: Image.Image) -> int:
+    """Returns how many pages a file has whose first one is decoded."""
+    try:
+        return getattr(image, "n_frames", 1)
+    except Exception:  # whatever a decoder raises on a damaged page, which is not used
+        return 1
 
 
 def _tiff_bits(image: Image.Image) -> tuple[int, bool]:

@@ -13,7 +13,7 @@ from dpa_jax import errors
 
 def read(
     stream: BinaryIO, name: str, limit: float
-) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray], int]:
     """Reads the one frame of a DICOM file (extra `dicom`).
 
     Grey values go through the modality rescale or table, then the first VOI table or
@@ -26,8 +26,9 @@ def read(
       limit: the most pixels to decode.
 
     Returns:
-      The stored values `[H, W]` or `[H, W, 3]`; and a function that maps rows of them
-      to float, 0 black to 1 white, which takes several times their memory.
+      The stored values `[H, W]` or `[H, W, 3]`; a function that maps rows of them to
+      float, 0 black to 1 white, which takes several times their memory; and how many
+      bits are stored.
 
     Raises:
       DpaError: pydicom is not installed.
@@ -49,7 +50,8 @@ def read(
     if data.Rows * data.Columns > limit:
         raise ValueError(f"more than {limit:,} pixels")
     # YBR becomes RGB
-    return pixels.pixel_array(data), functools.partial(_fraction, data)
+    values = pixels.pixel_array(data)
+    return values, functools.partial(_fraction, data), int(data.BitsStored)
 
 
 def _fraction(data: Any, stored: np.ndarray) -> np.ndarray:

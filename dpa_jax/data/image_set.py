@@ -33,6 +33,8 @@ class ImageSet:
         each, an array where they are numbers. None if it says nothing.
       rows: int64 `[N]`, which images of `base` the set has, in the order of `paths`;
         all of them if not given.
+      originals: what the images were before they were prepared, float32 `[N, F]`, see
+        `properties.Original`; None if that is not known.
     """
 
     base: np.ndarray
@@ -42,6 +44,7 @@ class ImageSet:
     skipped: Sequence[Skipped] = ()
     columns: Mapping[str, Sequence | np.ndarray] | None = None
     rows: np.ndarray = _ALL
+    originals: np.ndarray | None = None
 
     def __post_init__(self):
         if self.base.dtype != np.uint8 or self.base.ndim != 4:
@@ -52,7 +55,7 @@ class ImageSet:
         if self.rows is None:
             object.__setattr__(self, "rows", np.arange(len(self.base)))
         count = len(self)
-        for name in ("paths", "labels", "groups"):
+        for name in ("paths", "labels", "groups", "originals"):
             value = getattr(self, name)
             if value is not None and len(value) != count:
                 raise ValueError(f"{count} images but {len(value)} {name}")
@@ -101,6 +104,7 @@ class ImageSet:
             paths=[self.paths[i] for i in index],
             labels=None if self.labels is None else self.labels[index],
             groups=None if self.groups is None else [self.groups[i] for i in index],
+            originals=None if self.originals is None else self.originals[index],
             columns=None
             if self.columns is None
             else {name: taken(v, index) for name, v in self.columns.items()},
@@ -131,33 +135,41 @@ def taken(values: Sequence | np.ndarray, index) -> Sequence | np.ndarray:
     return [values[i] for i in index]
 
 
-def joined(sets: Sequence[ImageSet], labels: Sequence[int]) -> ImageSet:
-    """Puts sets one after the other, all images of each under one label.
+def joined(sets: Sequence[ImageSet], labels: Sequence[int] | None = None) -> ImageSet:
+    """Puts sets one after the other.
 
     Args:
       sets: of images of one shape.
-      labels: of each set, 0 normal or 1 abnormal.
+      labels: of each set, 0 normal or 1 abnormal; None for those of its images.
 
     Returns:
-      One set; with groups, and with a column, only if every set has it.
+      One set; with labels, groups, and a column, only if every set has them.
     """
-    groups = [s.groups for s in sets]
+    if len(sets) == 1 and labels is None:
+        return sets[0]
     columns = [s.columns or {} for s in sets]
     common = [name for name in columns[0] if all(name in c for c in columns)]
+
+    def every(name: str) -> Any:
+        parts = [getattr(s, name) for s in sets]
+        return None if any(p is None for p in parts) else concatenated(parts)
+
     return ImageSet(
         np.concatenate([s.images for s in sets]),
         paths=[path for s in sets for path in s.paths],
-        labels=np.repeat(np.array(labels, np.int8), [len(s) for s in sets]),
-        groups=None
-        if any(g is None for g in groups)
-        else [name for g in groups if g is not None for name in g],
+        labels=every("labels")
+        if labels is None
+        else np.repeat(np.array(labels, np.int8), [len(s) for s in sets]),
+        groups=every("groups"),
         skipped=[skipped for s in sets for skipped in s.skipped],
-        columns={name: _concatenated([c[name] for c in columns]) for name in common}
+        columns={name: concatenated([c[name] for c in columns]) for name in common}
         or None,
+        originals=every("originals"),
     )
 
 
-def _concatenated(parts: Sequence[Sequence | np.ndarray]) -> Sequence | np.ndarray:
+def concatenated(parts: Sequence[Sequence | np.ndarray]) -> Any:
+    """Returns some columns as one, an array if all of them are."""
     if all(isinstance(part, np.ndarray) for part in parts):
         return np.concatenate(parts)
     return [value for part in parts for value in part]

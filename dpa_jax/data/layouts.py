@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from dpa_jax import errors
-from dpa_jax.data import manifest, sources
+from dpa_jax.data import listing, manifest
 from dpa_jax.data.manifest import Row
 from dpa_jax.storage import json_files
 
@@ -222,7 +222,7 @@ def _classes(
 
 
 def _images(folder: pathlib.Path) -> list[pathlib.Path]:
-    return [pathlib.Path(path) for path in sources.list_images(folder)]
+    return [pathlib.Path(path) for path in listing.list_images(folder)]
 
 
 def _opened(path: pathlib.Path):

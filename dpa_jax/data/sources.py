@@ -1,49 +1,33 @@
-"""Where images come from: folders, files, manifests, arrays, TFDS."""
+"""Loads the images of a source: decodes what it lists, in threads and processes."""
 
 import concurrent.futures
 import dataclasses
+import itertools
 import json
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from dpa_jax import errors
-from dpa_jax.data import arrays, disk_cache, filesystems, manifest, volumes
-from dpa_jax.data.decode import ImageError, Preprocessing, decode, prepare
-from dpa_jax.data.image_set import ImageSet, Skipped, taken
+from dpa_jax.data import disk_cache, listing
+from dpa_jax.data.decode import ImageError, Preprocessing, prepare
+from dpa_jax.data.image_set import ImageSet, Skipped, joined
+from dpa_jax.data.listing import Listing
+from dpa_jax.data.properties import Original
 from dpa_jax.devices import parallel
 from dpa_jax.devices.processes import ProcessGroup
 
-EXTENSIONS = (
-    *(".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".dicom"),
-    *volumes.EXTENSIONS,
-)
 _BLOCK = 16  # images that a thread takes at once, at most
 
 Progress = Callable[[int, int], None]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Listing:
-    """What a source holds before anything is decoded; `read(i)` gives image `i`.
-
-    `files` are those that its images are read from.
-    """
-
-    paths: Sequence[str]
-    read: Callable[[int], np.ndarray]
-    files: Sequence[str]
-    labels: np.ndarray | None = None
-    groups: Sequence[str] | None = None
-    columns: Mapping[str, Sequence | np.ndarray] | None = None
-
-
 def load(
-    location: str | os.PathLike,
+    location: str | os.PathLike | Sequence[str | os.PathLike],
     preprocessing: Preprocessing,
     *,
     skip_corrupt: bool = False,
@@ -70,6 +54,8 @@ def load(
           with 1 or 3 channels, and if wanted `labels`, `groups` and `paths`, each
           `[N]`; any other arrays of that shape become `columns`;
         `tfds:NAME[/CONFIG]:SPLIT`.
+        Of several, in the order given, labels, groups and each column are kept if all
+        have them.
       preprocessing: what each image goes through, those of an .npz too.
       skip_corrupt: whether to leave out images whose content cannot be used and list
         them in `skipped`, rather than to stop. Files that are missing or may not be
@@ -93,191 +79,67 @@ def load(
       DpaError: the source is missing, empty, cannot be read, or is malformed; or an
         image cannot be used.
     """
-    where: str = os.fspath(location)
-    if where.startswith("tfds:"):
-        name, _, split = where.removeprefix("tfds:").partition(":")
-        if not name or not split:
-            raise errors.UsageError(f"{where} is not tfds:NAME[/CONFIG]:SPLIT")
-        from dpa_jax.data.tfds_source import load_tfds
-
-        return load_tfds(
-            name, split, preprocessing, data_dir, progress, memory=memory, log=log
-        )
-    where = os.path.expanduser(where)
-    listed = None if os.path.isdir(where) else manifest.parse(where)
-    if not os.path.exists(listed[0] if listed else where):
-        raise errors.DpaError(f"there is no file or folder {where}")
-    if os.path.isdir(where):
-        listing = _files(list_images(where), preprocessing)
-    elif listed:
-        found = manifest.read(*listed)
-        splits = sorted(set(found.columns.get("split", ())))
-        if len(splits) > 1:
-            raise errors.UsageError(
-                f"{where} holds the splits {', '.join(splits)}: name one, such as "
-                f"{where}:{splits[0]}"
+    if isinstance(location, str | os.PathLike):
+        location = [location]
+    if not location:
+        raise errors.DpaError("no images were given")
+    found = []
+    places = [os.fspath(one) for one in location]
+    for is_tfds, group_of in itertools.groupby(places, lambda p: p.startswith("tfds:")):
+        if not is_tfds:
+            parts = [listing.of_location(place, preprocessing) for place in group_of]
+            found.append(
+                _gather(
+                    *(listing.joined(parts), preprocessing, skip_corrupt, workers),
+                    *(progress, group, memory, log),
+                )
             )
-        listing = _files(found.paths, preprocessing, found)
-    elif where.lower().endswith(".npz"):
-        listing = _arrays(where, preprocessing)
-    else:
-        listing = _files([where], preprocessing)
-    return _gather(
-        listing, preprocessing, skip_corrupt, workers, progress, group, memory, log
-    )
+            continue
+        for place in group_of:
+            name, _, split = place.removeprefix("tfds:").partition(":")
+            if not name or not split:
+                raise errors.UsageError(f"{place} is not tfds:NAME[/CONFIG]:SPLIT")
+            from dpa_jax.data.tfds_source import load_tfds
+
+            options = {"memory": memory, "log": log}
+            found.append(
+                load_tfds(name, split, preprocessing, data_dir, progress, **options)
+            )
+    return joined(found)
 
 
-def from_array(
-    images: np.ndarray,
+def from_items(
+    items: Sequence[Any],
+    read: Callable[[Any, str], tuple[Image.Image, Original]],
     preprocessing: Preprocessing,
     *,
-    labels: Sequence[int] | np.ndarray | None = None,
+    labels: np.ndarray | None = None,
     groups: Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> ImageSet:
     """Prepares images in memory as those of a file are.
 
     Args:
-      images: `[N, H, W]`, `[N, H, W, 1]` or `[N, H, W, 3]`, uint8 or float in [0, 1].
+      items: one for each image.
+      read: returns the 8-bit image of an item, whose name it is given for errors, and
+        what it was before.
       preprocessing: what each goes through.
       labels: `[N]`, 0 normal and 1 abnormal.
       groups: `[N]` names of what images share (patient, slide).
       progress: see `load`.
-
-    Raises:
-      DpaError: the array holds no images.
     """
-    images = np.asarray(images)
-    arrays.check_images("images", images)
-    paths = [f"images[{i}]" for i in range(len(images))]
-    found = arrays.Arrays(images, paths, None, None, {})
-    listing = _Listing(
-        paths,
-        lambda i: prepare(found.image(i), preprocessing, paths[i]),
-        [],
-        None if labels is None else np.asarray(labels, np.int8),
-        groups,
-    )
-    return _gather(listing, preprocessing, False, 0, progress)
+    paths = [f"images[{i}]" for i in range(len(items))]
 
+    def prepared(i: int) -> tuple[np.ndarray, Original]:
+        image, original = read(items[i], paths[i])
+        return prepare(image, preprocessing, paths[i]), original
 
-def load_files(
-    paths: Sequence[str | os.PathLike],
-    preprocessing: Preprocessing,
-    *,
-    skip_corrupt: bool = False,
-    workers: int = 0,
-    progress: Progress | None = None,
-) -> ImageSet:
-    """Loads image files into memory, in the order given; see `load`."""
-    if not paths:
-        raise errors.DpaError("no image files were given")
-    return _gather(
-        _files([os.fspath(path) for path in paths], preprocessing),
-        preprocessing,
-        skip_corrupt,
-        workers,
-        progress,
-    )
-
-
-def list_images(folder: str | os.PathLike) -> list[str]:
-    """Lists the image files in a folder and its subfolders, sorted by path.
-
-    Images are known by their extension, in whatever case; links are followed.
-
-    Raises:
-      DpaError: there is no such folder, it holds no images, or a part of it may not be
-        read.
-    """
-    files = filesystems.list_folder(folder)
-    found = [path for path in files if path.lower().endswith(EXTENSIONS)]
-    if not found:
-        raise errors.DpaError(
-            f"{os.fspath(folder)} holds no images: files that end in "
-            f"{', '.join(EXTENSIONS)} are looked for, in subfolders too"
-        )
-    return found
-
-
-def _files(
-    paths: Sequence[str],
-    preprocessing: Preprocessing,
-    known: manifest.Manifest | None = None,
-) -> _Listing:
-    """Lists images and the slices of volumes, with what a manifest says of them."""
-    labels, groups, columns = None, None, None
-    if known is not None:
-        labels, groups, columns = known.labels, known.groups, known.columns or None
-    if not any(map(volumes.is_volume, paths)):
-        return _Listing(
-            paths,
-            lambda i: decode(paths[i], preprocessing),
-            paths,
-            labels,
-            groups,
-            columns,
-        )
-    if "slice" in (columns or {}):
-        raise errors.UsageError(
-            "a manifest that lists volumes may have no column slice: rename it"
-        )
-    counts = [_count_slices(path, preprocessing.plane) for path in paths]
-    file = [f for f, count in enumerate(counts) for _ in range(count)]
-    number = [n for count in counts for n in range(count)]
-    cache = volumes.Cache(preprocessing.plane)
-    names = [
-        f"{paths[f]}/{n:03d}" if volumes.is_volume(paths[f]) else paths[f]
-        for f, n in zip(file, number, strict=True)
-    ]
-
-    def read(i: int) -> np.ndarray:
-        path = paths[file[i]]
-        if not volumes.is_volume(path):
-            return decode(path, preprocessing)
-        image = Image.fromarray(cache.slice(path, number[i]))
-        return prepare(image, preprocessing, names[i])
-
-    return _Listing(
-        names,
-        read,
-        paths,
-        None if labels is None else labels[file],
-        [(groups or paths)[f] for f in file],
-        {
-            **{name: taken(values, file) for name, values in (columns or {}).items()},
-            "slice": np.array(number),
-        },
-    )
-
-
-def _count_slices(path: str, plane: str) -> int:
-    """Returns how many images a file holds: 1 of one that cannot be read.
-
-    Reading that one then says what is wrong, or leaves it out, as with images.
-    """
-    if not volumes.is_volume(path):
-        return 1
-    try:
-        return volumes.shape(path, plane)[0]
-    except ImageError:
-        return 1
-
-
-def _arrays(location: str, preprocessing: Preprocessing) -> _Listing:
-    found = arrays.read(location)
-    return _Listing(
-        found.paths,
-        lambda i: prepare(found.image(i), preprocessing, found.paths[i]),
-        [location],
-        found.labels,
-        found.groups,
-        found.columns or None,
-    )
+    listed = Listing(paths, prepared, [], labels, groups)
+    return _gather(listed, preprocessing, False, 0, progress)
 
 
 def _gather(
-    listing: _Listing,
+    listed: Listing,
     preprocessing: Preprocessing,
     skip_corrupt: bool,
     workers: int,
@@ -289,60 +151,71 @@ def _gather(
     """Decodes a listing into one array, or into a file that is mapped as one."""
     if workers < 0:
         raise errors.UsageError(f"workers must be 0 or more, not {workers}")
-    count, size = len(listing.paths), preprocessing.size
+    count, size = len(listed.paths), preprocessing.size
     threads = workers or os.cpu_count() or 1
 
+    unknown = np.full(len(Original._fields), np.nan, np.float32)
+    originals = np.tile(unknown, (count, 1))
+
     def read(images: disk_cache.Writable, indices: range) -> tuple[dict[int, str], int]:
-        return _decode(listing, images, skip_corrupt, threads, progress, indices)
+        return _decode(
+            *(listed, images, originals, skip_corrupt, threads, progress, indices)
+        )
 
     def check(failed: dict[int, str], done: int) -> None:
         if failed and (len(failed) == count or not skip_corrupt):
-            raise _unusable(listing.paths, failed, done)
+            raise _unusable(listed.paths, failed, done)
 
     def decode_all(images: Any) -> disk_cache.Notes:
         if group and group.count > 1 and isinstance(images, np.ndarray):
-            failed, done = _decode_shared(read, images, group)
+            failed, done = _decode_shared(read, images, originals, group)
         else:
             failed, done = read(images, range(count))
         check(failed, done)  # here, so that no file is kept of what cannot be used
-        return {"failed": list(failed.items())}
+        return {"failed": list(failed.items()), "originals": originals.tolist()}
 
     images, notes = disk_cache.fill(
         (count, size, size, preprocessing.channels),
         decode_all,
         memory,
-        lambda: [dataclasses.astuple(preprocessing), disk_cache.stamps(listing.files)],
+        lambda: [dataclasses.astuple(preprocessing), disk_cache.stamps(listed.files)],
         log,
     )
     failed = {i: reason for i, reason in notes["failed"]}
     check(failed, count)
+    # a file of the cache that an older version made says nothing of them
+    kept = notes.get("originals")
     found = ImageSet(
         images,
-        listing.paths,
-        listing.labels,
-        listing.groups,
-        [Skipped(listing.paths[i], failed[i]) for i in sorted(failed)],
-        listing.columns,
+        listed.paths,
+        listed.labels,
+        listed.groups,
+        [Skipped(listed.paths[i], failed[i]) for i in sorted(failed)],
+        listed.columns,
+        originals=None if kept is None else np.array(kept, np.float32),
     )
     return found.select([i for i in range(count) if i not in failed])
 
 
 def _decode_shared(
-    read, images: np.ndarray, group: ProcessGroup
+    read, images: np.ndarray, originals: np.ndarray, group: ProcessGroup
 ) -> tuple[dict[int, str], int]:
     """Decodes this process's part of the images and receives the others'."""
     mine = parallel.parts(len(images), group)[group.index]
     failed, done = read(images, range(mine.start, mine.stop))
-    own = json.dumps({"failed": list(failed.items()), "done": done})
+    rows = originals[mine.start : mine.stop].tolist()
+    own = json.dumps({"failed": list(failed.items()), "done": done, "rows": rows})
     every = [json.loads(line) for line in parallel.gather_lines([own], group)]
     parallel.fill_from_processes(images, group)
+    originals[:] = [row for one in every for row in one["rows"]]
     failed = {i: reason for one in every for i, reason in one["failed"]}
     return failed, sum(one["done"] for one in every)
 
 
 def _decode(
-    listing: _Listing,
+    listed: Listing,
     images: disk_cache.Writable,
+    originals: np.ndarray,
     skip_corrupt: bool,
     workers: int,
     progress: Progress | None,
@@ -361,7 +234,7 @@ def _decode(
         failed = {}
         for i in block:
             try:
-                images[i] = listing.read(i)
+                images[i], originals[i] = listed.read(i)
             except ImageError as error:
                 failed[i] = error.reason
         return len(block), failed

@@ -1,5 +1,7 @@
 """The labelled images that a configuration names to test on."""
 
+from collections.abc import Sequence
+
 import ml_collections
 
 from dpa_jax import console, data, errors
@@ -37,7 +39,7 @@ def load(config: ml_collections.ConfigDict, *, visible: bool = True) -> ImageSet
 
 
 def read(
-    location: str,
+    location: str | Sequence[str],
     config: ml_collections.ConfigDict,
     description: str = "reading images",
     visible: bool = True,

@@ -53,7 +53,7 @@ def calibrate(
     for name, chosen in planned.by_stratum().items():
         where = "" if by is None else f"{by}={name}: "
         _check_count(int(chosen.sum()), alpha, where, group)
-    scores = scorer(images.images, progress)
+    scores = scorer(images, progress)
     calibration.check_finite(scores)
     found = Units.of(scores, groups, strata)
     ordered = {n: np.sort(found.scores[c]) for n, c in found.by_stratum().items()}
@@ -61,7 +61,7 @@ def calibrate(
         if values[0] == values[-1]:
             raise errors.DpaError(f"all {len(values)} scores of {name} are the same")
     some = np.linspace(0, len(images) - 1, min(len(images), _MAPPED)).astype(int)
-    maps = scorer.maps(images.select(some).images)
+    maps = scorer.maps(images.select(some))
     digest = hashlib.sha256("".join(leakage.fingerprints(images)).encode())
     return calibration.Calibration(
         alpha=alpha,

@@ -8,7 +8,7 @@ import numpy as np
 import sklearn.metrics
 
 from dpa_jax import errors
-from dpa_jax.config import is_perceptual
+from dpa_jax.config import has_random_weights
 from dpa_jax.data.image_set import ImageSet
 from dpa_jax.scoring import audit, decisions, roc
 from dpa_jax.scoring.scorer import Scorer
@@ -34,7 +34,8 @@ def evaluate(
       seed: of the bootstrap.
 
     Returns:
-      `roc_auc` and its 95% `roc_auc_interval` (percentile bootstrap),
+      `roc_auc` and its 95% `roc_auc_interval`, see `roc.interval`; the number of
+      `independent_pairs` that it stands on,
       `average_precision` with that of a blind guess beside it, counts, and with groups
       `groups` and, where each has one label, `group_roc_auc` of the highest score
       among `group_images` images drawn from each group; see `roc.group_auc`.
@@ -54,6 +55,7 @@ def evaluate(
         "roc_auc_interval": roc.interval(
             scores, labels, groups, resamples=resamples, seed=seed
         ),
+        "independent_pairs": roc.independent_pairs(labels, groups),
         "average_precision": float(
             sklearn.metrics.average_precision_score(labels, scores)
         ),
@@ -110,8 +112,7 @@ def report(scorer: Scorer, images: ImageSet, scores: np.ndarray) -> dict[str, An
         "trained_steps": scorer.trained,
         "stage": scorer.stage.name,
         "vgg_weights": scorer.config.perceptual.weights,
-        "random_weights": is_perceptual(scorer.config)
-        and scorer.config.perceptual.weights.startswith("random:"),
+        "random_weights": has_random_weights(scorer.config),
     }
     if decided := decisions.decide(scorer.calibration, images, scores):
         found["calibration"] = rates = decided.rates(labels)
@@ -127,6 +128,13 @@ def describe(result: dict[str, Any]) -> list[str]:
         f"average precision {result['average_precision']:.4f}; "
         f"{result['normal']} normal, {result['abnormal']} abnormal"
     ]
+    pairs = result["independent_pairs"]
+    if pairs < roc.FEWEST:
+        lines.append(
+            f"the interval is that of {pairs} independent pair{'s' * (pairs != 1)} of "
+            "a normal and an abnormal image (Clopper and Pearson): of so few, a "
+            "bootstrap says nothing"
+        )
     if "group_roc_auc" in result:
         drawn = result["group_images"]
         lines.append(

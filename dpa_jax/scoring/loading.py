@@ -5,6 +5,7 @@ import pathlib
 
 from dpa_jax import errors, stages
 from dpa_jax.backbones import frozen
+from dpa_jax.data import inputs
 from dpa_jax.devices.platform import Platform
 from dpa_jax.scoring import calibration
 from dpa_jax.scoring.scorer import Scorer
@@ -20,6 +21,7 @@ def load(
     batch_size: int = 64,
     precision: str = "float32",
     trust: bool = False,
+    strict: bool = False,
     platform: Platform | None = None,
 ) -> Scorer:
     """Loads a trained run, or the last checkpoint of one that is still training.
@@ -32,6 +34,7 @@ def load(
       precision: `float32`, `tensorfloat32` or `bfloat16`; whatever it was trained in.
       trust: whether to import the functions outside of this package that the run
         names (`module:function`): they are programs, of whoever made the workdir.
+      strict: whether images unlike those of training are an error, not a warning.
       platform: the machine; None takes the one at hand.
 
     Raises:
@@ -78,4 +81,7 @@ def load(
         precision=precision,
         platform=platform or Platform.here(),
         calibration=calibration.find(folder),
+        workdir=folder,
+        inputs=inputs.find(folder),
+        strict=strict,
     )

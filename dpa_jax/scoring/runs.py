@@ -7,15 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from dpa_jax import console, data, errors
+from dpa_jax import console, errors
 from dpa_jax.data import leakage, training_images
 from dpa_jax.scoring import calibrating, calibration, decisions, evaluation, loading
-from dpa_jax.scoring.scorer import Scorer
 
 
 def score(
     workdir: str | os.PathLike,
-    images: np.ndarray | data.ImageSet,
+    images: Any,
     scores: Sequence[str] = ("loss",),
     **options: Any,
 ) -> dict[str, np.ndarray]:
@@ -23,8 +22,9 @@ def score(
 
     Args:
       workdir: of the run.
-      images: of any size, an array as `data.from_array` takes it or a set as
-        `data.load` returns; an array is prepared as the run's training images were.
+      images: of any kind that `data.as_image_set` takes: paths, PIL images, arrays of
+        any size, lists of these, or a set as `data.load` returns. They are prepared as
+        the run's training images were.
       scores: see `scores.compute`.
       **options: see `loading.load`.
 
@@ -34,13 +34,14 @@ def score(
       where that is at most alpha; a set has the groups and strata that it needs.
 
     Raises:
-      DpaError: the run or the images cannot be used.
+      DpaError: the run or the images cannot be used, or they are unlike those of
+        training and `strict=True` is among the options.
       UsageError: there is no such score.
     """
     scorer = loading.load(workdir, **options)
-    prepared = _prepared(scorer, images)
+    prepared = scorer.prepare(images)
     decisions.check(scorer.calibration, prepared)
-    found = scorer.scores(prepared.images, scores)
+    found = scorer.scores(prepared, scores)
     decided = None
     if "loss" in found:
         decided = decisions.decide(scorer.calibration, prepared, found["loss"])
@@ -53,7 +54,7 @@ def score(
 
 def evaluate(
     workdir: str | os.PathLike,
-    images: np.ndarray | data.ImageSet,
+    images: Any,
     labels: Sequence[int] | np.ndarray | None = None,
     groups: Sequence[str] | None = None,
     **options: Any,
@@ -63,8 +64,8 @@ def evaluate(
     Args:
       workdir: of the run.
       images: see `score`.
-      labels: of an array, `[N]`, 0 normal and 1 abnormal; a set has its own.
-      groups: of an array, `[N]` names of what images share (patient, slide).
+      labels: `[N]`, 0 normal and 1 abnormal; None for those of a set or manifest.
+      groups: `[N]` names of what images share (patient, slide); likewise.
       **options: see `loading.load`.
 
     Returns:
@@ -74,19 +75,19 @@ def evaluate(
       DpaError: the run or the images cannot be used, or a label is absent.
     """
     scorer = loading.load(workdir, **options)
-    found = _prepared(scorer, images, labels, groups)
+    found = scorer.prepare(images, labels, groups)
     if found.labels is None:
         raise errors.DpaError("the images have no labels: give labels=, 0 and 1")
     evaluation.count_labels(found.labels)
     leakage.check_labels(found)
     leakage.check(workdir, found, "test images")
     decisions.check(scorer.calibration, found)
-    return evaluation.report(scorer, found, scorer(found.images))
+    return evaluation.report(scorer, found, scorer(found))
 
 
 def calibrate(
     workdir: str | os.PathLike,
-    images: np.ndarray | data.ImageSet,
+    images: Any,
     *,
     alpha: float = 0.05,
     group: str | None = None,
@@ -123,7 +124,7 @@ def calibrate(
     if not overwrite:
         calibration.check_absent(folder)
     scorer = loading.load(folder, **options)
-    prepared = training_images.normal(_prepared(scorer, images), visible)
+    prepared = training_images.normal(scorer.prepare(images), visible)
     leakage.check(folder, prepared, "calibration images")
     with console.counting("scoring", "images", visible) as show:
         found = calibrating.calibrate(
@@ -131,15 +132,3 @@ def calibrate(
         )
     calibration.write(folder, found)
     return found
-
-
-def _prepared(
-    scorer: Scorer,
-    images: np.ndarray | data.ImageSet,
-    labels: Sequence[int] | np.ndarray | None = None,
-    groups: Sequence[str] | None = None,
-) -> data.ImageSet:
-    if isinstance(images, data.ImageSet):
-        return images
-    preprocessing = data.Preprocessing.from_config(scorer.config, scoring=True)
-    return data.from_array(images, preprocessing, labels=labels, groups=groups)

@@ -2,6 +2,8 @@
 
 import copy
 import functools
+import pathlib
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,12 +11,14 @@ import jax
 import ml_collections
 import numpy as np
 
-from dpa_jax import errors, models, stages, state, step
+from dpa_jax import data, errors, models, stages, state, step
 from dpa_jax.backbones import frozen
+from dpa_jax.data.decode import Preprocessing
+from dpa_jax.data.inputs import Inputs
 from dpa_jax.devices.platform import Platform
 from dpa_jax.losses import Loss, StageLoss, compare, extract
 from dpa_jax.ops.compute import Compute
-from dpa_jax.scoring import scores
+from dpa_jax.scoring import scores, unlike
 from dpa_jax.scoring.calibration import Calibration
 
 Progress = Callable[[int, int], None]
@@ -30,6 +34,9 @@ class Scorer:
       trained: the number of steps behind them.
       batch_size: images at a time.
       precision: that is computed in.
+      preprocessing: what images that are not prepared go through.
+      inputs: what the training images were; None if that is not known.
+      strict: whether images unlike those are an error, not a warning.
     """
 
     def __init__(
@@ -45,10 +52,15 @@ class Scorer:
         precision: str,
         platform: Platform,
         calibration: Calibration | None = None,
+        workdir: pathlib.Path | None = None,
+        inputs: Inputs | None = None,
+        strict: bool = False,
     ):
         self.config, self.stage, self.trained = config, stage, trained
         self.batch_size, self.precision = batch_size, precision
         self._calibration = calibration
+        self.preprocessing = Preprocessing.from_config(config, scoring=True)
+        self.inputs, self.strict, self._workdir = inputs, strict, workdir
         self._architecture = models.Architecture.from_config(config)
         self._loss = Loss.from_config(config, stage.resolution)
         self._compute = Compute(precision, platform.backend)
@@ -105,28 +117,65 @@ class Scorer:
         """The side in pixels of the images that are scored."""
         return self.stage.resolution
 
-    def __call__(
-        self, images: np.ndarray, progress: Progress | None = None
-    ) -> np.ndarray:
+    def __repr__(self):
+        size, channels = self._architecture.resolution, self.preprocessing.channels
+        return (
+            f"Scorer(workdir={str(self._workdir or '')!r}, stage={self.stage.name!r}, "
+            f"steps={self.trained}, size={size}, channels={channels})"
+        )
+
+    def prepare(
+        self,
+        images: Any,
+        labels: Sequence[int] | np.ndarray | None = None,
+        groups: Sequence[str] | None = None,
+    ) -> data.ImageSet:
+        """Prepares images as those of training were, and compares them with those.
+
+        Warns where they are unlike them, see `unlike.differences`.
+
+        Args:
+          images: of any kind that `data.as_image_set` takes.
+          labels: see there.
+          groups: see there.
+
+        Raises:
+          DpaError: they are no images; or are unlike those of training, and `strict` is
+            set.
+        """
+        found = data.as_image_set(
+            images,
+            self.preprocessing,
+            labels=labels,
+            groups=groups,
+            data_dir=self.config.data.data_dir or None,
+        )
+        for text in unlike.check(self.inputs, found, self.preprocessing, self.strict):
+            warnings.warn(text, unlike.UnlikeTraining, stacklevel=3)
+        return found
+
+    def __call__(self, images: Any, progress: Progress | None = None) -> np.ndarray:
         """Scores images: the higher, the more abnormal.
 
         Args:
-          images: uint8, 0 to 255, or float, -1 to 1: `[N, S, S, C]`, or `[N, S, S]` in
-            grey. S is the run's resolution, or larger by a power of two or cropped to
-            its centre as the run was trained (`data.random_crop`).
+          images: of any kind that `data.as_image_set` takes; they are prepared as those
+            of training were, see `prepare`. A set is scored as it is, and so is an
+            array of prepared images, uint8 `[N, S, S, C]` with S the run's resolution
+            or `data.size`.
           progress: called with the images done and in all.
 
         Returns:
           float32 `[N]`.
 
         Raises:
-          DpaError: the images are of another shape, type or range.
+          DpaError: these are no images, or values are in no known range; or see
+            `prepare`.
         """
         return self.scores(images, ("loss",), progress)["loss"]
 
     def scores(
         self,
-        images: np.ndarray,
+        images: Any,
         names: Sequence[str],
         progress: Progress | None = None,
     ) -> dict[str, np.ndarray]:
@@ -153,7 +202,7 @@ class Scorer:
             if key == name or key.startswith(f"{name}.")
         }
 
-    def maps(self, images: np.ndarray, progress: Progress | None = None) -> np.ndarray:
+    def maps(self, images: Any, progress: Progress | None = None) -> np.ndarray:
         """Computes where images are abnormal.
 
         Returns:
@@ -162,7 +211,7 @@ class Scorer:
         """
         return self.scores(images, ("map",), progress)["map"]
 
-    def reconstruct(self, images: np.ndarray) -> np.ndarray:
+    def reconstruct(self, images: Any) -> np.ndarray:
         """Returns what the autoencoder makes of images: float32 `[N, R, R, C]`."""
         return self._each(images, (_RECONSTRUCTION,), None)[_RECONSTRUCTION]
 
@@ -196,39 +245,17 @@ class Scorer:
         done.append(fetched(*pending))
         return {name: np.concatenate([one[name] for one in done]) for name in done[0]}
 
-    def _checked(self, images) -> np.ndarray:
-        images = np.asarray(images)
-        if images.ndim == 3:
-            images = images[..., None]
-        channels = self._architecture.image_channels
-        if images.ndim != 4 or images.shape[-1] != channels or not len(images):
-            raise errors.DpaError(
-                f"images must be [N, S, S, {channels}] with N at least 1, "
-                f"not {list(images.shape)}"
-            )
+    def _checked(self, images: Any) -> np.ndarray:
+        """Returns images as the networks take them: uint8 `[N, S, S, C]`."""
+        if isinstance(images, data.ImageSet):
+            images = images.images
         least = self._architecture.resolution
-        if min(images.shape[1:3]) < least:
-            raise errors.DpaError(
-                f"images of {images.shape[1]}x{images.shape[2]} pixels are smaller "
-                f"than the run's {least}"
-            )
-        if max(images.shape[1:3]) != least and not self.config.data.random_crop:
-            raise errors.DpaError(
-                f"images are {images.shape[1]}x{images.shape[2]} pixels; this run "
-                f"takes {least}x{least}: dpa_jax.data.load_files resizes as in training"
-            )
-        if images.dtype != np.uint8:
-            if images.dtype.kind != "f":
-                raise errors.DpaError(
-                    f"images must be uint8 or float in [-1, 1], not {images.dtype}"
-                )
-            if not (images.min() >= -1.001 and images.max() <= 1.001):
-                raise errors.DpaError(
-                    "float images must lie in [-1, 1] and hold no NaN; found "
-                    f"{images.min()} to {images.max()}"
-                )
-            images = images.astype(np.float32)
-        return images
+        sizes = {least, self.config.data.size or least}  # of which the centre is scored
+        shapes = [(size, size, self.preprocessing.channels) for size in sizes]
+        if isinstance(images, np.ndarray) and images.dtype == np.uint8:
+            if len(images) and images.shape[1:] in shapes:
+                return images
+        return self.prepare(images).images
 
 
 @functools.lru_cache(maxsize=32)

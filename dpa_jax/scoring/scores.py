@@ -32,6 +32,7 @@ _OF_LOSS: dict[str, Callable[..., Any]] = {
     "loss": losses.per_image,
     "layers": losses.layer_terms,
     "map": losses.anomaly_map,
+    "share": losses.shares,
 }
 NAMES = ("loss", "layers", "l1", "latent_norm")
 
@@ -45,14 +46,15 @@ def compute(
     """Computes a score, or several where a name stands for several.
 
     Args:
-      name: `loss`, `layers` for the term of each layer, `l1`, `latent_norm`, `map` for
-        the loss before its mean over positions, or `module:function`.
+      name: `loss`, `layers` for the term of each layer, `share` for what part of the
+        loss comes from each (see `losses.shares`), `l1`, `latent_norm`, `map` for the
+        loss before its mean over positions, or `module:function`.
       loss: of the run.
       statistics: of the features.
       comparison: of images and reconstructions.
 
     Returns:
-      `[B]`, or a map `[B, R, R]`, by name; a layer's is `layers.NAME`.
+      `[B]`, or a map `[B, R, R]`, by name; a layer's is `layers.NAME` or `share.NAME`.
 
     Raises:
       UsageError: there is no such score, or a function returns something else.

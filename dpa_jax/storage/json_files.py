@@ -1,12 +1,15 @@
-"""JSON as runs keep it: one reader, which checks what it finds."""
+"""JSON as runs keep it: one reader, which checks what it finds, and lines of it."""
 
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from dpa_jax import errors
+from dpa_jax.weights import formats
 
 # the names that an object must have, each with the types that its value may be of
 Fields = Mapping[str, type | tuple[type, ...]]
@@ -67,3 +70,24 @@ def _is(value: Any, kind: type) -> bool:
     if isinstance(value, bool):
         return kind is bool
     return isinstance(value, (int, float) if kind is float else kind)
+
+
+def write_lines(
+    path: pathlib.Path, header: Sequence[str], rows: Iterable[Sequence[Any]]
+) -> None:
+    """Writes rows as JSON objects, one a line, atomically; see `number`."""
+    with formats.replacing(path) as temporary:
+        with open(temporary, "w", encoding="utf-8") as file:
+            for row in rows:
+                line = json.dumps(dict(zip(header, row, strict=True)), allow_nan=False)
+                file.write(line + "\n")
+
+
+def number(value: np.floating | np.integer) -> float | int | None:
+    """Returns the number with the fewest digits that stands for the very same float.
+
+    JSON has none for what is not finite: None.
+    """
+    if isinstance(value, np.integer):
+        return int(value)
+    return float(str(value)) if np.isfinite(value) else None

@@ -49,6 +49,7 @@ _PREPARED = (
     "calibration.json",
     "data.json",
     "extensions.json",
+    "inputs.json",
     "skipped.csv",
     "stain_target.npz",
     "statistics.npz",

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
-import numpy as np
 
 from dpa_jax import console, data, errors, population, stages, validation
 from dpa_jax.backbones import frozen
-from dpa_jax.data import training_images
+from dpa_jax.data import inputs, training_images
 from dpa_jax.devices import parallel, processes
 from dpa_jax.devices.platform import Platform
 from dpa_jax.ops import compute
@@ -29,7 +28,7 @@ def train(
     config: ml_collections.ConfigDict,
     folder: str | os.PathLike,
     *,
-    images: np.ndarray | data.ImageSet | None = None,
+    images: Any = None,
     callbacks: Sequence[events.Callback] = (),
     platform: Platform | None = None,
     visible: bool = True,
@@ -41,9 +40,8 @@ def train(
       folder: the workdir; made if it does not exist. With `population.seeds` above 1
         the runs lie in its `members/0`, `members/1` and so on, each an ordinary
         workdir.
-      images: the normal training images instead of `data.train`: an array of any of
-        the shapes that `data.from_array` takes, or a set as `data.load` returns. To go
-        on with the run, give the same again.
+      images: the normal training images instead of `data.train`, of any kind that
+        `data.as_image_set` takes. To go on with the run, give the same again.
       callbacks: called with each `events.Event`, such as a row of metrics.
       platform: the machine; None takes the one at hand, with all processes that
         `jax.distributed` has joined.
@@ -159,7 +157,7 @@ def _train(
     folders: Sequence[pathlib.Path],
     platform: Platform,
     *,
-    images: np.ndarray | data.ImageSet | None = None,
+    images: Any = None,
     callbacks: Sequence[events.Callback] = (),
     after_stage: AfterStage | None = None,
     compiled: Programs | None = None,
@@ -208,13 +206,13 @@ def _train(
         weights = group.share(load_weights)
 
         # --- images ---
+        preprocessing = data.Preprocessing.from_config(config)
         if images is None:
             images = training_images.training_images(
                 config, platform=platform, visible=visible
             )
-        elif not isinstance(images, data.ImageSet):
-            images = data.from_array(images, data.Preprocessing.from_config(config))
         else:
+            images = data.as_image_set(images, preprocessing)
             images = training_images.normal(images, visible)
         if images.skipped and visible:
             console.print_line(
@@ -230,6 +228,7 @@ def _train(
             for run in runs:
                 workdir.record_extensions(run.folder, run.config)
                 workdir.record_images(run.folder, images, config.data.resolution)
+                inputs.record(run.folder, images, preprocessing)
                 provenance.keep_stains(run.folder, run.config)
                 frozen.check_fingerprint(run.folder, run.config, weights)
             first, *others = (run.folder for run in runs)

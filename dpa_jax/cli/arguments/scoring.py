@@ -17,7 +17,7 @@ def _add_evaluate(add: options.Add) -> None:
         "evaluate",
         "measure how well a run tells abnormal from normal",
         "  dpa-jax evaluate --workdir=run --normal=test/normal --abnormal=test/abnormal"
-        "\n  dpa-jax evaluate --workdir=run --test=test.csv",
+        "\n  dpa-jax evaluate --workdir=run --test=test.csv --name=hospital-2",
         doc="Writes metrics.json, scores.csv, roc.png and histogram.png. Where a "
         "manifest's\ncolumn mask names masks of abnormal pixels, the maps are measured "
         "too.",
@@ -33,8 +33,11 @@ def _add_evaluate(add: options.Add) -> None:
         "(default: data.test of the run's config)",
     )
     evaluate.add_argument(
-        "--out", metavar="DIR", help="for the results (default: WORKDIR/evaluation)"
+        "--name",
+        help="results go to WORKDIR/evaluations/NAME (default: the name of the test "
+        "set, with -2, -3 and so on if that is taken)",
     )
+    evaluate.add_argument("--out", metavar="DIR", help="for the results, elsewhere")
     add_shared(evaluate)
 
 
@@ -43,15 +46,40 @@ def _add_score(add: options.Add) -> None:
         "score",
         "score images: the higher, the more abnormal",
         "  dpa-jax score --workdir=run image.png folder/ --out=scores.csv --maps=maps"
+        "\n  dpa-jax score --workdir=run test.csv:val a.npz --explain --json --out=-"
         "\n  dpa-jax score --workdir=run folder/ --score=layers --score=mine:sharpness",
         doc="Writes path and score, in the order given (folders sorted), and a column "
         "for each\n--score: loss, layers (of each by itself), l1 (of the pixels), "
-        "latent_norm, or a function of\nyour own.",
+        "latent_norm, or a function of\nyour own; with --explain what part of the "
+        "score comes from each layer and term; with --maps the\nfile of each image's "
+        "map.",
     )
-    score.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER")
+    score.add_argument(
+        "images",
+        nargs="+",
+        metavar="LOCATION",
+        help="an image, a folder, a manifest FILE.csv or FILE.csv:SPLIT, .npz, a "
+        "volume, or tfds:NAME:SPLIT",
+    )
     options.workdir(score)
     score.add_argument(
-        "--out", default="scores.csv", metavar="FILE", help="default: %(default)s"
+        "--out",
+        metavar="FILE",
+        help="- for stdout (default: scores.csv, with --json scores.jsonl)",
+    )
+    score.add_argument(
+        "--json",
+        action="store_true",
+        help="write a JSON object for each image, by line",
+    )
+    score.add_argument(
+        "--quiet", action="store_true", help="show warnings and errors alone"
+    )
+    score.add_argument(
+        "--explain",
+        action="store_true",
+        help="add share.LAYER, and share.l1 and others that the loss has: they add up "
+        "to 1",
     )
     score.add_argument(
         "--score",
@@ -139,4 +167,9 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace results of an earlier call"
+    )
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="refuse images unlike those of training, instead of a warning",
     )

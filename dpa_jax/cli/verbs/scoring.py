@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -11,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from dpa_jax import console, data, errors
-from dpa_jax.config import is_perceptual
+from dpa_jax.config import has_random_weights
 from dpa_jax.data import labels, leakage
-from dpa_jax.storage import workdir
+from dpa_jax.storage import evaluations, json_files, workdir
 from dpa_jax.weights import formats
 
 
@@ -23,33 +22,30 @@ def evaluate(options: argparse.Namespace) -> None:
     from dpa_jax.scoring import audit, decisions, evaluation, localization
 
     compilation_cache.enable()
-    out = pathlib.Path(options.out or pathlib.Path(options.workdir) / "evaluation")
-    if (out / "metrics.json").exists() and not options.overwrite:
-        raise errors.DpaError(
-            f"{out} holds an evaluation already; give another --out, or --overwrite"
-        )
     runs = workdir.members(options.workdir)
+    _check_place(options)
     scorers = [_load_run(run, options) for run in runs]
     images = _labelled(options, scorers[0].config)
     leakage.check_labels(images)
     leakage.check(runs[0], images, "test images")
     for scorer in scorers:
         decisions.check(scorer.calibration, images)
+    _warn_unlike(scorers[0], images)
     masks = _masks(images, options, scorers[0])
-    results, scores = [], []
+    results, scores, several = [], [], len(runs) > 1
     for run, scorer in zip(runs, scorers, strict=True):
-        several = len(runs) > 1
         with console.counting(
             f"scoring {run}" if several else "scoring", "images"
         ) as show:
-            scores.append(scorer(images.images, show))
-        results.append(evaluation.report(scorer, images, scores[-1]))
+            scores.append(scorer(images, show))
+    out, places = _places(options, runs, scorers[0].config)
+    for run, scorer, found, place in zip(runs, scorers, scores, places, strict=True):
+        results.append(evaluation.report(scorer, images, found))
         if masks is not None:
             results[-1]["pixels"] = _pixels(scorer, images, *masks)
-        place = out / run.relative_to(options.workdir) if several else out
-        decided = decisions.decide(scorer.calibration, images, scores[-1])
+        decided = decisions.decide(scorer.calibration, images, found)
         columns = decided.columns() if decided else {}
-        evaluation.write(place, images, scores[-1], results[-1], columns)
+        evaluation.write(place, images, found, results[-1], columns)
         if several:
             print(run)
         print("\n".join(evaluation.describe(results[-1])))
@@ -57,21 +53,73 @@ def evaluate(options: argparse.Namespace) -> None:
         if masks is not None:
             print(localization.describe(results[-1]["pixels"]))
         for warning in results[-1]["warnings"]:
-            print(f"warning: {warning}", file=sys.stderr)
+            _warn(warning)
     files = "metrics.json, scores.csv, roc.png, histogram.png"
-    if len(runs) > 1:
+    if several:
         found = evaluation.summarize(results, images, np.stack(scores))
-        workdir.write_json(out / "metrics.json", found)
+        workdir.write_json(out / evaluations.METRICS, found)
         low, high = found["roc_auc_interval"]
         print(
             f"{len(runs)} runs: mean ROC AUC {found['roc_auc_mean']:.4f} "
             f"(95% {low:.4f} to {high:.4f}), standard deviation "
             f"{found['roc_auc_sd']:.4f}"
         )
-        files = f"metrics.json, and of each run {workdir.MEMBERS}/N/{files}"
-    if results[0]["random_weights"]:
-        print(f"VGG19's weights are random ({scorers[0].config.perceptual.weights})")
+        files = f"metrics.json, and of each run such as {places[0]}: {files}"
+    _warn_random(scorers[0].config)
     print(f"see {out}/{files}")
+
+
+def _check_place(options) -> None:
+    """Refuses to replace an evaluation unasked, before anything is scored."""
+    if options.out and options.name:
+        raise errors.UsageError("--name is within the workdir, --out elsewhere: one")
+    out = pathlib.Path(options.out) if options.out else None
+    if options.name:
+        out = evaluations.folder(options.workdir, options.name)
+    if out and (out / evaluations.METRICS).exists() and not options.overwrite:
+        other = "--name" if options.name else "--out"
+        raise errors.DpaError(
+            f"{out} holds an evaluation already; give another {other}, or --overwrite"
+        )
+
+
+def _places(options, runs, config) -> tuple[pathlib.Path, list[pathlib.Path]]:
+    """Returns where an evaluation goes, and where that of each run."""
+    root = pathlib.Path(options.workdir)
+    if options.out:
+        out = pathlib.Path(options.out)
+        return out, [out / run.relative_to(root) for run in runs]
+    name = options.name or evaluations.name_of(_locations(options, config))
+    if not (options.name or options.overwrite):
+        name = evaluations.claim([root, *(run for run in runs if run != root)], name)
+    return (
+        evaluations.folder(root, name),
+        [evaluations.folder(run, name) for run in runs],
+    )
+
+
+def _warn_random(config) -> None:
+    """Says, wherever scores are shown, that they come from random features."""
+    if has_random_weights(config):
+        _warn(
+            f"the weights of {config.perceptual.backbone} are random "
+            f"({config.perceptual.weights}): scores show that everything works, not "
+            "how well the method does"
+        )
+
+
+def _warn_unlike(scorer, images: data.ImageSet) -> None:
+    """Says how images are unlike those of training, or refuses them."""
+    from dpa_jax.scoring import unlike
+
+    for text in unlike.check(
+        scorer.inputs, images, scorer.preprocessing, scorer.strict
+    ):
+        _warn(f"unlike the training images: {text}")
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)
 
 
 def _load_run(folder: str | pathlib.Path, options) -> Any:
@@ -83,11 +131,12 @@ def _load_run(folder: str | pathlib.Path, options) -> Any:
         batch_size=options.batch,
         precision=options.precision,
         trust=options.trust,
+        strict=getattr(options, "strict", False),  # score-slide has none
     )
 
 
-def _labelled(options, config) -> data.ImageSet:
-    """Loads the images to evaluate on: from the options, else from the config."""
+def _locations(options, config) -> tuple[str, ...]:
+    """Returns where the labelled images are, or the normal and the abnormal ones."""
     normal, abnormal, test = options.normal, options.abnormal, options.test
     if not (normal or abnormal or test):
         normal, abnormal = config.data.test_normal, config.data.test_abnormal
@@ -96,7 +145,14 @@ def _labelled(options, config) -> data.ImageSet:
         raise errors.UsageError(
             "say what to evaluate on: --normal=DIR with --abnormal=DIR, or --test=..."
         )
-    if test:
+    return (test,) if test else (normal, abnormal)
+
+
+def _labelled(options, config) -> data.ImageSet:
+    """Loads the images to evaluate on: from the options, else from the config."""
+    locations = _locations(options, config)
+    if len(locations) == 1:
+        (test,) = locations
         from dpa_jax.scoring import evaluation
 
         images = _load(test, options, config)
@@ -108,7 +164,7 @@ def _labelled(options, config) -> data.ImageSet:
             )
         evaluation.count_labels(images.labels)  # before scoring, which may take long
         return images
-    pair = [_load(location, options, config) for location in (normal, abnormal)]
+    pair = [_load(location, options, config) for location in locations]
     if any("mask" in (images.columns or {}) for images in pair):
         # normal images need no masks, and a join keeps what both have
         pair = [
@@ -151,7 +207,7 @@ def _pixels(
 
     chosen = images.select(known)
     with console.counting("mapping", "images") as show:
-        maps = scorer.maps(chosen.images, show)
+        maps = scorer.maps(chosen, show)
     fitted = localization.fit(
         masks[known], scorer.config.data.resolution, scorer.resolution
     )
@@ -174,12 +230,13 @@ def _tell_skipped(images: data.ImageSet) -> None:
 
 def score(options: argparse.Namespace) -> None:
     """Scores images, and writes their anomaly maps if asked to."""
+    from dpa_jax.data import test_set
     from dpa_jax.devices import compilation_cache
     from dpa_jax.scoring import decisions, maps, scores
 
     compilation_cache.enable()
-    out = pathlib.Path(options.out)
-    is_stream = formats.is_stream(out)
+    out = _table(options)
+    is_stream, visible = formats.is_stream(out), not options.quiet
     if out.exists() and not (options.overwrite or is_stream):
         raise errors.DpaError(
             f"{out} is already there; give another --out, or --overwrite"
@@ -187,28 +244,29 @@ def score(options: argparse.Namespace) -> None:
     for name in options.score:
         scores.check(name)
     scorer = _load_run(options.workdir, options)
-    paths = [
-        path
-        for given in options.images
-        for path in (data.list_images(given) if os.path.isdir(given) else [given])
-    ]
-    with console.counting("reading images", "images") as show:
-        images = data.load_files(
-            paths,
-            data.Preprocessing.from_config(scorer.config, scoring=True),
-            skip_corrupt=options.skip_corrupt,
-            progress=show,
-        )
+    images = test_set.read(
+        options.images,
+        scorer.config,
+        visible=visible,
+        skip_corrupt=options.skip_corrupt,
+    )
     _tell_skipped(images)
     if options.fdr and not scorer.calibration:
         raise errors.UsageError("--fdr needs p-values: run dpa-jax calibrate first")
     decisions.check(scorer.calibration, images)
+    _warn_unlike(scorer, images)
+    _warn_random(scorer.config)
     if options.maps:  # refused before scoring, which may take long
         maps.files(pathlib.Path(options.maps), _names(images.paths), options.overwrite)
-    with console.counting("scoring", "images") as show:
+    with console.counting("scoring", "images", visible) as show:
         found = scorer.scores(
-            images.images,
-            ("loss", *options.score, *(["map"] if options.maps else [])),
+            images,
+            (
+                "loss",
+                *options.score,
+                *(["share"] if options.explain else []),
+                *(["map"] if options.maps else []),
+            ),
             show,
         )
     columns = {name: values for name, values in found.items() if values.ndim == 1}
@@ -223,22 +281,39 @@ def score(options: argparse.Namespace) -> None:
         for warning in decided.warnings():
             print(f"warning: {warning}", file=sys.stderr)
     columns = {"score": columns.pop("loss"), **columns}
-    numbers = [map(workdir.number, values) for values in columns.values()]
-    rows = list(zip(images.paths, *numbers, strict=True))
-    workdir.write_csv(out, ("path", *columns), rows)
-    # scores that are written to stdout stand there alone
-    report = sys.stderr if is_stream else sys.stdout
-    print(f"{len(images)} scores in {out}", file=report)
-    if decided:
-        print(decided.describe(), file=report)
-    for name, values in drawn.items():
+    number = json_files.number if options.json else workdir.number
+    named = {name: [*map(number, values)] for name, values in columns.items()}
+    places = {}
+    for name in drawn:
         place = pathlib.Path(options.maps)
         if name != "map":
             place /= name.replace(":", ".")
-        paths = maps.files(place, _names(images.paths), options.overwrite)
+        places[name] = maps.files(place, _names(images.paths), options.overwrite)
+    if "map" in places:
+        named["map"] = [str(path) for path in places["map"]]
+    rows = list(zip(images.paths, *named.values(), strict=True))
+    write = json_files.write_lines if options.json else workdir.write_csv
+    write(out, ("path", *named), rows)
+    # scores that are written to stdout stand there alone
+    report = sys.stderr if is_stream else sys.stdout
+    lines = [f"{len(images)} scores in {out}"]
+    if decided:
+        lines.append(decided.describe())
+    for name, paths in places.items():
         scale = scorer.calibration.map_range if decided and name == "map" else None
-        maps.write_maps(paths, images.images, values, scale)
-        print(f"{len(paths)} maps in {place}", file=report)
+        maps.write_maps(paths, images.images, drawn[name], scale)
+        lines.append(f"{len(paths)} maps in {paths[0].parent}")
+    if visible:
+        print("\n".join(lines), file=report)
+
+
+def _table(options) -> pathlib.Path:
+    """Returns the file that scores are written to."""
+    if options.out == "-":
+        return pathlib.Path("/dev/stdout")
+    return pathlib.Path(
+        options.out or ("scores.jsonl" if options.json else "scores.csv")
+    )
 
 
 def _names(paths: Sequence[str]) -> list[str]:
@@ -304,6 +379,4 @@ def score_slide(options: argparse.Namespace) -> None:
             f"{found['tiles_without_score']:,} tiles have no score: "
             "their stains cannot be estimated"
         )
-    weights = scorer.config.perceptual.weights
-    if is_perceptual(scorer.config) and weights.startswith("random:"):
-        print(f"VGG19's weights are random ({weights})")
+    _warn_random(scorer.config)
