@@ -15,6 +15,7 @@ from dpa_jax.cli.arguments import (
     doctor,
     interop,
     preparing,
+    report,
     scoring,
     training,
     weights,
@@ -54,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         return made
 
     families = (
-        *(training, compiling, scoring, preparing, weights),
+        *(training, compiling, scoring, report, preparing, weights),
         *(interop, doctor),
     )
     for family in families:

@@ -17,7 +17,7 @@ from dpa_jax.ops.compute import Compute
 from dpa_jax.scoring import scores
 
 Progress = Callable[[int, int], None]
-_RECONSTRUCTION = "reconstruction"
+_IMAGE, _RECONSTRUCTION = "image", "reconstruction"
 
 
 class Scorer:
@@ -26,6 +26,7 @@ class Scorer:
     Attributes:
       config: of the run.
       stage: of growth whose networks score: the last one trained.
+      loss: that images are scored by.
       trained: the number of steps behind them.
       batch_size: images at a time.
     """
@@ -46,20 +47,20 @@ class Scorer:
         self.config, self.stage, self.trained = config, stage, trained
         self.batch_size = batch_size
         self._architecture = models.Architecture.from_config(config)
-        self._loss = Loss.from_config(config, stage.resolution)
+        self.loss = Loss.from_config(config, stage.resolution)
         self._compute = Compute(precision, platform.backend)
         self._names = state.block_names(self._architecture, stage)
         self._arguments = jax.device_put(
             (
                 state.select(parameters, self._names),
-                frozen.place_weights(self._loss.backbone, weights, self._compute),
+                frozen.place_weights(self.loss.backbone, weights, self._compute),
                 frozen.cast(statistics, self._compute.wide),
             )
         )
         self._program = functools.partial(
             _compiled,
             step.StepSpec(
-                stage, self._architecture, StageLoss(self._loss), compute=self._compute
+                stage, self._architecture, StageLoss(self.loss), compute=self._compute
             ),
             float(stage.alpha(trained - 1 - stage.start)),
             tuple(sorted(platform.options.items())),
@@ -142,6 +143,23 @@ class Scorer:
         """Returns what the autoencoder makes of images: float32 `[N, R, R, C]`."""
         return self._each(images, (_RECONSTRUCTION,), None)[_RECONSTRUCTION]
 
+    def explain(
+        self, images: np.ndarray, progress: Progress | None = None
+    ) -> dict[str, np.ndarray]:
+        """Computes what a score stands on.
+
+        Args:
+          images: see `__call__`.
+          progress: see `__call__`.
+
+        Returns:
+          float32 `image` and `reconstruction`, as the networks see and return them, in
+          [-1, 1], `[N, R, R, C]`; `map`, `[N, R, R]`; for each layer `layers.NAME`,
+          `[N]`, see `losses.layer_terms`.
+        """
+        names = (_IMAGE, _RECONSTRUCTION, "map", "layers")
+        return self._each(images, names, progress)
+
     def _each(
         self, images, names: tuple[str, ...], progress: Progress | None
     ) -> dict[str, np.ndarray]:
@@ -219,12 +237,14 @@ def _compiled(
         with spec.compute.matmul_precision():
             x = step.prepare(spec, images, None, alpha)
             z, y = step.reconstruct(spec, parameters, x, alpha)
-            if names == (_RECONSTRUCTION,):
-                return {_RECONSTRUCTION: y}
+            both = {_IMAGE: x, _RECONSTRUCTION: y}
+            found = {name: both[name] for name in names if name in both}
+            scored = [name for name in names if name not in both]
+            if not scored:
+                return found  # without the backbone's features
             real = extract(weights, x, loss, backend)
             comparison = compare(loss, weights, real, x, y, z, backend)
-            found = {}
-            for name in names:
+            for name in scored:
                 found |= scores.compute(name, loss, statistics, comparison)
             return found
 

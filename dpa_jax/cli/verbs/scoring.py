@@ -20,6 +20,7 @@ from dpa_jax.weights import formats
 def evaluate(options: argparse.Namespace) -> None:
     """Measures how well one run or several tell abnormal from normal."""
     from dpa_jax.devices import compilation_cache
+    from dpa_jax.reporting import page
     from dpa_jax.scoring import audit, evaluation, localization
 
     compilation_cache.enable()
@@ -44,6 +45,7 @@ def evaluate(options: argparse.Namespace) -> None:
             results[-1]["pixels"] = _pixels(scorer, images, *masks)
         place = out / run.relative_to(options.workdir) if several else out
         evaluation.write(place, images, scores[-1], results[-1])
+        page.write_with_cases(run, place, scorer, images, scores[-1])
         if several:
             print(run)
         print("\n".join(evaluation.describe(results[-1])))
@@ -52,7 +54,7 @@ def evaluate(options: argparse.Namespace) -> None:
             print(localization.describe(results[-1]["pixels"]))
         for warning in results[-1]["warnings"]:
             print(f"warning: {warning}", file=sys.stderr)
-    files = "metrics.json, scores.csv, roc.png, histogram.png"
+    files = "report.html, metrics.json, scores.csv, roc.png, histogram.png"
     if len(runs) > 1:
         found = evaluation.summarize(results, images, np.stack(scores))
         workdir.write_json(out / "metrics.json", found)

@@ -1,0 +1,264 @@
+"""What the files of a run and of an evaluation say, read without images or networks."""
+
+import csv
+import dataclasses
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dpa_jax import errors
+from dpa_jax.config import flat
+from dpa_jax.reporting import cases
+from dpa_jax.storage import json_files, metrics, workdir
+
+_AGAIN = "evaluate --overwrite writes it anew"
+_METRICS: json_files.Fields = {
+    "roc_auc": float,
+    "roc_auc_interval": list,
+    "average_precision": float,
+    "average_precision_by_chance": float,
+    "normal": int,
+    "abnormal": int,
+    "shortcuts": dict,
+    "warnings": list,
+    "trained_steps": int,
+    "random_weights": bool,
+}
+_CALIBRATED: json_files.Fields = {
+    "alpha": float,
+    "false_positive_rate": float,
+    "false_positive_rate_interval": list,
+    "true_positive_rate": float,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What the workdir of a run says.
+
+    Attributes:
+      name: of its folder.
+      config: by dotted names.
+      data: of data.json; empty if it is absent, as all of the following may be.
+      weights: of weights.json.
+      environment: of environment.json.
+      calibration: of calibration.json.
+      training: the rows of metrics.jsonl.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    data: Mapping[str, Any]
+    weights: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    calibration: Mapping[str, Any]
+    training: Sequence[Mapping[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What the folder of an evaluation says.
+
+    Attributes:
+      name: of its folder.
+      metrics: of metrics.json.
+      paths: `N` names of the images.
+      labels: int8 `[N]`, 0 normal and 1 abnormal.
+      groups: `N` names of what images share, or None if none is known.
+      scores: float64 `[N]`.
+      p_values: float64 `[N]`, or None where the run was not calibrated.
+      abnormal: bool `[N]`, what was decided, or None likewise.
+      cases: the images kept, or None.
+    """
+
+    name: str
+    metrics: Mapping[str, Any]
+    paths: Sequence[str]
+    labels: np.ndarray
+    groups: Sequence[str] | None
+    scores: np.ndarray
+    p_values: np.ndarray | None
+    abnormal: np.ndarray | None
+    cases: cases.Cases | None
+
+
+def run(folder: str | os.PathLike) -> Run:
+    """Reads what a workdir says.
+
+    Raises:
+      DpaError: it holds no run or several, or a file of it is damaged.
+    """
+    folder = pathlib.Path(folder)
+    config = workdir.read_config(folder)
+    if config.population.seeds > 1:
+        raise errors.DpaError(
+            f"{folder} holds {config.population.seeds} runs; give one of them, such as "
+            f"{folder / workdir.MEMBERS / '0'}"
+        )
+
+    def read(name: str, fields: json_files.Fields) -> dict[str, Any]:
+        path = folder / name
+        if not path.exists():
+            return {}
+        return json_files.read(path, fields, workdir.REWRITTEN)
+
+    return Run(
+        folder.resolve().name,
+        flat(config),
+        read("data.json", {"images": int, "sha256": str}),
+        read("weights.json", {"source": str, "sha256": str}),
+        read("environment.json", {"packages": dict}),
+        read("calibration.json", {"alpha": float, "strata": dict}),
+        _training(folder / metrics.FILE),
+    )
+
+
+def evaluations(folder: str | os.PathLike) -> dict[str, pathlib.Path]:
+    """Returns the folders of a run's evaluations by their names."""
+    folder = pathlib.Path(folder)
+    found = [folder / "evaluation", *sorted((folder / "evaluations").glob("*"))]
+    return {path.name: path for path in found if (path / "metrics.json").exists()}
+
+
+def choose(folder: str | os.PathLike, name: str | None) -> pathlib.Path | None:
+    """Returns the folder of the evaluation that is meant.
+
+    Args:
+      folder: the workdir.
+      name: of an evaluation, or a folder that holds one; None takes the only one.
+
+    Returns:
+      The folder, or None where no name is given and the run was not evaluated.
+
+    Raises:
+      UsageError: there is none of this name, or there are several and no name.
+    """
+    found = evaluations(folder)
+    names = ", ".join(found) or "none"
+    if name is None:
+        if len(found) > 1:
+            raise errors.UsageError(
+                f"{folder} has several evaluations: give one as --evaluation, of {names}"
+            )
+        return next(iter(found.values()), None)
+    if name in found:
+        return found[name]
+    if (pathlib.Path(name) / "metrics.json").exists():
+        return pathlib.Path(name)
+    raise errors.UsageError(f"{folder} has no evaluation {name}; it has {names}")
+
+
+def evaluation(folder: pathlib.Path) -> Evaluation:
+    """Reads what the folder of an evaluation says.
+
+    Raises:
+      DpaError: a file of it is absent or damaged, or two do not fit each other.
+    """
+    found = json_files.read(folder / "metrics.json", _METRICS, _AGAIN)
+    try:
+        _check_figures(found)
+    except (ValueError, TypeError) as error:  # of an interval that is no list
+        raise errors.DpaError(
+            f"{folder / 'metrics.json'}: damaged, {error}; {_AGAIN}"
+        ) from None
+    path = folder / "scores.csv"
+    table = _columns(path)
+    scores, labels = _numbers(table, "score", path), table.get("label", [])
+    if not set(labels) <= {"normal", "abnormal"} or len(labels) != len(scores):
+        raise errors.DpaError(f"{path}: damaged, labels are normal or abnormal")
+    counts = labels.count("normal"), labels.count("abnormal")
+    if counts != (found["normal"], found["abnormal"]):
+        raise errors.DpaError(
+            f"{path} and metrics.json are of different evaluations: {counts[0]} normal "
+            f"and {counts[1]} abnormal, {found['normal']} and {found['abnormal']}"
+        )
+    groups = table.get("group", [])
+    decided = _numbers(table, "abnormal", path) if "abnormal" in table else None
+    return Evaluation(
+        name=folder.resolve().name,
+        metrics=found,
+        paths=table["path"],
+        labels=np.array([label == "abnormal" for label in labels], np.int8),
+        groups=groups if any(groups) else None,
+        scores=scores,
+        p_values=_numbers(table, "p_value", path) if "p_value" in table else None,
+        abnormal=None if decided is None else decided == 1,
+        cases=_cases(folder / cases.FILE, scores),
+    )
+
+
+def _check_figures(found: Mapping[str, Any]) -> None:
+    """Raises a ValueError if what is nested in metrics.json is not of numbers."""
+    calibrated = found.get("calibration", {})
+    parts = [
+        json_files.check(part, {"normal": int, "abnormal": int})
+        for name in ("by_view", "by_finding")
+        for part in json_files.check(found.get(name, {}), {}).values()
+    ]
+    for part in parts:
+        if "roc_auc" in part:
+            json_files.check(part, {"roc_auc": float, "roc_auc_interval": list})
+    json_files.check(found["shortcuts"], dict.fromkeys(found["shortcuts"], float))
+    if calibrated:
+        json_files.check(calibrated, _CALIBRATED)
+    for part in (found, calibrated, *parts):
+        for name in part:
+            if name.endswith("_interval"):
+                ends = dict(zip(("low", "high"), part[name], strict=True))
+                json_files.check(ends, {"low": float, "high": float})
+
+
+def _cases(path: pathlib.Path, scores: np.ndarray) -> cases.Cases | None:
+    if not path.exists():
+        return None
+    found = cases.read(path)
+    row = found.row
+    fits = not len(row) or (row.min() >= 0 and row.max() < len(scores))
+    if not fits or not np.array_equal(np.float32(scores[row]), np.float32(found.score)):
+        raise errors.DpaError(
+            f"{path} and scores.csv are of different evaluations; {_AGAIN}"
+        )
+    return found
+
+
+def _training(path: pathlib.Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    rows = []
+    lines = path.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json_files.parse(line.decode("utf-8"), {"step": int}))
+        except ValueError as error:
+            # a killed run may have left half a line at the end
+            if number < len(lines) or line.endswith(b"\n"):
+                raise errors.DpaError(
+                    f"{path}, line {number}: damaged, {error}"
+                ) from None
+    return rows
+
+
+def _columns(path: pathlib.Path) -> dict[str, list[str]]:
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            header, *rows = csv.reader(file)
+            return dict(zip(header, map(list, zip(*rows, strict=True)), strict=True))
+    except OSError as error:
+        raise errors.DpaError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, csv.Error) as error:  # of the text, or of uneven rows
+        raise errors.DpaError(f"{path}: damaged, {error}; {_AGAIN}") from None
+
+
+def _numbers(
+    table: Mapping[str, Sequence[str]], name: str, path: pathlib.Path
+) -> np.ndarray:
+    try:
+        found = np.array([float(text) for text in table[name]])
+    except (KeyError, ValueError):
+        found = np.array([np.nan])
+    if "path" not in table or not np.isfinite(found).all():
+        raise errors.DpaError(f"{path}: damaged, not all of {name} are numbers")
+    return found
