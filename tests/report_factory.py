@@ -5,7 +5,6 @@ import json
 import numpy as np
 import run_factory
 
-from dpa_jax.data import ImageSet
 from dpa_jax.reporting import cases
 from dpa_jax.scoring import evaluation
 from dpa_jax.storage import workdir
@@ -13,7 +12,10 @@ from dpa_jax.storage import workdir
 
 def write_run(folder, calibrated=True):
     """Writes what a workdir holds beside its checkpoints; returns the folder."""
-    run_factory.write_config(workdir_of(folder) / "config.json", config())
+    folder.mkdir(parents=True, exist_ok=True)
+    config = run_factory.tiny_config()
+    config.data.train = "films/normal"
+    run_factory.write_config(folder / "config.json", config)
     workdir.write_json(
         folder / "data.json", {"images": 600, "skipped": 0, "sha256": "da7a" * 16}
     )
@@ -43,35 +45,22 @@ def write_run(folder, calibrated=True):
                 "by": None,
                 "strata": {"all": stratum},
                 "trained": 1300,
+                "map_range": [0.05, 0.3],
             },
         )
     return folder
 
 
-def workdir_of(folder):
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def config():
-    made = run_factory.tiny_config()
-    made.data.train = "films/normal"
-    return made
-
-
-def write_evaluation(
-    folder, count=40, size=16, channels=1, calibrated=True, names=None, pictures=None
-):
-    """Writes an evaluation of made-up scores; returns what is expected of it."""
+def write_evaluation(folder, count=40, calibrated=True, names=None, image=None):
+    """Writes what an evaluation leaves, of made-up scores; half is abnormal."""
     rng = np.random.default_rng(0)
     labels = (np.arange(count) % 2).astype(np.int8)
     scores = (rng.normal(0.2, 0.05, count) + 0.1 * labels).astype(np.float32)
     names = names or [f"films/{i:05d}.png" for i in range(count)]
-    image = pictures if pictures is not None else run_factory.images(count, size)[..., None]
-    image = np.repeat(image, channels, axis=-1) if image.shape[-1] == 1 else image
-    images = ImageSet(image, names, labels=labels)
+    image = run_factory.images(count)[..., None] if image is None else image
+    abnormal = scores > 0.25
     found = {
-        **evaluation.evaluate(scores, labels),
+        **evaluation.evaluate(scores, labels, resamples=20),
         "shortcuts": {"mean_intensity": 0.61},
         "warnings": [],
         "skipped": 0,
@@ -80,7 +69,12 @@ def write_evaluation(
         "vgg_weights": "random:0",
         "random_weights": True,
     }
-    abnormal = scores > 0.25
+    columns = {
+        "path": names,
+        "label": [("normal", "abnormal")[label] for label in labels],
+        "group": [""] * count,
+        "score": scores,
+    }
     if calibrated:
         rates = [float(abnormal[labels == label].mean()) for label in (0, 1)]
         found["calibration"] = {
@@ -89,14 +83,11 @@ def write_evaluation(
             "false_positive_rate_interval": [rates[0] / 2, rates[0] * 1.5],
             "true_positive_rate": rates[1],
         }
-    evaluation.write(folder, images, scores, found)
-    if calibrated:
-        lines = (folder / "scores.csv").read_text().splitlines()
-        p_values = np.round(1 - scores, 4)
-        cells = zip(p_values, abnormal.astype(int), strict=True)
-        added = ["p_value,abnormal", *(f"{p},{a}" for p, a in cells)]
-        pairs = zip(lines, added, strict=True)
-        (folder / "scores.csv").write_text("".join(f"{a},{b}\n" for a, b in pairs))
+        columns |= {"p_value": 1 - scores, "abnormal": abnormal.astype(int)}
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = list(zip(*columns.values(), strict=True))
+    workdir.write_csv(folder / "scores.csv", list(columns), rows)
+    workdir.write_json(folder / "metrics.json", found)
     row = cases.select(scores)
     maps = np.abs(np.float32(image[row]).mean(-1) - 128) / 400
     made = image[row] // 2 + 64
@@ -108,4 +99,4 @@ def write_evaluation(
             row, scores[row], image[row], made, maps.astype(np.float16), layers, share
         ),
     )
-    return labels, scores, abnormal
+    return labels, scores, abnormal, names

@@ -1,7 +1,8 @@
-"""The images of an evaluation that its report shows, with what explains their scores."""
+"""The images of an evaluation that its report shows, and what explains a score."""
 
 import dataclasses
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,7 @@ def compute(scorer: Scorer, images: ImageSet, scores: np.ndarray) -> Cases:
     channels = images.base.shape[-1]
     each = scorer.resolution**2 * (2 * channels + 2)
     row = select(scores, max(1, min(LIMIT, _BYTES // each)))
+    loss = losses.Loss.from_config(scorer.config, scorer.resolution)
     parts: list[dict[str, np.ndarray]] = []
     with console.counting("explaining", "images") as show:
         for first in range(0, len(row), _CHUNK):
@@ -90,34 +92,33 @@ def compute(scorer: Scorer, images: ImageSet, scores: np.ndarray) -> Cases:
                     "image": samples.to_uint8(found["image"]),
                     "reconstruction": samples.to_uint8(found["reconstruction"]),
                     "map": found["map"].astype(np.float16),
-                    "share": shares(scorer, found),
+                    "share": shares(loss, found),
                 }
             )
-    layers = [name for name, _ in _weights(scorer)]
     return Cases(
         row=row,
         score=np.asarray(scores, np.float32)[row],
-        layers=np.array(layers, np.str_),
+        layers=np.array([name for name, _ in _weights(loss)], np.str_),
         **{name: np.concatenate([part[name] for part in parts]) for name in parts[0]},
     )
 
 
-def shares(scorer: Scorer, found: dict[str, np.ndarray]) -> np.ndarray:
+def shares(loss: losses.Loss, found: Mapping[str, np.ndarray]) -> np.ndarray:
     """Returns each layer's part of the relative perceptual term, float32 `[N, L]`.
 
     Args:
-      scorer: the run.
-      found: `layers.NAME` for each layer that it compares, `[N]`.
+      loss: of the run.
+      found: `layers.NAME` for each layer that it compares, `[N]`; see
+        `losses.layer_terms`.
     """
-    terms = [weight * found[f"layers.{name}"] for name, weight in _weights(scorer)]
+    terms = [weight * found[f"layers.{name}"] for name, weight in _weights(loss)]
     if not terms:
         return np.zeros((len(found["map"]), 0), np.float32)
     total = np.stack(terms, axis=1)
     return (total / total.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-def _weights(scorer: Scorer) -> list[tuple[str, float]]:
-    loss = scorer.loss
+def _weights(loss: losses.Loss) -> list[tuple[str, float]]:
     if not loss.relative_perceptual:
         return []
     image = [(losses.IMAGE, loss.image_weight)] if loss.image_weight else []

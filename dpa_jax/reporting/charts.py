@@ -54,19 +54,15 @@ class Plot:
         """Returns a curve as the `points` of an SVG polyline or polygon."""
         step = max(1, -(-len(x) // _POINTS))
         keep = np.unique(np.append(np.arange(0, len(x), step), len(x) - 1))
-        pairs = zip(self.x.at(np.asarray(x)[keep]), self.y.at(np.asarray(y)[keep]))
+        pairs = np.stack([self.x.at(x)[keep], self.y.at(y)[keep]], axis=1)
         return " ".join(f"{a:.1f},{b:.1f}" for a, b in pairs)
 
 
-def plot(
-    x: tuple[str, float, float], y: tuple[str, float, float]
-) -> Plot:
+def plot(x: tuple[str, float, float], y: tuple[str, float, float]) -> Plot:
     """Returns a plot whose axes have a name, a least and a greatest value."""
 
     def axis(name: str, low: float, high: float, begin: float, end: float) -> Axis:
         spread = high - low or abs(high) or 1.0
         return Axis(name, low, low + spread, begin, end)
 
-    return Plot(
-        axis(*x, LEFT, WIDTH - RIGHT), axis(*y, HEIGHT - BOTTOM, TOP)
-    )
+    return Plot(axis(*x, LEFT, WIDTH - RIGHT), axis(*y, HEIGHT - BOTTOM, TOP))

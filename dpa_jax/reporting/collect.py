@@ -111,9 +111,31 @@ def run(folder: str | os.PathLike) -> Run:
         read("data.json", {"images": int, "sha256": str}),
         read("weights.json", {"source": str, "sha256": str}),
         read("environment.json", {"packages": dict}),
-        read("calibration.json", {"alpha": float, "strata": dict}),
+        _calibration(folder / "calibration.json"),
         _training(folder / metrics.FILE),
     )
+
+
+def _calibration(path: pathlib.Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    again = "calibrate again with --overwrite"
+    fields: json_files.Fields = {"strata": dict, "map_range": list, "trained": int}
+    found = json_files.read(path, {"alpha": float, **fields}, again)
+    try:
+        for stratum in found["strata"].values():
+            json_files.check(stratum, {"threshold": float})
+        _check_pair(found["map_range"])
+    except ValueError as error:
+        raise errors.DpaError(f"{path}: damaged, {error}; {again}") from None
+    return found
+
+
+def _check_pair(value: Any) -> None:
+    """Raises a ValueError if what was read from JSON is no list of two numbers."""
+    if not isinstance(value, list) or len(value) != 2:
+        raise ValueError("not two numbers where there should be")
+    json_files.check(dict(zip("ab", value, strict=True)), {"a": float, "b": float})
 
 
 def evaluations(folder: str | os.PathLike) -> dict[str, pathlib.Path]:
@@ -141,7 +163,7 @@ def choose(folder: str | os.PathLike, name: str | None) -> pathlib.Path | None:
     if name is None:
         if len(found) > 1:
             raise errors.UsageError(
-                f"{folder} has several evaluations: give one as --evaluation, of {names}"
+                f"{folder} has several evaluations, {names}: give one as --evaluation"
             )
         return next(iter(found.values()), None)
     if name in found:
@@ -160,7 +182,7 @@ def evaluation(folder: pathlib.Path) -> Evaluation:
     found = json_files.read(folder / "metrics.json", _METRICS, _AGAIN)
     try:
         _check_figures(found)
-    except (ValueError, TypeError) as error:  # of an interval that is no list
+    except ValueError as error:
         raise errors.DpaError(
             f"{folder / 'metrics.json'}: damaged, {error}; {_AGAIN}"
         ) from None
@@ -207,8 +229,7 @@ def _check_figures(found: Mapping[str, Any]) -> None:
     for part in (found, calibrated, *parts):
         for name in part:
             if name.endswith("_interval"):
-                ends = dict(zip(("low", "high"), part[name], strict=True))
-                json_files.check(ends, {"low": float, "high": float})
+                _check_pair(part[name])
 
 
 def _cases(path: pathlib.Path, scores: np.ndarray) -> cases.Cases | None:

@@ -82,7 +82,7 @@ def render(run: Run, evaluation: Evaluation | None) -> str:
         training=_training(run),
         curve=None if evaluation is None else _roc(evaluation),
         histogram=None if evaluation is None else _histogram(evaluation, run),
-        **_gallery(evaluation),
+        **_gallery(evaluation, run),
     )
 
 
@@ -181,21 +181,24 @@ def _histogram(evaluation: Evaluation, run: Run) -> dict[str, Any]:
 
 
 def thresholds(run: Run, evaluation: Evaluation) -> dict[str, float]:
-    """Returns the score that each stratum of the calibration decides from."""
-    if evaluation.abnormal is None:
+    """Returns the score that each stratum of the calibration decides from.
+
+    There are none if the evaluation was made before the calibration or after another.
+    """
+    then, now = evaluation.metrics.get("calibration"), run.calibration
+    if not now or not then or then["alpha"] != now["alpha"]:
         return {}
-    return {
-        name: float(stratum["threshold"])
-        for name, stratum in run.calibration.get("strata", {}).items()
-    }
+    if evaluation.metrics["trained_steps"] != now["trained"]:
+        return {}
+    return {name: float(each["threshold"]) for name, each in now["strata"].items()}
 
 
-def _gallery(evaluation: Evaluation | None) -> dict[str, Any]:
+def _gallery(evaluation: Evaluation | None, run: Run) -> dict[str, Any]:
     """Returns what the page's script draws the cases from."""
     kept = None if evaluation is None else evaluation.cases
     if evaluation is None or kept is None or not len(kept):
         return {"cases": None, "pixels": ""}
-    low, top = pictures.scale(kept)
+    low, top = run.calibration.get("map_range") or pictures.scale(kept)
     found = pictures.encode(kept, low, top)
     offsets = np.cumsum([0, *map(len, found.encoded)]).tolist()
     row, p_values, abnormal = kept.row, evaluation.p_values, evaluation.abnormal
@@ -205,6 +208,7 @@ def _gallery(evaluation: Evaluation | None) -> dict[str, Any]:
         "cases": {
             "side": found.side,
             "scale": [low, top],
+            "normal": bool(run.calibration),
             "of": len(evaluation.scores),
             "quality": found.quality,
             "path": [evaluation.paths[i] for i in row],
@@ -213,7 +217,9 @@ def _gallery(evaluation: Evaluation | None) -> dict[str, Any]:
             "score": _rounded(evaluation.scores[row]),
             "rank": ranks[row].tolist(),
             "p": None if p_values is None else _rounded(p_values[row]),
-            "abnormal": None if abnormal is None else abnormal[row].astype(int).tolist(),
+            "abnormal": None
+            if abnormal is None
+            else abnormal[row].astype(int).tolist(),
             "layers": kept.layers.tolist(),
             "share": [_rounded(share) for share in kept.share],
             "offset": offsets,

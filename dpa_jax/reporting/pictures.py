@@ -18,14 +18,13 @@ _SIDES = (256, 128, 64, 32, 16, 8, 4)  # pixels; a run's resolution is one of th
 _SAMPLE = 64  # pictures that the size of all is estimated from
 
 
-
 def scale(cases: Cases) -> tuple[float, float]:
     """Returns the values of a map that are not coloured yet and in full colour.
 
     They are the median and the 99.5th percentile of all maps.
     """
     low, top = np.percentile(cases.map.astype(np.float32), (50, 99.5))
-    return float(low), float(max(top, low + 1e-12))
+    return float(low), float(top)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +67,7 @@ def _jpeg(
     cases: Cases, rows: np.ndarray, side: int, quality: int, low: float, top: float
 ) -> Iterator[bytes]:
     for row in rows:
-        values = (cases.map[row].astype(np.float32) - low) / (top - low)
+        values = (cases.map[row].astype(np.float32) - low) / max(top - low, 1e-12)
         heat = np.rint(255 * np.clip(values, 0, 1)).astype(np.uint8)
         image = cases.image[row]
         heat = np.broadcast_to(heat[..., None], image.shape)

@@ -26,7 +26,6 @@ class Scorer:
     Attributes:
       config: of the run.
       stage: of growth whose networks score: the last one trained.
-      loss: that images are scored by.
       trained: the number of steps behind them.
       batch_size: images at a time.
     """
@@ -47,20 +46,20 @@ class Scorer:
         self.config, self.stage, self.trained = config, stage, trained
         self.batch_size = batch_size
         self._architecture = models.Architecture.from_config(config)
-        self.loss = Loss.from_config(config, stage.resolution)
+        self._loss = Loss.from_config(config, stage.resolution)
         self._compute = Compute(precision, platform.backend)
         self._names = state.block_names(self._architecture, stage)
         self._arguments = jax.device_put(
             (
                 state.select(parameters, self._names),
-                frozen.place_weights(self.loss.backbone, weights, self._compute),
+                frozen.place_weights(self._loss.backbone, weights, self._compute),
                 frozen.cast(statistics, self._compute.wide),
             )
         )
         self._program = functools.partial(
             _compiled,
             step.StepSpec(
-                stage, self._architecture, StageLoss(self.loss), compute=self._compute
+                stage, self._architecture, StageLoss(self._loss), compute=self._compute
             ),
             float(stage.alpha(trained - 1 - stage.start)),
             tuple(sorted(platform.options.items())),

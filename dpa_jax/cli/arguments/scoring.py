@@ -19,8 +19,8 @@ def _add_evaluate(add: options.Add) -> None:
         "  dpa-jax evaluate --workdir=run --normal=test/normal --abnormal=test/abnormal"
         "\n  dpa-jax evaluate --workdir=run --test=test.csv",
         doc="Writes report.html, metrics.json, scores.csv, roc.png, histogram.png and "
-        "cases.npz.\nWhere a manifest's column mask names masks of abnormal pixels, the "
-        "maps are measured too.",
+        "cases.npz.\nWhere a manifest's column mask names masks of abnormal pixels, "
+        "the maps are measured too.",
     )
     options.workdir(evaluate)
     evaluate.add_argument("--normal", metavar="DIR", help="normal images")

@@ -176,9 +176,10 @@
       if ($("more").getBoundingClientRect().top < innerHeight + 1200) more();
     });
   }
-  filters.addEventListener("input", ({ target }) => {
+  filters.elements.text.addEventListener("input", choose);
+  filters.addEventListener("change", ({ target }) => {
     if (target.name === "view") cards().forEach((each) => each.visible && paint(each));
-    else choose();
+    else if (target.name !== "text") choose(); // of which every letter was heard
   });
   filters.addEventListener("submit", (event) => event.preventDefault());
 
