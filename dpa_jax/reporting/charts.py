@@ -1,7 +1,6 @@
 """The geometry of a report's plots; the page draws them as SVG."""
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 from matplotlib import ticker
@@ -50,8 +49,13 @@ class Plot:
     x: Axis
     y: Axis
 
-    def points(self, x: Sequence[float], y: Sequence[float]) -> str:
-        """Returns a curve as the `points` of an SVG polyline or polygon."""
+    def points(self, x: np.ndarray, y: np.ndarray) -> str:
+        """Returns a curve as the `points` of an SVG polyline or polygon.
+
+        Args:
+          x: numbers `[N]`, of which about `_POINTS` are kept if there are more.
+          y: likewise.
+        """
         step = max(1, -(-len(x) // _POINTS))
         keep = np.unique(np.append(np.arange(0, len(x), step), len(x) - 1))
         pairs = np.stack([self.x.at(x)[keep], self.y.at(y)[keep]], axis=1)

@@ -141,7 +141,7 @@ def _roc(evaluation: Evaluation) -> dict[str, Any]:
     rates = np.linspace(0, 1, 101)
     low, high = roc.band(scores, labels, rates, evaluation.groups)
     around = np.concatenate([rates, rates[::-1]]), np.concatenate([low, high[::-1]])
-    found = {"plot": plot, "curve": plot.points(false, true)}
+    found: dict[str, Any] = {"plot": plot, "curve": plot.points(false, true)}
     found["band"] = plot.points(*around)
     if evaluation.abnormal is not None:
         x, y = (float(evaluation.abnormal[labels == label].mean()) for label in (0, 1))
