@@ -45,6 +45,7 @@ def write_run(folder, calibrated=True):
                 "by": None,
                 "strata": {"all": stratum},
                 "trained": 1300,
+                "data": {"location": "films/held_out", "sha256": "ca11" * 16},
                 "map_range": [0.05, 0.3],
             },
         )

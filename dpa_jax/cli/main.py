@@ -11,6 +11,7 @@ from typing import Any
 
 from dpa_jax import errors
 from dpa_jax.cli.arguments import (
+    card,
     compiling,
     doctor,
     interop,
@@ -55,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         return made
 
     families = (
-        *(training, compiling, scoring, report, preparing, weights),
+        *(training, compiling, scoring, report, card, preparing, weights),
         *(interop, doctor),
     )
     for family in families:

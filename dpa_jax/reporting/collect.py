@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dpa_jax import errors
-from dpa_jax.config import flat
+from dpa_jax.config import flat, is_perceptual
 from dpa_jax.reporting import cases
 from dpa_jax.storage import json_files, metrics, workdir
 
@@ -27,6 +27,10 @@ _METRICS: json_files.Fields = {
     "trained_steps": int,
     "random_weights": bool,
 }
+_CALIBRATION: json_files.Fields = {
+    **{"alpha": float, "images": int, "units": int, "strata": dict, "data": dict},
+    **{"trained": int, "map_range": list},
+}
 _CALIBRATED: json_files.Fields = {
     "alpha": float,
     "false_positive_rate": float,
@@ -42,6 +46,7 @@ class Run:
     Attributes:
       name: of its folder.
       config: by dotted names.
+      is_perceptual: whether the loss compares features of a backbone.
       data: of data.json; empty if it is absent, as all of the following may be.
       weights: of weights.json.
       environment: of environment.json.
@@ -51,6 +56,7 @@ class Run:
 
     name: str
     config: Mapping[str, Any]
+    is_perceptual: bool
     data: Mapping[str, Any]
     weights: Mapping[str, Any]
     environment: Mapping[str, Any]
@@ -108,6 +114,7 @@ def run(folder: str | os.PathLike) -> Run:
     return Run(
         folder.resolve().name,
         flat(config),
+        is_perceptual(config),
         read("data.json", {"images": int, "sha256": str}),
         read("weights.json", {"source": str, "sha256": str}),
         read("environment.json", {"packages": dict}),
@@ -120,11 +127,11 @@ def _calibration(path: pathlib.Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     again = "calibrate again with --overwrite"
-    fields: json_files.Fields = {"strata": dict, "map_range": list, "trained": int}
-    found = json_files.read(path, {"alpha": float, **fields}, again)
+    found = json_files.read(path, _CALIBRATION, again)
     try:
         for stratum in found["strata"].values():
             json_files.check(stratum, {"threshold": float})
+        json_files.check(found["data"], {"location": str, "sha256": str})
         _check_pair(found["map_range"])
     except ValueError as error:
         raise errors.DpaError(f"{path}: damaged, {error}; {again}") from None
@@ -171,6 +178,19 @@ def choose(folder: str | os.PathLike, name: str | None) -> pathlib.Path | None:
     if (pathlib.Path(name) / "metrics.json").exists():
         return pathlib.Path(name)
     raise errors.UsageError(f"{folder} has no evaluation {name}; it has {names}")
+
+
+def thresholds(run: Run, evaluation: Evaluation) -> dict[str, float]:
+    """Returns the score that each stratum of the calibration decides from.
+
+    There are none if the evaluation was made before the calibration or after another.
+    """
+    then, now = evaluation.metrics.get("calibration"), run.calibration
+    if not now or not then or then["alpha"] != now["alpha"]:
+        return {}
+    if evaluation.metrics["trained_steps"] != now["trained"]:
+        return {}
+    return {name: float(each["threshold"]) for name, each in now["strata"].items()}
 
 
 def evaluation(folder: pathlib.Path) -> Evaluation:

@@ -173,24 +173,11 @@ def _histogram(evaluation: Evaluation, run: Run) -> dict[str, Any]:
         "shapes": shapes,
         "thresholds": [
             (name, value, round(float(plot.x.at(value)), 1))
-            for name, value in thresholds(run, evaluation).items()
+            for name, value in collect.thresholds(run, evaluation).items()
             if edges[0] <= value <= edges[-1]
         ],
         "clipped": bool((scores < low).any() or (scores > high).any()),
     }
-
-
-def thresholds(run: Run, evaluation: Evaluation) -> dict[str, float]:
-    """Returns the score that each stratum of the calibration decides from.
-
-    There are none if the evaluation was made before the calibration or after another.
-    """
-    then, now = evaluation.metrics.get("calibration"), run.calibration
-    if not now or not then or then["alpha"] != now["alpha"]:
-        return {}
-    if evaluation.metrics["trained_steps"] != now["trained"]:
-        return {}
-    return {name: float(each["threshold"]) for name, each in now["strata"].items()}
 
 
 def _gallery(evaluation: Evaluation | None, run: Run) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import argparse
 
 from dpa_jax.cli.verbs import (
+    card,
     compiling,
     doctor,
     interop,
@@ -28,6 +29,7 @@ def run(options: argparse.Namespace) -> None:
         "score": scoring.score,
         "score-slide": scoring.score_slide,
         "report": report.report,
+        "card": card.card,
         "prepare nih": preparing.nih,
         "prepare camelyon16": preparing.camelyon16,
         "prepare cifar10": preparing.cifar10_svhn,
