@@ -275,6 +275,35 @@ def test_damaged_metrics_are_named(run, tmp_path, change, message):
 
 
 @pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"alpha": "x"}, "alpha is not a number"),
+        ({"map_range": [1]}, "not two numbers"),
+        ({"strata": {"all": {}}}, "threshold is missing"),
+        ({"data": {"location": "x"}}, "sha256 is missing"),
+    ],
+)
+def test_a_damaged_calibration_is_named(tmp_path, change, message):
+    report_factory.write_run(tmp_path)
+    path = tmp_path / "calibration.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(errors.DpaError, match=f"calibration.json: damaged, {message}"):
+        collect.run(tmp_path)
+
+
+def test_half_a_row_of_metrics_is_left_out_only_at_the_end(tmp_path):
+    report_factory.write_run(tmp_path)
+    path = tmp_path / "metrics.jsonl"
+    rows = collect.run(tmp_path).training
+    whole = path.read_text()
+    path.write_text(whole + '{"step": 13')
+    assert collect.run(tmp_path).training == rows
+    path.write_text('{"step": 13\n' + whole)
+    with pytest.raises(errors.DpaError, match="metrics.jsonl, line 1: damaged"):
+        collect.run(tmp_path)
+
+
+@pytest.mark.parametrize(
     "text, message",
     [
         ("", "damaged"),
