@@ -38,7 +38,7 @@ def write_run(folder, calibrated=True):
         workdir.write_json(
             folder / "calibration.json",
             {
-                "alpha": 0.05,
+                "alpha": 0.1,
                 "images": 120,
                 "units": 100,
                 "group": "patient",
@@ -79,7 +79,7 @@ def write_evaluation(folder, count=40, calibrated=True, names=None, image=None):
     if calibrated:
         rates = [float(abnormal[labels == label].mean()) for label in (0, 1)]
         found["calibration"] = {
-            "alpha": 0.05,
+            "alpha": 0.1,
             "false_positive_rate": rates[0],
             "false_positive_rate_interval": [rates[0] / 2, rates[0] * 1.5],
             "true_positive_rate": rates[1],

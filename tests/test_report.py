@@ -119,7 +119,7 @@ def test_the_page_says_what_metrics_json_says(run, whole):
 def test_the_calibration_is_what_was_promised_beside_what_was_seen(run, whole):
     found = json.loads((run / "evaluations" / "test" / "metrics.json").read_text())
     rate = found["calibration"]["false_positive_rate"]
-    assert "at most 5% are promised" in whole.text
+    assert "at most 10% are promised" in whole.text
     assert f"Here {100 * rate:.3g}% were" in whole.text
     assert "threshold 0.25" in whole.text
 
@@ -130,7 +130,7 @@ def test_a_promise_that_is_not_kept_is_a_warning(run, tmp_path):
     report_factory.write_run(folder)
     report_factory.write_evaluation(folder / "evaluations" / "test")
     found = json.loads(path.read_text())
-    for low, warned in ((0.06, True), (0.04, False)):
+    for low, warned in ((0.12, True), (0.08, False)):
         found["calibration"]["false_positive_rate_interval"] = [low, 0.5]
         (folder / "evaluations" / "test" / "metrics.json").write_text(json.dumps(found))
         assert ("more than was promised" in read(folder).text) == warned
@@ -207,7 +207,8 @@ def test_what_is_kept_is_what_the_run_made_of_the_images(trained):
     made = scorer.reconstruct(images.images)
     seen = found.reconstruction / 127.5 - 1
     np.testing.assert_allclose(seen, made.clip(-1, 1), atol=0.5 / 127.5 + 1e-4)
-    np.testing.assert_allclose(found.map, scorer.maps(images.images), rtol=1e-2)
+    # the mean of a map is about the score
+    np.testing.assert_allclose(found.map.mean((1, 2)), scores, rtol=0.02)
     assert found.layers.tolist() == ["r12"] and (found.share == 1).all()
 
 
