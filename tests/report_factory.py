@@ -80,6 +80,7 @@ def write_evaluation(folder, count=40, calibrated=True, names=None, image=None):
         rates = [float(abnormal[labels == label].mean()) for label in (0, 1)]
         found["calibration"] = {
             "alpha": 0.1,
+            "units": "images",
             "false_positive_rate": rates[0],
             "false_positive_rate_interval": [rates[0] / 2, rates[0] * 1.5],
             "true_positive_rate": rates[1],

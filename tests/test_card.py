@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 
@@ -92,9 +93,19 @@ def test_no_section_is_empty_and_each_says_what_is_known(run):
     assert row in sections["Evaluation"]
     assert "| mean\\_intensity | 0.6100 |" in sections["Shortcuts"]
     rate = found["calibration"]["false_positive_rate"]
-    assert f"observed | {rate:.4f} |" in sections["Calibration"]
+    assert f"| False positive rate, observed | {rate:.4f} |" in sections["Calibration"]
     assert "| Threshold, all | 0.25 |" in sections["Calibration"]
     assert "are random" in sections["Limits"]
+
+
+def test_rates_that_are_not_known_are_no_results(run):
+    evaluation = collect.evaluation(run / "evaluations" / "test")
+    calibrated = dict(evaluation.metrics["calibration"], true_positive_rate=None)
+    found = dict(evaluation.metrics, calibration=calibrated)
+    evaluation = dataclasses.replace(evaluation, metrics=found)
+    text = card.render(collect.run(run), evaluation, TEXTS)
+    assert "| True positive rate, observed | unknown |  |" in text
+    assert "type: true_positive_rate" not in text and "value: null" not in text
 
 
 def test_everything_that_is_missing_is_named_at_once(tmp_path):

@@ -136,6 +136,20 @@ def test_a_promise_that_is_not_kept_is_a_warning(run, tmp_path):
         assert ("more than was promised" in read(folder).text) == warned
 
 
+def test_rates_that_are_not_known_are_called_so(tmp_path):
+    report_factory.write_run(tmp_path)
+    folder = tmp_path / "evaluations" / "test"
+    report_factory.write_evaluation(folder)
+    found = json.loads((folder / "metrics.json").read_text())
+    rates = ("false_positive_rate", "false_positive_rate_interval")
+    found["calibration"] |= dict.fromkeys(rates) | {"units": "patient"}
+    (folder / "metrics.json").write_text(json.dumps(found))
+    text = read(tmp_path).text
+    assert "unknown promised: 0.1" in text and "How many were is not known" in text
+    assert "Of normal groups (patient) like those" in text
+    assert "A decision is of all images of a group (patient)" in text
+
+
 def test_without_a_calibration_nothing_is_decided(tmp_path):
     report_factory.write_run(tmp_path, calibrated=False)
     report_factory.write_evaluation(tmp_path / "evaluations" / "test", calibrated=False)
@@ -259,7 +273,7 @@ def test_nothing_in_a_case_is_unpickled(tmp_path):
         ({"roc_auc_interval": [0.1]}, "damaged, not two numbers"),
         ({"shortcuts": {"age": "x"}}, "damaged, age is not a number"),
         ({"by_view": {"PA": {"normal": 3}}}, "damaged, abnormal is missing"),
-        ({"calibration": {"alpha": 0.1}}, "damaged, false_positive_rate is missing"),
+        ({"calibration": {"alpha": 0.1}}, "damaged, units is missing"),
         ({"normal": 19}, "of different evaluations: 20 normal and 20 abnormal"),
     ],
 )

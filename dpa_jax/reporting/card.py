@@ -229,19 +229,24 @@ def _shortcuts(evaluation: Evaluation) -> list[str]:
 
 def _calibration(run: Run, evaluation: Evaluation) -> list[str]:
     found = evaluation.metrics["calibration"]
-    low, high = found["false_positive_rate_interval"]
-    rows = [
-        ("False positive rate, promised", f"{found['alpha']:g}", ""),
-        (
-            "False positive rate, observed",
-            f"{found['false_positive_rate']:.4f}",
-            f"{low:.4f} to {high:.4f}",
-        ),
-        ("True positive rate", f"{found['true_positive_rate']:.4f}", ""),
-    ]
+    rows = [("False positive rate, promised", f"{found['alpha']:g}", "")]
+    for name in ("false_positive_rate", "true_positive_rate"):
+        value, around = found[name], found.get(f"{name}_interval")
+        rows.append(
+            (
+                f"{name.replace('_', ' ').capitalize()}, observed",
+                "unknown" if value is None else f"{value:.4f}",
+                "{:.4f} to {:.4f}".format(*around) if around else "",
+            )
+        )
     for name, value in collect.thresholds(run, evaluation).items():
         rows.append((f"Threshold, {_plain(name)}", f"{value:.6g}", ""))
-    return [_table(("Figure", "Value", "95% interval"), rows)]
+    what = found["units"]
+    of = "images" if what == "images" else f"groups ({_plain(what)}), by their highest"
+    return [
+        f"Decisions are of {of}.",
+        _table(("Figure", "Value", "95% interval"), rows),
+    ]
 
 
 def _limits(run: Run, evaluation: Evaluation) -> list[str]:
@@ -254,7 +259,8 @@ def _limits(run: Run, evaluation: Evaluation) -> list[str]:
         f"Images are seen in {side} x {side} pixels; what is smaller is not",
         "A high score says that an image is unusual, not which disease it shows",
     ]
-    if calibrated["false_positive_rate_interval"][0] > calibrated["alpha"]:
+    around = calibrated["false_positive_rate_interval"]
+    if around and around[0] > calibrated["alpha"]:
         lines.append(
             "On the images of the evaluation the promise was not kept: more of the "
             "normal ones were called abnormal than chance explains"
@@ -302,6 +308,7 @@ def _front_matter(
                         "metrics": [
                             {"type": kind, "value": value, "name": name}
                             for kind, name, value in figures
+                            if value is not None
                         ],
                     }
                 ],

@@ -31,11 +31,13 @@ _CALIBRATION: json_files.Fields = {
     **{"alpha": float, "images": int, "units": int, "strata": dict, "data": dict},
     **{"trained": int, "map_range": list},
 }
+_NONE = type(None)  # where all images of a label were calibrated on
 _CALIBRATED: json_files.Fields = {
     "alpha": float,
-    "false_positive_rate": float,
-    "false_positive_rate_interval": list,
-    "true_positive_rate": float,
+    "units": str,
+    "false_positive_rate": (float, _NONE),
+    "false_positive_rate_interval": (list, _NONE),
+    "true_positive_rate": (float, _NONE),
 }
 
 
@@ -248,7 +250,7 @@ def _check_figures(found: Mapping[str, Any]) -> None:
         json_files.check(calibrated, _CALIBRATED)
     for part in (found, calibrated, *parts):
         for name in part:
-            if name.endswith("_interval"):
+            if name.endswith("_interval") and part[name] is not None:
                 _check_pair(part[name])
 
 

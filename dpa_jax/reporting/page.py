@@ -28,6 +28,9 @@ _TEMPLATES = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
+_TEMPLATES.filters["figure"] = lambda value, form: (
+    "unknown" if value is None else form % value
+)
 
 
 def write(
