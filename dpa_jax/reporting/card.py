@@ -254,16 +254,18 @@ def _limits(run: Run, evaluation: Evaluation) -> list[str]:
     calibrated, side = metrics["calibration"], run.config["data.resolution"]
     lines = [
         "The figures hold for the images named above; they are no clinical validation",
-        "The promised false positive rate holds for images of the same origin as those "
-        "of the calibration: another scanner, site or population voids it",
+        "The promised false positive rate holds on average over calibrations, and for "
+        "images of the same origin as the calibration's: another scanner, site or "
+        "population voids it",
         f"Images are seen in {side} x {side} pixels; what is smaller is not",
         "A high score says that an image is unusual, not which disease it shows",
     ]
     around = calibrated["false_positive_rate_interval"]
     if around and around[0] > calibrated["alpha"]:
         lines.append(
-            "On the images of the evaluation the promise was not kept: more of the "
-            "normal ones were called abnormal than chance explains"
+            "On the images of the evaluation more of the normal ones were called "
+            "abnormal than was promised, beyond the chance in these images: they are "
+            "not like those of the calibration, or it had too few"
         )
     if metrics["random_weights"]:
         lines.append(
