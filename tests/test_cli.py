@@ -22,6 +22,8 @@ VERBS = [
     ["evaluate"],
     ["score"],
     ["score-slide"],
+    ["report"],
+    ["card"],
     ["prepare"],
     ["prepare", "layout"],
     ["prepare", "manifest"],

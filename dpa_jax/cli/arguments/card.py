@@ -12,8 +12,8 @@ def add_verbs(add: options.Add) -> None:
         "  dpa-jax card --workdir=run --license=apache-2.0 \\\n"
         "    --intended-use='Research.' --out-of-scope='Diagnosis.' \\\n"
         "    --data='Chest X-rays of one hospital, 2019.'",
-        doc="Of a run that was calibrated and evaluated. What no file of the workdir "
-        "says is given by\nthese arguments or a file; a card with an empty section is "
+        doc="The run\nmust be calibrated and evaluated. What no file of the workdir "
+        "says is given by\nthese arguments or a file. A card with an empty section is "
         "not written.",
     )
     options.workdir(card)
