@@ -8,7 +8,7 @@ import run_factory
 import yaml
 
 from dpa_jax import errors
-from dpa_jax.reporting import card, collect
+from dpa_jax.reporting import card, evaluation_files, run_files
 
 TEXTS = {
     "intended_use": "To sort films for *reading*.",
@@ -99,11 +99,11 @@ def test_no_section_is_empty_and_each_says_what_is_known(run):
 
 
 def test_rates_that_are_not_known_are_no_results(run):
-    evaluation = collect.evaluation(run / "evaluations" / "test")
+    evaluation = evaluation_files.read(run / "evaluations" / "test")
     calibrated = dict(evaluation.metrics["calibration"], true_positive_rate=None)
     found = dict(evaluation.metrics, calibration=calibrated)
     evaluation = dataclasses.replace(evaluation, metrics=found)
-    text = card.render(collect.run(run), evaluation, TEXTS)
+    text = card.render(run_files.read(run), evaluation, TEXTS)
     assert "| True positive rate, observed | unknown |  |" in text
     assert "type: true_positive_rate" not in text and "value: null" not in text
 
@@ -125,9 +125,9 @@ def test_a_run_that_was_not_calibrated_has_no_card(tmp_path):
     report_factory.write_run(tmp_path, calibrated=False)
     folder = tmp_path / "evaluations" / "test"
     report_factory.write_evaluation(folder, calibrated=False)
-    run = collect.run(tmp_path)
+    run = run_files.read(tmp_path)
     with pytest.raises(errors.UsageError, match=r"sections: calibration \([^;]*$"):
-        card.render(run, collect.evaluation(folder), TEXTS)
+        card.render(run, evaluation_files.read(folder), TEXTS)
 
 
 def test_texts_come_from_a_file_and_arguments_go_before_them(run, tmp_path):

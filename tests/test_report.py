@@ -15,7 +15,7 @@ from PIL import Image
 import dpa_jax
 from dpa_jax import errors, losses
 from dpa_jax.data import ImageSet
-from dpa_jax.reporting import cases, charts, collect, page, pictures
+from dpa_jax.reporting import cases, charts, evaluation_files, page, pictures, run_files
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>.png"
 
@@ -172,7 +172,7 @@ def test_a_run_that_was_not_evaluated_has_a_page_too(tmp_path):
     report_factory.write_run(tmp_path)
     code, out, err = run_factory.call("report", "--workdir", tmp_path)
     assert code == 0, err
-    assert out == f"open {tmp_path}/report.html in a browser\n"
+    assert out == f"report in {tmp_path}/report.html: open it in a browser\n"
     found = Page((tmp_path / "report.html").read_text())
     assert "was not evaluated yet" in found.text
     assert "0.1154 at the end" in found.text  # 0.1 + 20 / 1300
@@ -286,7 +286,7 @@ def test_damaged_metrics_are_named(run, tmp_path, change, message):
     found = json.loads((folder / "metrics.json").read_text())
     (folder / "metrics.json").write_text(json.dumps(found | change))
     with pytest.raises(errors.DpaError, match=f"metrics.json.*{message}"):
-        collect.evaluation(folder)
+        evaluation_files.read(folder)
 
 
 @pytest.mark.parametrize(
@@ -303,19 +303,19 @@ def test_a_damaged_calibration_is_named(tmp_path, change, message):
     path = tmp_path / "calibration.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(errors.DpaError, match=f"calibration.json: damaged, {message}"):
-        collect.run(tmp_path)
+        run_files.read(tmp_path)
 
 
 def test_half_a_row_of_metrics_is_left_out_only_at_the_end(tmp_path):
     report_factory.write_run(tmp_path)
     path = tmp_path / "metrics.jsonl"
-    rows = collect.run(tmp_path).training
+    rows = run_files.read(tmp_path).training
     whole = path.read_text()
     path.write_text(whole + '{"step": 13')
-    assert collect.run(tmp_path).training == rows
+    assert run_files.read(tmp_path).training == rows
     path.write_text('{"step": 13\n' + whole)
     with pytest.raises(errors.DpaError, match="metrics.jsonl, line 1: damaged"):
-        collect.run(tmp_path)
+        run_files.read(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -332,7 +332,7 @@ def test_damaged_scores_are_named(run, tmp_path, text, message):
     (tmp_path / "metrics.json").write_text(source.read_text())
     (tmp_path / "scores.csv").write_text(text)
     with pytest.raises(errors.DpaError, match=f"scores.csv: .*{message}"):
-        collect.evaluation(tmp_path)
+        evaluation_files.read(tmp_path)
 
 
 # --- which evaluation ---
@@ -351,7 +351,7 @@ def test_of_several_evaluations_one_is_named(tmp_path):
     code, _, err = run_factory.call("report", "--workdir", tmp_path, "--evaluation=own")
     assert code == 0 and (tmp_path / "evaluations" / "own" / "report.html").exists()
     elsewhere = tmp_path / "evaluations" / "nih"
-    assert collect.choose(tmp_path, str(elsewhere)) == elsewhere
+    assert evaluation_files.choose(tmp_path, str(elsewhere)) == elsewhere
 
 
 def test_a_file_given_as_out_is_not_replaced_unasked(run, tmp_path):
@@ -365,12 +365,19 @@ def test_a_file_given_as_out_is_not_replaced_unasked(run, tmp_path):
     assert out.read_text().startswith("<!DOCTYPE html>")
 
 
+def test_a_page_that_goes_to_a_stream_stands_there_alone(run, capfd):
+    command = ("report", "--workdir", run, "--out", "/dev/stdout")
+    code, said, err = run_factory.call(*command)
+    assert code == 0 and said == "" and "report in /dev/stdout" in err
+    assert capfd.readouterr().out.startswith("<!DOCTYPE html>")
+
+
 def test_several_runs_are_told_apart(run, tmp_path):
     values = json.loads((run / "config.json").read_text())
     values["population"]["seeds"] = 3
     (tmp_path / "config.json").write_text(json.dumps(values))
     with pytest.raises(errors.DpaError, match=r"holds 3 runs; give one .*members/0"):
-        collect.run(tmp_path)
+        run_files.read(tmp_path)
 
 
 # --- pictures and plots ---

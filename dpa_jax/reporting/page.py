@@ -14,8 +14,9 @@ import numpy as np
 import sklearn.metrics
 
 from dpa_jax.data.image_set import ImageSet
-from dpa_jax.reporting import cases, charts, collect, pictures
-from dpa_jax.reporting.collect import Evaluation, Run
+from dpa_jax.reporting import cases, charts, evaluation_files, pictures, run_files
+from dpa_jax.reporting.evaluation_files import Evaluation
+from dpa_jax.reporting.run_files import Run
 from dpa_jax.scoring import roc
 from dpa_jax.scoring.scorer import Scorer
 from dpa_jax.weights import formats
@@ -46,8 +47,8 @@ def write(
     Raises:
       DpaError: a file is damaged, or the page cannot be written.
     """
-    found = None if evaluation is None else collect.evaluation(evaluation)
-    text = render(collect.run(workdir), found)
+    found = None if evaluation is None else evaluation_files.read(evaluation)
+    text = render(run_files.read(workdir), found)
     with formats.replacing(out) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -176,7 +177,7 @@ def _histogram(evaluation: Evaluation, run: Run) -> dict[str, Any]:
         "shapes": shapes,
         "thresholds": [
             (name, value, round(float(plot.x.at(value)), 1))
-            for name, value in collect.thresholds(run, evaluation).items()
+            for name, value in evaluation_files.thresholds(run, evaluation).items()
             if edges[0] <= value <= edges[-1]
         ],
         "clipped": bool((scores < low).any() or (scores > high).any()),

@@ -10,8 +10,8 @@ def add_verbs(add: options.Add) -> None:
         "write what is known of a run as one page for the browser",
         "  dpa-jax report --workdir=run\n"
         "  dpa-jax report --workdir=run --evaluation=nih --out=nih.html",
-        doc="It needs\nneither the network nor another file, and is made from the files "
-        "of the workdir\nalone; evaluate makes it too.",
+        doc="It needs\nneither the network nor another file, and is made from the "
+        "files of the workdir\nalone; evaluate makes it too.",
     )
     options.workdir(report)
     options.evaluation(report)

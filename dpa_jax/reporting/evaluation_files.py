@@ -1,4 +1,4 @@
-"""What the files of a run and of an evaluation say, read without images or networks."""
+"""What the folder of an evaluation says, read without its images."""
 
 import csv
 import dataclasses
@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from dpa_jax import errors
-from dpa_jax.config import flat, is_perceptual
 from dpa_jax.reporting import cases
-from dpa_jax.storage import json_files, metrics, workdir
+from dpa_jax.reporting.run_files import Run, check_pair
+from dpa_jax.storage import json_files
 
 _AGAIN = "evaluate --overwrite writes it anew"
 _METRICS: json_files.Fields = {
@@ -27,10 +27,6 @@ _METRICS: json_files.Fields = {
     "trained_steps": int,
     "random_weights": bool,
 }
-_CALIBRATION: json_files.Fields = {
-    **{"alpha": float, "images": int, "units": int, "strata": dict, "data": dict},
-    **{"trained": int, "map_range": list},
-}
 _NONE = type(None)  # where all images of a label were calibrated on
 _CALIBRATED: json_files.Fields = {
     "alpha": float,
@@ -39,31 +35,6 @@ _CALIBRATED: json_files.Fields = {
     "false_positive_rate_interval": (list, _NONE),
     "true_positive_rate": (float, _NONE),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """What the workdir of a run says.
-
-    Attributes:
-      name: of its folder.
-      config: by dotted names.
-      is_perceptual: whether the loss compares features of a backbone.
-      data: of data.json; empty if it is absent, as all of the following may be.
-      weights: of weights.json.
-      environment: of environment.json.
-      calibration: of calibration.json.
-      training: the rows of metrics.jsonl.
-    """
-
-    name: str
-    config: Mapping[str, Any]
-    is_perceptual: bool
-    data: Mapping[str, Any]
-    weights: Mapping[str, Any]
-    environment: Mapping[str, Any]
-    calibration: Mapping[str, Any]
-    training: Sequence[Mapping[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,61 +64,7 @@ class Evaluation:
     cases: cases.Cases | None
 
 
-def run(folder: str | os.PathLike) -> Run:
-    """Reads what a workdir says.
-
-    Raises:
-      DpaError: it holds no run or several, or a file of it is damaged.
-    """
-    folder = pathlib.Path(folder)
-    config = workdir.read_config(folder)
-    if config.population.seeds > 1:
-        raise errors.DpaError(
-            f"{folder} holds {config.population.seeds} runs; give one of them, such as "
-            f"{folder / workdir.MEMBERS / '0'}"
-        )
-
-    def read(name: str, fields: json_files.Fields) -> dict[str, Any]:
-        path = folder / name
-        if not path.exists():
-            return {}
-        return json_files.read(path, fields, workdir.REWRITTEN)
-
-    return Run(
-        folder.resolve().name,
-        flat(config),
-        is_perceptual(config),
-        read("data.json", {"images": int, "sha256": str}),
-        read("weights.json", {"source": str, "sha256": str}),
-        read("environment.json", {"packages": dict}),
-        _calibration(folder / "calibration.json"),
-        _training(folder / metrics.FILE),
-    )
-
-
-def _calibration(path: pathlib.Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    again = "calibrate again with --overwrite"
-    found = json_files.read(path, _CALIBRATION, again)
-    try:
-        for stratum in found["strata"].values():
-            json_files.check(stratum, {"threshold": float})
-        json_files.check(found["data"], {"location": str, "sha256": str})
-        _check_pair(found["map_range"])
-    except ValueError as error:
-        raise errors.DpaError(f"{path}: damaged, {error}; {again}") from None
-    return found
-
-
-def _check_pair(value: Any) -> None:
-    """Raises a ValueError if what was read from JSON is no list of two numbers."""
-    if not isinstance(value, list) or len(value) != 2:
-        raise ValueError("not two numbers where there should be")
-    json_files.check(dict(zip("ab", value, strict=True)), {"a": float, "b": float})
-
-
-def evaluations(folder: str | os.PathLike) -> dict[str, pathlib.Path]:
+def named(folder: str | os.PathLike) -> dict[str, pathlib.Path]:
     """Returns the folders of a run's evaluations by their names."""
     folder = pathlib.Path(folder)
     found = [folder / "evaluation", *sorted((folder / "evaluations").glob("*"))]
@@ -167,7 +84,7 @@ def choose(folder: str | os.PathLike, name: str | None) -> pathlib.Path | None:
     Raises:
       UsageError: there is none of this name, or there are several and no name.
     """
-    found = evaluations(folder)
+    found = named(folder)
     names = ", ".join(found) or "none"
     if name is None:
         if len(found) > 1:
@@ -182,20 +99,7 @@ def choose(folder: str | os.PathLike, name: str | None) -> pathlib.Path | None:
     raise errors.UsageError(f"{folder} has no evaluation {name}; it has {names}")
 
 
-def thresholds(run: Run, evaluation: Evaluation) -> dict[str, float]:
-    """Returns the score that each stratum of the calibration decides from.
-
-    There are none if the evaluation was made before the calibration or after another.
-    """
-    then, now = evaluation.metrics.get("calibration"), run.calibration
-    if not now or not then or then["alpha"] != now["alpha"]:
-        return {}
-    if evaluation.metrics["trained_steps"] != now["trained"]:
-        return {}
-    return {name: float(each["threshold"]) for name, each in now["strata"].items()}
-
-
-def evaluation(folder: pathlib.Path) -> Evaluation:
+def read(folder: pathlib.Path) -> Evaluation:
     """Reads what the folder of an evaluation says.
 
     Raises:
@@ -251,7 +155,7 @@ def _check_figures(found: Mapping[str, Any]) -> None:
     for part in (found, calibrated, *parts):
         for name in part:
             if name.endswith("_interval") and part[name] is not None:
-                _check_pair(part[name])
+                check_pair(part[name])
 
 
 def _cases(path: pathlib.Path, scores: np.ndarray) -> cases.Cases | None:
@@ -267,21 +171,17 @@ def _cases(path: pathlib.Path, scores: np.ndarray) -> cases.Cases | None:
     return found
 
 
-def _training(path: pathlib.Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    rows = []
-    lines = path.read_bytes().splitlines(keepends=True)
-    for number, line in enumerate(lines, 1):
-        try:
-            rows.append(json_files.parse(line.decode("utf-8"), {"step": int}))
-        except ValueError as error:
-            # a killed run may have left half a line at the end
-            if number < len(lines) or line.endswith(b"\n"):
-                raise errors.DpaError(
-                    f"{path}, line {number}: damaged, {error}"
-                ) from None
-    return rows
+def thresholds(run: Run, evaluation: Evaluation) -> dict[str, float]:
+    """Returns the score that each stratum of the calibration decides from.
+
+    There are none if the evaluation was made before the calibration or after another.
+    """
+    then, now = evaluation.metrics.get("calibration"), run.calibration
+    if not now or not then or then["alpha"] != now["alpha"]:
+        return {}
+    if evaluation.metrics["trained_steps"] != now["trained"]:
+        return {}
+    return {name: float(each["threshold"]) for name, each in now["strata"].items()}
 
 
 def _columns(path: pathlib.Path) -> dict[str, list[str]]:
