@@ -14,6 +14,7 @@ from benchmarks import (
     prepare,
     problem,
     report,
+    report_page,
     score,
     train_step,
 )
@@ -21,6 +22,7 @@ from dpa_jax import errors, losses, stages, step
 from dpa_jax.backbones import vgg19
 from dpa_jax.config import updated
 from dpa_jax.datasets import nih_prepare
+from dpa_jax.reporting import evaluation_files
 from dpa_jax.storage import config_files
 from dpa_jax.training import programs
 from dpa_jax.training.chunks import Chunk
@@ -491,3 +493,11 @@ def test_the_suite_needs_six_packages_and_theirs():
     )
     assert done.returncode == 0, done.stderr
     assert "--minutes" in done.stdout
+
+
+def test_the_report_that_is_measured_has_all_its_cases(tmp_path):
+    report_page.write_run(tmp_path, 6, 8, False)
+    found = evaluation_files.read(tmp_path / "evaluation")
+    assert len(found.cases) == len(found.scores) == 6
+    assert found.cases.image.shape == (6, 8, 8, 1)
+    assert report_page.main(["--cases=1"]) == 2

@@ -24,6 +24,8 @@ VERBS = [
     ["calibrate"],
     ["score"],
     ["score-slide"],
+    ["report"],
+    ["card"],
     ["prepare"],
     ["prepare", "layout"],
     ["prepare", "manifest"],
@@ -251,7 +253,13 @@ def test_evaluate_two_folders(run, copy):
     assert f"ROC AUC {found['roc_auc']:.4f} (95% " in out
     assert "random" not in out  # there is no VGG19 in this run's loss
     names = {path.name for path in place.iterdir()}
-    assert names == {"metrics.json", "scores.csv", "roc.png", "histogram.png"}
+    pictures = {"roc.png", "histogram.png"}
+    assert names == pictures | {
+        "metrics.json",
+        "scores.csv",
+        "cases.npz",
+        "report.html",
+    }
 
 
 def test_evaluate_refuses_an_image_that_is_normal_and_abnormal(run, copy):

@@ -28,7 +28,9 @@ def test_demo_makes_images_trains_evaluates_and_says_where_to_look(
         assert len(os.listdir(images / "test" / label)) == 100
     assert checkpoints.latest(run) == 6
     assert {path.name for path in (run / "evaluations" / "test").iterdir()} == {
+        "cases.npz",
         "metrics.json",
+        "report.html",
         "scores.csv",
         "roc.png",
         "histogram.png",
@@ -36,7 +38,8 @@ def test_demo_makes_images_trains_evaluates_and_says_where_to_look(
     found = json.loads((run / "evaluations" / "test" / "metrics.json").read_text())
     assert f"ROC AUC {found['roc_auc']:.3f}" in out
     assert "VGG19's weights here are random (random:0)" in out
-    assert f"{run}/evaluations/test/roc.png" in out and f"{run}/samples/" in out
+    assert f"Open {run}/evaluations/test/report.html" in out
+    assert f"{run}/samples/" in out
     # the command that it proposes next works
     (command,) = re.findall(r"^Next: dpa-jax (.*)$", out, re.MULTILINE)
     code, _, err = run_factory.call(*command.split())

@@ -218,3 +218,40 @@ def test_interval_of_several_runs_is_that_of_their_mean_auc():
     expected = np.percentile(found, [2.5, 97.5])
     ours = roc.interval(scores, labels, resamples=200)
     np.testing.assert_allclose(ours, expected)
+
+
+# --- the band of the curve ---
+
+
+def test_the_band_holds_the_curve_and_narrows_with_more_images(rng):
+    rates = np.linspace(0, 1, 21)
+    widths = []
+    for count in (60, 960):
+        labels = np.arange(count) % 2
+        scores = rng.normal(size=count) + 1.5 * labels
+        false, true, _ = sklearn.metrics.roc_curve(labels, scores)
+        low, high = roc.band(scores, labels, rates)
+        curve = np.interp(rates, false, true)
+        assert (low <= curve + 0.05).all() and (curve <= high + 0.05).all()
+        assert (np.diff(low) >= 0).all() and (np.diff(high) >= 0).all()
+        widths.append((high - low).mean())
+    assert widths[0] / widths[1] == pytest.approx(4, rel=0.5)  # root of 16
+
+
+def test_the_band_is_wider_where_images_of_a_group_are_alike(rng):
+    labels = np.repeat(np.arange(20) % 2, 10)
+    scores = np.repeat(rng.normal(size=20), 10) + labels
+    groups = np.repeat(np.arange(20), 10).astype(str)
+    rates = np.linspace(0.1, 0.9, 9)
+    by_image, by_group = (
+        np.diff(roc.band(scores, labels, rates, g), axis=0).mean()
+        for g in (None, groups)
+    )
+    assert by_group > 2 * by_image
+
+
+def test_the_band_of_equal_scores_is_the_diagonal():
+    rates = np.linspace(0, 1, 5)
+    low, high = roc.band(np.zeros(8), np.arange(8) % 2, rates)
+    np.testing.assert_allclose(low, rates)
+    np.testing.assert_allclose(high, rates)

@@ -6,6 +6,7 @@ import pathlib
 from dpa_jax import console, data
 from dpa_jax.data import phantoms
 from dpa_jax.devices import compilation_cache
+from dpa_jax.reporting import page
 from dpa_jax.scoring import evaluation, loading
 from dpa_jax.storage import config_files, evaluations
 from dpa_jax.training import train
@@ -46,13 +47,15 @@ def demo(folder: str | os.PathLike) -> dict:
     result = evaluation.report(scorer, test, scores)
     out = evaluations.folder(run, "test")
     evaluation.write(out, test, scores, result)
+    page.write_with_cases(run, out, scorer, test, scores)
     low, high = result["roc_auc_interval"]
     print(
         f"ROC AUC {result['roc_auc']:.3f} (95% {low:.3f} to {high:.3f}) on "
         f"{result['normal']} normal and {result['abnormal']} abnormal phantoms.\n"
         "VGG19's weights here are random (random:0), not ImageNet's, and phantoms are "
         "not patients:\nthis shows that everything works, not how well the method does."
-        f"\nLook at {out}/roc.png, {out}/histogram.png and {run}/samples/.\n"
+        f"\nOpen {out}/report.html in a browser; {out}/roc.png and {run}/samples/ are "
+        "pictures.\n"
         f"Next: dpa-jax score --workdir={run} "
         f"{images}/test/abnormal --out={folder}/scores.csv --maps={folder}/maps"
     )

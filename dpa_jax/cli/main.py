@@ -13,11 +13,13 @@ import dpa_jax
 from dpa_jax import errors
 from dpa_jax.cli.arguments import (
     calibrate,
+    card,
     compiling,
     doctor,
     export,
     interop,
     preparing,
+    report,
     scoring,
     training,
     weights,
@@ -60,8 +62,8 @@ def _parser() -> argparse.ArgumentParser:
         return made
 
     families = (
-        *(training, compiling, scoring, calibrate, preparing, weights),
-        *(export, interop, doctor),
+        *(training, compiling, scoring, calibrate, report, card, export),
+        *(preparing, weights, interop, doctor),
     )
     for family in families:
         family.add_verbs(add)

@@ -93,6 +93,45 @@ def _of_pairs(runs: np.ndarray, labels: np.ndarray, pairs: int) -> list[float]:
     return [float(low), float(high)]
 
 
+def band(
+    scores: np.ndarray,
+    labels: np.ndarray,
+    rates: np.ndarray,
+    groups: Sequence[str] | None = None,
+    *,
+    resamples: int = 200,
+    seed: int = 0,
+) -> np.ndarray:
+    """Returns the 95% band of the ROC curve, at each false positive rate by itself.
+
+    Args:
+      scores: numbers `[N]`.
+      labels: int `[N]`, 0 normal and 1 abnormal, both present.
+      rates: of false positives, `[R]`, 0 to 1.
+      groups: see `interval`.
+      resamples: see `interval`.
+      seed: of the drawing.
+
+    Returns:
+      float64 `[2, R]`: the lower and the upper true positive rate.
+    """
+    scores, labels = np.asarray(scores), np.asarray(labels)
+    units = np.arange(len(labels)) if groups is None else np.asarray(groups, str)
+    draws = _draws(units, labels, np.random.default_rng(seed))
+    order = np.argsort(-scores, kind="stable")
+    # the last of equal scores: a threshold cannot part them
+    last = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
+    abnormal = labels[order] == 1
+    found = np.empty((resamples, len(rates)))
+    for row, times in zip(found, draws, strict=False):
+        hits, false = (
+            np.append(0, np.cumsum(times[order] * chosen)[last])
+            for chosen in (abnormal, ~abnormal)
+        )
+        row[:] = np.interp(rates, false / false[-1], hits / hits[-1])
+    return np.percentile(found, [2.5, 97.5], axis=0)
+
+
 def group_auc(
     scores: np.ndarray, labels: np.ndarray, groups: Sequence[str]
 ) -> tuple[float, int]:

@@ -22,7 +22,7 @@ from dpa_jax.scoring import scores, unlike
 from dpa_jax.scoring.calibration import Calibration
 
 Progress = Callable[[int, int], None]
-_RECONSTRUCTION = "reconstruction"
+_IMAGE, _RECONSTRUCTION = "image", "reconstruction"
 
 
 class Scorer:
@@ -221,6 +221,23 @@ class Scorer:
         """Returns `scores` as a function that JAX can trace; it checks no images."""
         return functools.partial(self._program(tuple(names)), *self._arguments)
 
+    def explain(
+        self, images: Any, progress: Progress | None = None
+    ) -> dict[str, np.ndarray]:
+        """Computes what a score stands on.
+
+        Args:
+          images: see `__call__`.
+          progress: see `__call__`.
+
+        Returns:
+          float32 `image` and `reconstruction`, as the networks see and return them, in
+          [-1, 1], `[N, R, R, C]`; `map`, `[N, R, R]`; for each layer `layers.NAME`,
+          `[N]`, see `losses.layer_terms`.
+        """
+        names = (_IMAGE, _RECONSTRUCTION, "map", "layers")
+        return self._each(images, names, progress)
+
     def _each(
         self, images, names: tuple[str, ...], progress: Progress | None
     ) -> dict[str, np.ndarray]:
@@ -276,12 +293,14 @@ def _compiled(
         with spec.compute.matmul_precision():
             x = step.prepare(spec, images, None, alpha)
             z, y = step.reconstruct(spec, parameters, x, alpha)
-            if names == (_RECONSTRUCTION,):
-                return {_RECONSTRUCTION: y}
+            both = {_IMAGE: x, _RECONSTRUCTION: y}
+            found = {name: both[name] for name in names if name in both}
+            scored = [name for name in names if name not in both]
+            if not scored:
+                return found  # without the backbone's features
             real = extract(weights, x, loss, backend)
             comparison = compare(loss, weights, real, x, y, z, backend)
-            found = {}
-            for name in names:
+            for name in scored:
                 found |= scores.compute(name, loss, statistics, comparison)
             return found
 

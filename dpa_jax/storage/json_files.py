@@ -54,6 +54,15 @@ def parse(text: str, fields: Fields) -> dict[str, Any]:
         raise ValueError("nested too deeply") from None
     except ValueError:  # Python's refusal to read a number of thousands of digits
         raise ValueError("it holds a number that is too long") from None
+    return check(values, fields)
+
+
+def check(values: Any, fields: Fields) -> dict[str, Any]:
+    """Returns what was read from JSON, if it is an object with these fields.
+
+    Raises:
+      ValueError: it is not, or a field is missing or of another type.
+    """
     if not isinstance(values, dict):
         raise ValueError("not an object of names and values")
     for name, types in fields.items():

@@ -46,7 +46,7 @@ def write(
     save_png(path, grid)
 
 
-def to_uint8(images: jax.Array) -> np.ndarray:
+def to_uint8(images: jax.Array | np.ndarray) -> np.ndarray:
     """Brings float images in [-1, 1] to uint8, what lies outside clipped."""
     scaled = np.asarray(images, np.float32) * 127.5 + 127.5
     return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)

@@ -45,6 +45,16 @@ def workdir(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workdir", required=True, metavar="DIR", help="of the run")
 
 
+def evaluation(parser: argparse.ArgumentParser) -> None:
+    """Adds --evaluation, of a run."""
+    parser.add_argument(
+        "--evaluation",
+        metavar="NAME",
+        help="of the run's evaluations, or a folder that holds one (default: the only "
+        "one)",
+    )
+
+
 def mpp(parser: argparse.ArgumentParser) -> None:
     """Adds --mpp, of slides."""
     parser.add_argument(

@@ -18,9 +18,9 @@ def _add_evaluate(add: options.Add) -> None:
         "measure how well a run tells abnormal from normal",
         "  dpa-jax evaluate --workdir=run --normal=test/normal --abnormal=test/abnormal"
         "\n  dpa-jax evaluate --workdir=run --test=test.csv --name=hospital-2",
-        doc="Writes metrics.json, scores.csv, roc.png and histogram.png. Where a "
-        "manifest's\ncolumn mask names masks of abnormal pixels, the maps are measured "
-        "too.",
+        doc="Writes report.html, metrics.json, scores.csv, roc.png, histogram.png and "
+        "cases.npz.\nWhere a manifest's column mask names masks of abnormal pixels, "
+        "the maps are measured too.",
     )
     options.workdir(evaluate)
     evaluate.add_argument("--normal", metavar="DIR", help="normal images")

@@ -4,11 +4,13 @@ import argparse
 
 from dpa_jax.cli.verbs import (
     calibrate,
+    card,
     compiling,
     doctor,
     export,
     interop,
     preparing,
+    report,
     scoring,
     training,
     weights,
@@ -29,6 +31,8 @@ def run(options: argparse.Namespace) -> None:
         "calibrate": calibrate.calibrate,
         "score": scoring.score,
         "score-slide": scoring.score_slide,
+        "report": report.report,
+        "card": card.card,
         "prepare nih": preparing.nih,
         "prepare camelyon16": preparing.camelyon16,
         "prepare cifar10": preparing.cifar10_svhn,

@@ -19,6 +19,7 @@ from dpa_jax.weights import formats
 def evaluate(options: argparse.Namespace) -> None:
     """Measures how well one run or several tell abnormal from normal."""
     from dpa_jax.devices import compilation_cache
+    from dpa_jax.reporting import page
     from dpa_jax.scoring import audit, decisions, evaluation, localization
 
     compilation_cache.enable()
@@ -46,6 +47,7 @@ def evaluate(options: argparse.Namespace) -> None:
         decided = decisions.decide(scorer.calibration, images, found)
         columns = decided.columns() if decided else {}
         evaluation.write(place, images, found, results[-1], columns)
+        page.write_with_cases(run, place, scorer, images, found)
         if several:
             print(run)
         print("\n".join(evaluation.describe(results[-1])))
@@ -54,7 +56,7 @@ def evaluate(options: argparse.Namespace) -> None:
             print(localization.describe(results[-1]["pixels"]))
         for warning in results[-1]["warnings"]:
             _warn(warning)
-    files = "metrics.json, scores.csv, roc.png, histogram.png"
+    files = "report.html, metrics.json, scores.csv, roc.png, histogram.png"
     if several:
         found = evaluation.summarize(results, images, np.stack(scores))
         workdir.write_json(out / evaluations.METRICS, found)
