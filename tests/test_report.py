@@ -3,6 +3,7 @@ import hashlib
 import html.parser
 import io
 import json
+import os
 import pathlib
 import pickle
 
@@ -338,14 +339,13 @@ def test_damaged_scores_are_named(run, tmp_path, text, message):
 # --- which evaluation ---
 
 
-def test_of_several_evaluations_one_is_named(tmp_path):
+def test_of_several_evaluations_the_newest_is_shown_or_the_one_that_is_named(tmp_path):
     report_factory.write_run(tmp_path)
     for name in ("nih", "own"):
         report_factory.write_evaluation(tmp_path / "evaluations" / name, count=6)
-    code, _, err = run_factory.call("report", "--workdir", tmp_path)
-    assert (
-        code == 2 and "several evaluations, nih, own: give one as --evaluation" in err
-    )
+    os.utime(tmp_path / "evaluations" / "own" / "metrics.json", ns=(0, 0))
+    code, out, _ = run_factory.call("report", "--workdir", tmp_path)
+    assert code == 0 and f"{tmp_path}/evaluations/nih/report.html" in out
     code, _, err = run_factory.call("report", "--workdir", tmp_path, "--evaluation=cxr")
     assert code == 2 and "has no evaluation cxr; it has nih, own" in err
     code, _, err = run_factory.call("report", "--workdir", tmp_path, "--evaluation=own")

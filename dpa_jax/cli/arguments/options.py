@@ -50,8 +50,8 @@ def evaluation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--evaluation",
         metavar="NAME",
-        help="of the run's evaluations, or a folder that holds one (default: the only "
-        "one)",
+        help="of the run's evaluations, or a folder that holds one (default: the "
+        "newest)",
     )
 
 
