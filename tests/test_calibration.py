@@ -201,6 +201,8 @@ def test_images_of_the_calibration_are_left_out_of_rates(scorer):
     decided = decisions.decide(scorer.calibration, images, scorer(images.images))
     found = decided.rates(np.zeros(8, int))
     assert (found["normal_units"], found["calibrated_on"]) == (3, 5)
+    called = by_hand(scorer(TEST[:3]), scorer) <= 0.1
+    assert found["false_positive_rate"] == called.mean()
     assert "5 of these were calibrated on" in " ".join(decisions.warnings_of(found))
     assert "5 of these were calibrated on" in " ".join(decided.warnings())
 
