@@ -7,7 +7,7 @@ import pytest
 
 from dpa_jax import errors
 from dpa_jax.backbones import frozen
-from dpa_jax.data import ImageSet, leakage
+from dpa_jax.data import ImageSet, inputs, leakage
 from dpa_jax.storage import checkpoints, lock, metrics, workdir
 from dpa_jax.training import early_stopping
 from dpa_jax.training.run import past_failure
@@ -24,6 +24,7 @@ READERS = {
     "early_stopping.json": early_stopping.result,
     "environment.json": workdir.precision,
     "failure.json": past_failure,
+    "inputs.json": inputs.find,
     "metrics.jsonl": lambda folder: metrics.Writer(folder, 12).close(),
     "statistics.npz": lambda folder: statistics_files.load(
         str(folder / "statistics.npz")

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 
@@ -158,10 +159,22 @@ def test_strict_makes_an_error_of_it(inputs):
         unlike.check(inputs, black, GREY, strict=True)
 
 
-def test_a_damaged_file_is_named(tmp_path):
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"quantiles": {"high": [1, 2]}},
+        {"quantiles": {"high": ["x"] * 5}},
+        {"typical": [[1, 2], [3]]},
+        {"typical": [1, 2]},
+    ],
+)
+def test_a_damaged_file_is_named(inputs, tmp_path, change):
     assert find(tmp_path) is None
-    (tmp_path / FILE).write_text(json.dumps({"images": 3}))
-    with pytest.raises(errors.DpaError, match=r"inputs\.json: damaged, quantiles"):
+    good = dataclasses.asdict(inputs)
+    (tmp_path / FILE).write_text(json.dumps(good))
+    assert find(tmp_path) == inputs
+    (tmp_path / FILE).write_text(json.dumps(good | change))
+    with pytest.raises(errors.DpaError, match=r"inputs\.json: damaged, not numbers"):
         find(tmp_path)
 
 

@@ -5,6 +5,7 @@ import pathlib
 
 import numpy as np
 
+from dpa_jax import errors
 from dpa_jax.data import properties
 from dpa_jax.data.decode import Preprocessing
 from dpa_jax.data.image_set import ImageSet
@@ -83,7 +84,16 @@ def find(folder: pathlib.Path) -> Inputs | None:
     if not path.exists():
         return None
     fields = {"images": int, "quantiles": dict, "bits": dict, "typical": list}
-    found = json_files.read(path, fields, f"delete it, to score without {FILE}")
+    remedy = f"delete it, to score without {FILE}"
+    found = json_files.read(path, fields, remedy)
+    try:
+        shapes = {np.shape(np.array(q, float)) for q in found["quantiles"].values()}
+        are_numbers = shapes <= {(0,), (len(LEVELS),)}
+        are_numbers &= np.ndim(np.array(found["typical"], float)) == 2
+    except (TypeError, ValueError):
+        are_numbers = False
+    if not are_numbers:
+        raise errors.DpaError(f"{path}: damaged, not numbers; {remedy}")
     return Inputs(**{name: found[name] for name in fields})
 
 
