@@ -5,7 +5,7 @@ import pytest
 import run_factory
 
 from dpa_jax import errors
-from dpa_jax.cli.verbs import scoring
+from dpa_jax.cli.verbs import evaluate
 from dpa_jax.data import ImageSet, labels
 
 IMAGES = ImageSet(
@@ -111,5 +111,5 @@ def test_labels_to_evaluate_by_follow_from_what_is_normal(tmp_path, given):
         test=path if given == "option" else None,
         skip_corrupt=False,
     )
-    found = scoring._labelled(options, config).labels
+    found = evaluate._labelled(options, config).labels
     assert found.dtype == np.int8 and found.tolist() == [0, 1, 1, 0]

@@ -8,7 +8,7 @@ import pytest
 import run_factory
 from PIL import Image
 
-from dpa_jax.cli.verbs import scoring
+from dpa_jax.cli.verbs import score
 from dpa_jax.data import Preprocessing, load, masks, volumes
 from dpa_jax.errors import DpaError, UsageError
 
@@ -111,9 +111,9 @@ def test_volumes_lie_among_images_in_a_folder(tmp_path):
 def test_volumes_are_scored_by_slice_under_distinct_names(tmp_path):
     paths = [save(tmp_path / name, ramp()) for name in ("a.nii", "b.nii.gz")]
     found = load(paths, FORM)
-    names = scoring._names(found.paths)
+    names = score._names(found.paths)
     assert len(found) == len(set(names)) == 16
-    assert scoring._names(found.paths[:8])[3] == "003"
+    assert score._names(found.paths[:8])[3] == "003"
     assert names[8] == "b.nii.gz_000"
 
 
