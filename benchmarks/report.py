@@ -223,8 +223,9 @@ PENS = {
 }
 # a few numbers, which are told and not drawn
 TABLES = (
-    *("chaos", "compiled", "host_memory", "interruptions", "kernels", "parity"),
-    *("phantom_auc", "precision", "prepare", "rounding", "soak"),
+    *("autotune", "chaos", "compiled", "host_memory", "interruptions", "kept_programs"),
+    *("kernels", "parity", "phantom_auc", "precision", "prepare", "report_page"),
+    *("rounding", "soak"),
 )
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ class Timing:
     def __enter__(self) -> "Timing":
         """Puts clocks around the parts of training."""
         for owner, name, part in (
-            (Setup, "_compile", "compile_s"),
+            (Setup, "compile", "compile_s"),
             (Setup, "compiled", "wait_s"),
             (programs, "compute_targets", "targets_s"),
             (Run, "save", "checkpoint_s"),
@@ -69,14 +69,14 @@ class Timing:
         A checkpoint is handed over in that time; Orbax writes it later.
         """
 
-        def run(*arguments):
+        def run(*arguments, **options):
             begun, name = time.perf_counter(), self._current
             for stage in arguments:
                 if isinstance(stage, Stage):
                     name = stage.name  # another than the current if compiled ahead
             if part == "wait_s":
                 self._current, self.begun = name, self.begun or begun
-            result = jax.block_until_ready(function(*arguments))
+            result = jax.block_until_ready(function(*arguments, **options))
             self.ended = time.perf_counter()
             self.spent[name][part] += self.ended - begun
             return result

@@ -111,7 +111,11 @@ def test_run_is_not_calibrated_twice_unasked(copy):
         (image_set(site=["x"] * 12 + ["y"] * 18), {"by": "site"}, "^site=x: .*19 .*12"),
         (image_set(site=["x"] * 30), {"group": "patient"}, "no column patient.*site"),
         (run_factory.images(), {}, "trained on 24 of the 24 calibration images"),
-        (image_set(labels=np.ones(30, np.int8)), {}, "every image is marked abnormal"),
+        (
+            image_set(labels=np.ones(30, np.int8)),
+            {},
+            "every calibration image is marked",
+        ),
         (np.repeat(TEST[:1], 30, 0), {}, "19 distinct normal images; 1 are enough"),
         (TEST, {"alpha": 5}, "alpha must lie between 0 and 1, not 5"),
     ],
@@ -311,7 +315,7 @@ def scored(run, tmp_path_factory):
 def test_score_adds_p_values_beside_the_raw_scores(scored, scorer):
     folder, out = scored
     rows = read(folder / "s.csv")
-    assert list(rows[0]) == ["path", "score", "p_value", "abnormal", "l1"]
+    assert list(rows[0]) == ["path", "score", "p_value", "abnormal", "l1", "map"]
     scores = np.array([row["score"] for row in rows], np.float32)
     np.testing.assert_allclose(scores, scorer(TEST), rtol=1e-5)
     found = np.array([float(row["p_value"]) for row in rows])

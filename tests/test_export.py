@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+import calibration_factory
 import jax
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from dpa_jax import data, errors, extensions
 from dpa_jax.data.decode import Preprocessing
 from dpa_jax.exporting import stablehlo
 from dpa_jax.exporting import verify as verification
+from dpa_jax.scoring import calibration
 
 IMAGES = run_factory.images(5, seed=3)[..., None]
 needs_onnx = pytest.mark.skipif(
@@ -128,8 +130,8 @@ def test_the_runner_of_the_docs_needs_no_jax(onnx_file, scorer, tmp_path):
 def test_the_calibration_lies_beside_the_file_and_never_in_it(
     workdir, onnx_file, tmp_path
 ):
-    content = b'{"alpha": 0.05, "strata": {"all": {"scores": [0.5], "threshold": 1}}}'
-    (workdir / "calibration.json").write_bytes(content)
+    calibration.write(workdir, calibration_factory.made())
+    content = (workdir / "calibration.json").read_bytes()
     path, beside = tmp_path / "run.onnx", tmp_path / "run.onnx.calibration.json"
     found = dpa_jax.export(workdir, path, format="onnx")
     assert found.calibration == beside and beside.read_bytes() == content

@@ -47,8 +47,7 @@ FILES = {
 
 def configured(file):
     config = updated(default_config(), FILES[file], file)
-    validation.validate(config)
-    return config
+    return validation.validate(config)
 
 
 CASES = [(f, s.name) for f in FILES for s in stages.schedule(configured(f))]

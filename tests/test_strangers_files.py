@@ -32,6 +32,7 @@ ALLOWED = {
     "__init__.py: import_module": "names of the package's own modules, from a table",
     "data/__init__.py: import_module": "names of its own modules, from a table",
     "backbones/base.py: import_module": "modules of the package, from a list of names",
+    "exporting/export.py: import_module": "of the two writers of files it knows",
     "extensions.py: import_module": "what a config names; of a workdir with --trust",
     "storage/config_files.py: exec_module": "a config.py is a program, and said so",
     "slides/reader.py: import_module": "of the two readers of slides it knows",

@@ -65,16 +65,18 @@ def divided(
     return images.select(~held), images.select(held).rows
 
 
-def normal(images: data.ImageSet, visible: bool) -> data.ImageSet:
+def normal(
+    images: data.ImageSet, visible: bool, what: str = "training image"
+) -> data.ImageSet:
     """Leaves out what a source marks as abnormal: the method learns normal images."""
     if images.labels is None or not images.labels.any():
         return images
     normal = images.select(images.labels == 0)
     if visible:
         console.print_line(
-            f"{len(images) - len(normal)} of {len(images)} images are marked abnormal "
-            "and left out"
+            f"{len(images) - len(normal)} of {len(images)} {what}s are marked "
+            "abnormal and left out"
         )
     if not len(normal):
-        raise errors.DpaError("every image is marked abnormal")
+        raise errors.DpaError(f"every {what} is marked abnormal")
     return normal

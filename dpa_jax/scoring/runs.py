@@ -124,7 +124,9 @@ def calibrate(
     if not overwrite:
         calibration.check_absent(folder)
     scorer = loading.load(folder, **options)
-    prepared = training_images.normal(scorer.prepare(images), visible)
+    prepared = training_images.normal(
+        scorer.prepare(images), visible, "calibration image"
+    )
     leakage.check(folder, prepared, "calibration images")
     with console.counting("scoring", "images", visible) as show:
         found = calibrating.calibrate(

@@ -270,6 +270,8 @@ class Scorer:
         sizes = {least, self.config.data.size or least}  # of which the centre is scored
         shapes = [(size, size, self.preprocessing.channels) for size in sizes]
         if isinstance(images, np.ndarray) and images.dtype == np.uint8:
+            if self.preprocessing.channels == 1 and images.ndim == 3:
+                images = images[..., None]
             if len(images) and images.shape[1:] in shapes:
                 return images
         return self.prepare(images).images

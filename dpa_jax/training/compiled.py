@@ -17,11 +17,11 @@ class Programs:
         self._found: dict[Key, Any] = {}
         self._used: set[Key] = set()
 
-    def get(self, key: Key, compile: Callable[[], Any]) -> Any:
-        """Returns the program of a key, compiled if there is none."""
+    def get(self, key: Key, make: Callable[[], Any]) -> Any:
+        """Returns the program of a key, which `make` compiles if there is none."""
         self._used.add(key)
         if key not in self._found:
-            self._found[key] = compile()
+            self._found[key] = make()
         return self._found[key]
 
     def forget(self, is_over: Callable[[Key], bool]) -> None:
