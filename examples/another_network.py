@@ -15,18 +15,17 @@ import dpa_jax
 images = np.random.default_rng(0).integers(0, 256, (64, 16, 16), np.uint8)
 
 config = dpa_jax.default_config()
-config.data.resolution = 8
+config.data.resolution = 16
 config.perceptual.weights = "random:0"  # "imagenet" once it is fetched
 config.perceptual.statistics = "train"
-config.stages.final_steps = 100
+config.stages.transition_steps = config.stages.stabilization_steps = 10
+config.stages.final_steps = 20
 config.batch_size = 16
-config.data.resolution = 16
-config.stages.transition_steps = config.stages.stabilization_steps = 20
 config.model.kind = "mine:plain"
 config.optimizer.name = "mine:amsgrad"
 config.optimizer.schedule = "cosine"
 config.optimizer.warmup_steps = 5
-config.log_every = 20
+config.log_every = 10
 
 dpa_jax.train(config, "plain_run", images=images, visible=False)
 

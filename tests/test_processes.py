@@ -32,11 +32,13 @@ class Trainer:
         self.folder = folder
         folder.mkdir(exist_ok=True)
         config_files.save(config, folder / "config.json")
+        flags_of_xla = os.environ["XLA_FLAGS"]  # conftest's
         environment = {
             **os.environ,
             "JAX_PLATFORMS": "cpu",
             "JAX_ENABLE_X64": str(int(x64)),
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "XLA_FLAGS": f"{flags_of_xla} "
+            f"--xla_force_host_platform_device_count={devices}",
             "PYTHONPATH": str(ROOT),
         }
         command = [
