@@ -141,6 +141,14 @@ def test_refuses_a_folder_with_other_files(tmp_path, name):
     assert contents(tmp_path) == {name: b"mine"}
 
 
+@pytest.mark.parametrize("text", ["", "[" * 100_000, "9" * 5_000])
+def test_refuses_a_damaged_description(tmp_path, text):
+    folder = phantoms.make_phantoms(tmp_path / "phantoms", **SMALL)
+    (folder / "phantoms.json").write_text(text)
+    with pytest.raises(errors.DpaError, match="holds other files"):
+        phantoms.make_phantoms(folder, **SMALL)
+
+
 def test_refuses_what_has_lost_a_file(tmp_path):
     folder = phantoms.make_phantoms(tmp_path / "phantoms", **SMALL)
     (folder / "train" / "normal" / "00002.png").unlink()

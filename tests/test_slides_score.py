@@ -219,6 +219,14 @@ def test_results_of_another_model_are_kept(path, results):
         score.score_slide(path, darkness, results[0], batch=8, model="another")
 
 
+@pytest.mark.parametrize("text", ["", "[1]", "[" * 100_000])
+def test_a_damaged_record_of_a_run_is_named(path, tmp_path, text):
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(DpaError, match=r"run.json: damaged, .*; choose another --out"):
+        score.score_slide(path, darkness, tmp_path, batch=8)
+    assert (tmp_path / "run.json").read_text() == text
+
+
 def test_folder_of_other_files_is_refused(path, tmp_path):
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(DpaError, match="holds other files"):

@@ -94,11 +94,8 @@ def _holds(folder: pathlib.Path, made: dict, names: set[str]) -> bool:
     if not found and not any(folder.iterdir()):
         return False
     if found == names | {MANIFEST}:
-        try:
-            if json.loads((folder / MANIFEST).read_text()) == made:
-                return True
-        except ValueError:
-            pass  # not ours: refused below, with the rest
+        if (folder / MANIFEST).read_bytes() == _described(made):
+            return True
     raise errors.DpaError(
         f"{folder} holds other files, and phantoms are not mixed with them: "
         "name an empty or new folder, or remove it"
@@ -118,7 +115,11 @@ def _write(folder: pathlib.Path, made: dict) -> None:
             )
             for i, image in enumerate(images, start):
                 Image.fromarray(image).save(folder / split / f"{i:05d}.png")
-    (folder / MANIFEST).write_text(json.dumps(made, indent=2) + "\n")
+    (folder / MANIFEST).write_bytes(_described(made))
+
+
+def _described(made: dict) -> bytes:
+    return (json.dumps(made, indent=2) + "\n").encode()
 
 
 def draw(

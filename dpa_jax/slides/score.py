@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import json
 import os
 import pathlib
 import time
@@ -15,7 +14,7 @@ from dpa_jax.errors import DpaError, UsageError
 from dpa_jax.scoring.calibration import Calibration
 from dpa_jax.scoring.units import ALL
 from dpa_jax.slides import heatmap, regions, stain, tiles
-from dpa_jax.storage import workdir
+from dpa_jax.storage import json_files, workdir
 from dpa_jax.weights import formats
 
 # uint8 [B, tile, tile, 3] -> float32 [B], B always the same
@@ -146,7 +145,7 @@ def _begin(out: pathlib.Path, run: dict[str, Any]) -> pathlib.Path:
     """Returns the file of scores so far, which belongs to this very run."""
     about, record = out / "run.json", out / "scores.bin"
     if about.exists():
-        before = json.loads(about.read_text())
+        before = json_files.read(about, {}, "choose another --out or remove it")
         if before != run:
             changed = [key for key in run if before.get(key) != run[key]]
             raise DpaError(
