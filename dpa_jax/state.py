@@ -1,5 +1,7 @@
 """Parameters by name, the part of them a stage trains, and the training state."""
 
+import functools
+import types
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -86,14 +88,16 @@ def initialize(
     return parameters
 
 
+@functools.lru_cache(maxsize=256)  # networks are traced for it, for tenths of a second
 def block_names(
     architecture: Architecture, stage: Stage, critic: bool = False
-) -> dict[str, tuple[str, ...]]:
+) -> Mapping[str, tuple[str, ...]]:
     """Returns the names of the blocks that a stage uses, by network."""
     shapes = jax.eval_shape(
         lambda key: _init_stage(key, architecture, stage, critic), jax.random.key(0)
     )
-    return {part: tuple(sorted(blocks)) for part, blocks in shapes.items()}
+    names = {part: tuple(sorted(blocks)) for part, blocks in shapes.items()}
+    return types.MappingProxyType(names)
 
 
 def select(parameters: Parameters, names: Mapping[str, Iterable[str]]) -> Parameters:

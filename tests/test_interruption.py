@@ -3,6 +3,8 @@
 import os
 import resource
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -30,6 +32,31 @@ def test_a_signal_is_noted_and_the_second_has_its_usual_effect():
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_that_meets_the_garbage_collector_is_not_lost():
+    program = """
+import gc, os, signal, sys, time
+from dpa_jax.cli import main
+main.insist_on_interrupts()
+signal.signal(signal.SIGINT, signal.default_int_handler)
+def callback(phase, info):
+    gc.callbacks.clear()
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0)  # for Python to notice
+gc.callbacks.append(callback)
+gc.collect()
+print("collected", flush=True)
+try:
+    time.sleep(20)
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (130, "collected\n"), done.stderr
+    assert done.stderr == ""
 
 
 def test_in_another_thread_signals_are_left_alone():

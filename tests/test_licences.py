@@ -20,6 +20,7 @@ PERMISSIVE = {
 # others, with the reason why they may be used
 OTHERS = {
     "certifi": ("MPL-2.0", "a list of certificates, used unchanged"),
+    "fqdn": ("MPL-2.0", "extra audit; used unchanged"),
     "tqdm": ("MPL-2.0", "used unchanged"),
     "hypothesis": ("MPL-2.0", "runs the tests alone"),
     "openslide-python": ("LGPL-2.1-only", "extra wsi; a module of its own, unchanged"),

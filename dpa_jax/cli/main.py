@@ -5,7 +5,9 @@ what parsing needs is imported here, so that --help answers at once.
 """
 
 import argparse
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -124,8 +126,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def insist_on_interrupts() -> None:
+    """Raises a KeyboardInterrupt again that Python has dropped, so that Ctrl-C works.
+
+    Python drops those that meet a destructor or a callback of its garbage collector, of
+    which JAX has one: of some ten while training starts, one.
+    """
+    usual, main_thread = sys.unraisablehook, threading.get_ident()
+
+    def hook(unraisable) -> None:
+        if unraisable.exc_type is KeyboardInterrupt:
+            again = (main_thread, signal.SIGINT)
+            threading.Timer(0.05, signal.pthread_kill, again).start()
+        else:
+            usual(unraisable)
+
+    sys.unraisablehook = hook
+
+
 def entry() -> None:
     """Is the `dpa-jax` program."""
+    insist_on_interrupts()
     code = main()
     if code in (1, 2):
         from dpa_jax.devices import processes
