@@ -27,12 +27,7 @@ def main(argv: list[str] | None = None) -> int:
 def run(argv: list[str]) -> None:
     """Times what the arguments ask for, prints and writes it."""
     parser = measure.arguments("autotune", __doc__)
-    add = parser.add_argument
-    add("--config", default="configs/nih.py:subset,pg", metavar="FILE[:ARGS]")
-    add("--batch", type=int, help="images per step; as configured if left out")
-    add("--stages", default="all", help="all, or names such as 64_stabilization,...")
-    add("--precision", default="auto", choices=train_step.PRECISIONS)
-    add("--images", type=int, default=4096, help="training images, on the device")
+    train_step.add_stages(parser)
     args = parser.parse_args(argv)
     given = problem.make(args.config, args.images, "random:0", args.batch)
     precision = compute.resolve(args.precision, jax.default_backend())

@@ -36,16 +36,12 @@ def main(argv: list[str] | None = None) -> int:
 def run(argv: list[str]) -> None:
     """Measures what the arguments ask for, prints and writes it."""
     parser = measure.arguments("population", __doc__)
+    train_step.add_stages(parser)
     add = parser.add_argument
-    add("--config", default="configs/nih.py:subset,pg", metavar="FILE[:ARGS]")
-    add("--batch", type=int, help="images per step; as configured if left out")
-    add("--stages", default="all", help="all, or names such as 64_stabilization,...")
     add("--members", default="1,2,4,8", help="runs at once to compare")
-    add("--precision", default="auto", choices=train_step.PRECISIONS)
     add("--cache-targets", default="auto", choices=("auto", "always", "never"))
     add("--repeats", type=int, default=5, help="turns of each number of members")
     add("--seconds", type=float, default=0.5, help="that one turn takes, about")
-    add("--images", type=int, default=4096, help="training images, on the device")
     args = parser.parse_args(argv)
     load = measure.load_before()
     try:

@@ -84,16 +84,12 @@ def main(argv: list[str] | None = None) -> int:
 def run(argv: list[str]) -> None:
     """Measures what the arguments ask for, prints and writes it."""
     parser = measure.arguments("train_step", __doc__)
+    add_stages(parser)
     add = parser.add_argument
-    add("--config", default="configs/nih.py:subset,pg", metavar="FILE[:ARGS]")
-    add("--batch", type=int, help="images per step; as configured if left out")
-    add("--stages", default="all", help="all, or names such as 64_stabilization,...")
     add("--baselines", default="published,tuned", help="none leaves PyTorch out")
     add("--reference-checkout", metavar="DIR", help="a clone of the published code")
-    add("--precision", default="auto", choices=PRECISIONS)
     add("--repeats", type=int, default=5, help="turns of each implementation")
     add("--seconds", type=float, default=0.5, help="that one turn takes, about")
-    add("--images", type=int, default=4096, help="training images, on the device")
     add("--weights", default="random:0", help="of VGG19, or a file")
     args = parser.parse_args(argv)
     load = measure.load_before()
@@ -130,6 +126,16 @@ def run(argv: list[str]) -> None:
             load_before=load,
             note=problem.NOTE,
         )
+
+
+def add_stages(parser: argparse.ArgumentParser) -> None:
+    """Adds what names stages of a configuration, and how they are computed."""
+    add = parser.add_argument
+    add("--config", default="configs/nih.py:subset,pg", metavar="FILE[:ARGS]")
+    add("--batch", type=int, help="images per step; as configured if left out")
+    add("--stages", default="all", help="all, or names such as 64_stabilization,...")
+    add("--precision", default="auto", choices=PRECISIONS)
+    add("--images", type=int, default=4096, help="training images, on the device")
 
 
 def measure_stage(

@@ -53,6 +53,17 @@ def test_demo_makes_images_trains_evaluates_and_says_where_to_look(
     assert "nothing left to train" in err
     assert (checkpoints.latest(run), run_factory.files(run / "checkpoints")) == before
 
+    # a calibration in between is heeded, in the figures and in the scores
+    normal = images / "calibration" / "normal"
+    code, _, err = run_factory.call("calibrate", "--workdir", run, "--normal", normal)
+    assert code == 0, err
+    code, _, err = run_factory.call("demo", "--workdir", tmp_path / "demo")
+    assert code == 0, err
+    place = run / "evaluations" / "test"
+    assert "calibration" in json.loads((place / "metrics.json").read_text())
+    header = (place / "scores.csv").read_text().splitlines()[0]
+    assert header == "path,label,group,score,p_value,abnormal"
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):

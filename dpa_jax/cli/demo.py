@@ -7,7 +7,7 @@ from dpa_jax import console, data
 from dpa_jax.data import phantoms
 from dpa_jax.devices import compilation_cache
 from dpa_jax.reporting import page
-from dpa_jax.scoring import evaluation, loading
+from dpa_jax.scoring import decisions, evaluation, loading
 from dpa_jax.storage import config_files, evaluations
 from dpa_jax.training import train
 
@@ -44,9 +44,10 @@ def demo(folder: str | os.PathLike) -> dict:
         labels=(0, 1),
     )
     scores = scorer(test.images)
-    result = evaluation.report(scorer, test, scores)
+    decided = decisions.decide(scorer.calibration, test, scores)
+    result = evaluation.report(scorer, test, scores, decided)
     out = evaluations.folder(run, "test")
-    evaluation.write(out, test, scores, result)
+    evaluation.write(out, test, scores, result, decided)
     page.write_with_cases(run, out, scorer, test, scores)
     low, high = result["roc_auc_interval"]
     print(

@@ -1,7 +1,7 @@
 """How well scores tell abnormal from normal: figures, intervals, plots."""
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import sklearn.metrics
 from dpa_jax import errors
 from dpa_jax.config import has_random_weights
 from dpa_jax.data.image_set import ImageSet
-from dpa_jax.scoring import audit, decisions, roc
+from dpa_jax.scoring import audit, calibration, decisions, roc
 from dpa_jax.scoring.scorer import Scorer
 from dpa_jax.storage import workdir
 
@@ -45,11 +45,7 @@ def evaluate(
     """
     scores, labels = np.asarray(scores, np.float64), np.asarray(labels)
     normal, abnormal = count_labels(labels)
-    bad = np.flatnonzero(~np.isfinite(scores))
-    if bad.size:
-        raise errors.DpaError(
-            f"{bad.size} scores are not finite, the first is {bad[0]}"
-        )
+    calibration.check_finite(scores)
     result: dict[str, Any] = {
         "roc_auc": float(sklearn.metrics.roc_auc_score(labels, scores)),
         "roc_auc_interval": roc.interval(
@@ -92,7 +88,12 @@ def count_labels(labels: np.ndarray) -> tuple[int, int]:
     return normal, abnormal
 
 
-def report(scorer: Scorer, images: ImageSet, scores: np.ndarray) -> dict[str, Any]:
+def report(
+    scorer: Scorer,
+    images: ImageSet,
+    scores: np.ndarray,
+    decided: decisions.Decisions | None = None,
+) -> dict[str, Any]:
     """Returns `evaluate` of a run's scores, and what they stand on.
 
     What they stand on is what the images are otherwise known to differ in: see `audit`.
@@ -101,6 +102,7 @@ def report(scorer: Scorer, images: ImageSet, scores: np.ndarray) -> dict[str, An
       scorer: the run.
       images: with labels.
       scores: float `[N]`.
+      decided: on these; None if the run is not calibrated.
     """
     labels = images.labels
     if labels is None:
@@ -114,7 +116,7 @@ def report(scorer: Scorer, images: ImageSet, scores: np.ndarray) -> dict[str, An
         "vgg_weights": scorer.config.perceptual.weights,
         "random_weights": has_random_weights(scorer.config),
     }
-    if decided := decisions.decide(scorer.calibration, images, scores):
+    if decided:
         found["calibration"] = rates = decided.rates(labels)
         found["warnings"] += decisions.warnings_of(rates)
     return found
@@ -182,7 +184,7 @@ def write(
     images: ImageSet,
     scores: np.ndarray,
     result: dict[str, Any],
-    columns: Mapping[str, np.ndarray] | None = None,
+    decided: decisions.Decisions | None = None,
 ) -> None:
     """Writes metrics.json, scores.csv and the plots of an evaluation.
 
@@ -191,13 +193,13 @@ def write(
       images: with labels.
       scores: float32 `[N]`.
       result: see `report`.
-      columns: more of scores.csv, `[N]` by name.
+      decided: on these; None if the run is not calibrated.
     """
     labels = images.labels
     assert labels is not None  # report() has refused images without
     folder.mkdir(parents=True, exist_ok=True)
     groups = images.groups or [""] * len(images)
-    numbers = {"score": scores, **(columns or {})}
+    numbers = {"score": scores, **(decided.columns() if decided else {})}
     rows = [
         (path, ("normal", "abnormal")[label], group, *map(workdir.number, values))
         for path, label, group, *values in zip(

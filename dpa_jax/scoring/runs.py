@@ -82,7 +82,9 @@ def evaluate(
     leakage.check_labels(found)
     leakage.check(workdir, found, "test images")
     decisions.check(scorer.calibration, found)
-    return evaluation.report(scorer, found, scorer(found))
+    scores = scorer(found)
+    decided = decisions.decide(scorer.calibration, found, scores)
+    return evaluation.report(scorer, found, scores, decided)
 
 
 def calibrate(

@@ -160,6 +160,14 @@ def is_stream(path: str | os.PathLike) -> bool:
     return kind not in (stat.S_IFREG, stat.S_IFDIR) or _output(path) is not None
 
 
+def check_free(path: str | os.PathLike, overwrite: bool) -> None:
+    """Raises a DpaError if a file is there, is no stream, and may not be replaced."""
+    if os.path.exists(path) and not (overwrite or is_stream(path)):
+        raise errors.DpaError(
+            f"{path} is already there; give another --out, or --overwrite"
+        )
+
+
 def _output(path: str | os.PathLike) -> int | None:
     """Returns which descriptor of this process's output a path leads to."""
     for descriptor in (1, 2):

@@ -4,7 +4,6 @@ import argparse
 import pathlib
 import sys
 
-from dpa_jax import errors
 from dpa_jax.weights import formats
 
 
@@ -14,10 +13,7 @@ def card(options: argparse.Namespace) -> None:
 
     out = pathlib.Path(options.out or pathlib.Path(options.workdir) / card.FILE)
     is_stream = formats.is_stream(out)
-    if out.exists() and not (options.overwrite or is_stream):
-        raise errors.DpaError(
-            f"{out} is already there; give another --out, or --overwrite"
-        )
+    formats.check_free(out, options.overwrite)
     texts = card.read_texts(options.about) if options.about else {}
     given = {name: getattr(options, name) for name in (*card.TEXTS, *card.OPTIONAL)}
     texts |= {name: text for name, text in given.items() if text is not None}

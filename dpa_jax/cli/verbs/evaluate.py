@@ -38,12 +38,11 @@ def evaluate(options: argparse.Namespace) -> None:
             scores.append(scorer(images, show))
     out, places = _places(options, runs, scorers[0].config)
     for run, scorer, found, place in zip(runs, scorers, scores, places, strict=True):
-        results.append(evaluation.report(scorer, images, found))
+        decided = decisions.decide(scorer.calibration, images, found)
+        results.append(evaluation.report(scorer, images, found, decided))
         if masks is not None:
             results[-1]["pixels"] = _pixels(scorer, images, *masks)
-        decided = decisions.decide(scorer.calibration, images, found)
-        columns = decided.columns() if decided else {}
-        evaluation.write(place, images, found, results[-1], columns)
+        evaluation.write(place, images, found, results[-1], decided)
         page.write_with_cases(run, place, scorer, images, found)
         if several:
             print(run)

@@ -4,7 +4,6 @@ import argparse
 import pathlib
 import sys
 
-from dpa_jax import errors
 from dpa_jax.weights import formats
 
 
@@ -16,10 +15,8 @@ def report(options: argparse.Namespace) -> None:
     folder = evaluation or pathlib.Path(options.workdir)
     out = pathlib.Path(options.out or folder / page.FILE)
     is_stream = formats.is_stream(out)
-    if options.out and out.exists() and not (options.overwrite or is_stream):
-        raise errors.DpaError(
-            f"{out} is already there; give another --out, or --overwrite"
-        )
+    if options.out:
+        formats.check_free(out, options.overwrite)
     page.write(options.workdir, evaluation, out)
     to = sys.stderr if is_stream else sys.stdout
     print(f"report in {out}: open it in a browser", file=to)

@@ -19,10 +19,7 @@ def score(options: argparse.Namespace) -> None:
     compilation_cache.enable()
     out = _table(options)
     is_stream, visible = formats.is_stream(out), not options.quiet
-    if out.exists() and not (options.overwrite or is_stream):
-        raise errors.DpaError(
-            f"{out} is already there; give another --out, or --overwrite"
-        )
+    formats.check_free(out, options.overwrite)
     for name in options.score:
         scores.check(name)
     scorer = scoring.load_run(options.workdir, options)
