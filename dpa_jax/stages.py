@@ -36,6 +36,15 @@ class Stage:
         """The step of the whole run at which the next stage begins."""
         return self.start + self.steps
 
+    @property
+    def unscheduled(self) -> "Stage":
+        """The same networks, however long they are trained.
+
+        A program that takes alpha for the step is compiled for it once, whether or not
+        the run is trained further.
+        """
+        return Stage(self.resolution, self.transition, steps=1)
+
     def alpha(self, step):
         """Returns the share of the new blocks, advanced before the step.
 

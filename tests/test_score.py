@@ -63,6 +63,21 @@ def test_a_run_loaded_again_compiles_nothing_and_is_let_go(trained, scorer):
         gc.enable()
 
 
+def test_a_run_that_is_trained_further_scores_by_the_same_program(
+    trained, scorer, tmp_path
+):
+    scorer(IMAGES)
+    workdir = shutil.copytree(trained, tmp_path / "run")
+    config = json.loads((workdir / "config.json").read_text())
+    config["stages"]["final_steps"] += 5
+    (workdir / "config.json").write_text(json.dumps(config))
+    longer = dpa_jax.load(workdir)
+    assert longer.stage.steps == scorer.stage.steps + 5
+    with tiny_factory.compilations() as compiled:
+        longer(IMAGES)
+    assert not compiled
+
+
 def test_score_of_an_l1_run_is_the_mean_difference(plain):
     scorer = dpa_jax.load(plain)
     images = run_factory.images(5, 8, seed=1)[..., None]

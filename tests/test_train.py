@@ -1,19 +1,22 @@
 import dataclasses
 import functools
+import gc
 import json
 
 import jax
 import numpy as np
 import pytest
 import run_factory
+import tiny_factory
 from PIL import Image
 
 import dpa_jax
-from dpa_jax import errors, models, state, training
+from dpa_jax import errors, models, stages, state, step, training
 from dpa_jax.devices.platform import Platform
+from dpa_jax.ops.compute import Compute
 from dpa_jax.scoring import loading
 from dpa_jax.storage import checkpoints, config_files
-from dpa_jax.training import programs
+from dpa_jax.training import programs, samples
 
 
 def rows(workdir):
@@ -202,6 +205,35 @@ def test_sample_grids_come_as_often_as_asked(quick, tmp_path):
         "00000003_8_stabilization.png",
         "00000006_8_stabilization.png",
     ]
+
+
+def write_grid(path, steps):
+    """Writes a grid of a stage of so many steps."""
+    config = run_factory.quick_config()
+    config.stages.final_steps = steps
+    plan = stages.schedule(config)
+    spec = step.StepSpec.from_config(config, plan[-1], Compute())
+    drawn = state.initialize(jax.random.key(0), spec.architecture, plan)
+    samples.write(path, spec, drawn, run_factory.images(2, size=8)[..., None], 1.0)
+
+
+def test_grids_of_a_longer_stage_compile_nothing(tmp_path):
+    write_grid(tmp_path / "6.png", 6)
+    with tiny_factory.compilations() as compiled:
+        write_grid(tmp_path / "7.png", 7)
+    assert not compiled
+    assert (tmp_path / "6.png").read_bytes() == (tmp_path / "7.png").read_bytes()
+
+
+def test_programs_of_grids_are_let_go(tmp_path):
+    def live():
+        gc.collect()
+        return len(jax.devices()[0].client.live_executables())
+
+    write_grid(tmp_path / "6.png", 6)
+    before = live()
+    samples._compiled.cache_clear()
+    assert live() < before
 
 
 def test_checkpoints_come_as_often_as_asked(quick, tmp_path):

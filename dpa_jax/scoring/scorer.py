@@ -75,7 +75,10 @@ class Scorer:
         self._program = functools.partial(
             _compiled,
             step.StepSpec(
-                stage, self._architecture, StageLoss(self._loss), compute=self._compute
+                stage.unscheduled,
+                self._architecture,
+                StageLoss(self._loss),
+                compute=self._compute,
             ),
             float(stage.alpha(trained - 1 - stage.start)),
             tuple(sorted(platform.options.items())),

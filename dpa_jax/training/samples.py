@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +14,17 @@ from dpa_jax.weights import formats
 _SCALE_TO = 96  # pixels that an image of a grid has at least
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _reconstruct(spec: step.StepSpec, parameters, images, alpha):
-    with spec.compute.matmul_precision():
-        x = step.prepare(spec, images, None, alpha)
-        _, y = step.reconstruct(spec, parameters, x, alpha)
-    return x, y
+@functools.lru_cache(maxsize=16)  # about the stages of a run; a jit's own has no bound
+def _compiled(spec: step.StepSpec) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """Returns `(parameters, images, alpha) -> (seen, reconstructed)`."""
+
+    def reconstruct(parameters, images, alpha):
+        with spec.compute.matmul_precision():
+            x = step.prepare(spec, images, None, alpha)
+            _, y = step.reconstruct(spec, parameters, x, alpha)
+        return x, y
+
+    return jax.jit(reconstruct)
 
 
 def write(
@@ -38,7 +44,12 @@ def write(
       alpha: of the stage at this time.
     """
     active = state.select(parameters, state.block_names(spec.architecture, spec.stage))
-    pair = _reconstruct(spec, active, images, jnp.float32(alpha))
+    program = _compiled(
+        step.StepSpec(
+            spec.stage.unscheduled, spec.architecture, spec.loss, compute=spec.compute
+        )
+    )
+    pair = program(active, images, jnp.float32(alpha))
     rows = [np.concatenate(list(to_uint8(values)), axis=1) for values in pair]
     grid = np.concatenate(rows, axis=0)
     factor = max(1, _SCALE_TO // spec.stage.resolution)
