@@ -1,3 +1,4 @@
+import gc
 import json
 import os
 import pathlib
@@ -33,6 +34,21 @@ def test_arrays_come_back_as_they_were(tmp_path):
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(saved), strict=True):
         assert isinstance(a, np.ndarray) and a.dtype == b.dtype
         np.testing.assert_array_equal(a, b)
+
+
+def test_reading_leaves_nothing_behind(tmp_path):
+    with checkpoints.Checkpoints(tmp_path) as kept:
+        kept.save(3, tree(), {})
+
+    def objects():
+        checkpoints.restore(tmp_path, 3)
+        gc.collect()
+        return len(gc.get_objects())
+
+    objects()
+    before = objects()
+    # TensorStore's JSON of these ten arrays is some 100
+    assert objects() < before + 30
 
 
 def test_later_changes_do_not_reach_what_is_being_written(tmp_path):
