@@ -296,6 +296,7 @@ def reconstruct(
     architecture: Architecture,
     stage: Stage,
     compute: Compute,
+    per_image: Any = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Runs the autoencoder of a stage.
 
@@ -307,11 +308,17 @@ def reconstruct(
       architecture: static.
       stage: static.
       compute: how.
+      per_image: biases of both networks for each image; see `Conv`.
 
     Returns:
       The latents `[B, r, r, c]` and the reconstructions, float32 `[B, R, R, C]`.
     """
     encoder, decoder = networks(architecture, stage, compute)
-    z: Any = encoder.apply({"params": parameters["encoder"]}, x, alpha)
-    y: Any = decoder.apply({"params": parameters["decoder"]}, z, alpha)
+
+    def variables(network):
+        rows = {} if per_image is None else {"per_image": per_image[network]}
+        return {"params": parameters[network], **rows}
+
+    z: Any = encoder.apply(variables("encoder"), x, alpha)
+    y: Any = decoder.apply(variables("decoder"), z, alpha)
     return z, y

@@ -73,7 +73,12 @@ class Optimizer:
         if extensions.is_extension(self.name):
             return self._clipped(extensions.load(self.name, "optimizer.name")(rate))
         chosen = self._clipped(self._known(rate))
-        return optax.flatten(chosen) if _IS_ELEMENTWISE[self.name] else chosen
+        return optax.flatten(chosen) if self.is_elementwise else chosen
+
+    @property
+    def is_elementwise(self) -> bool:
+        """Whether it works number by number, and so on a vector of all parameters."""
+        return _IS_ELEMENTWISE.get(self.name, False)
 
     def _known(self, rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
         decay = self.weight_decay

@@ -5,116 +5,17 @@ batch 128; two with cached targets), at 8 and 16 pixels the launching of some hu
 small kernels, which a chunk turns into one dispatch.
 """
 
-import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
-import optax
-from jax.flatten_util import ravel_pytree
 
-from dpa_jax import adversarial, losses, models, optim
-from dpa_jax.backbones import base as backbones
+from dpa_jax import losses, updates
 from dpa_jax.images import augment, center_crop, downsample, from_tiles, mix, normalize
-from dpa_jax.ops.compute import Compute
-from dpa_jax.stages import Stage
 from dpa_jax.state import TrainState
-
-
-@dataclasses.dataclass(frozen=True)
-class Frozen:
-    """What a step reads and never changes: arguments of the compiled program.
-
-    Attributes:
-      backbone: its weights up to the deepest layer in use, in the format of the
-        computation.
-      statistics: of the layers in use.
-      key: of `jax.random`, for what is drawn at random in a step.
-      learning_rate: float32 `[P]`, one for each member. An argument, so that runs of
-        other rates share a compiled program.
-    """
-
-    backbone: backbones.Weights
-    statistics: Mapping[str, Mapping[str, jax.Array]]
-    key: jax.Array
-    learning_rate: jax.Array
-
-
-jax.tree_util.register_dataclass(Frozen)
-
-
-@dataclasses.dataclass(frozen=True)
-class StepSpec:
-    """What is static in a step; hashable, one executable for each value.
-
-    Attributes:
-      stage: of growth.
-      architecture: of the networks.
-      loss: of the stage.
-      optimizer: of the stage.
-      compute: precision, and the backend that the program is arranged for.
-      horizontal_flip: see `images.augment`.
-      vertical_flip: likewise.
-      adversarial: weight of the critic's term; 0 for no critic.
-      discriminator_steps: of the critic before each of the autoencoder.
-      members: autoencoders trained at once on the same batches, each with its own
-        parameters and rate, along a leading axis.
-      batch_parts: equal parts of a batch whose gradients are computed one after the
-        other and averaged, so that a step fits into less memory.
-      mapped_by: how members are computed, `vmap`, `scan` or `unrolled`; empty for what
-        is usual on the backend, see `_over_members`.
-    """
-
-    stage: Stage
-    architecture: models.Architecture
-    loss: losses.StageLoss
-    optimizer: optim.Optimizer = optim.Optimizer()
-    compute: Compute = Compute()
-    horizontal_flip: bool = False
-    vertical_flip: bool = False
-    adversarial: float = 0.0
-    discriminator_steps: int = 2
-    members: int = 1
-    batch_parts: int = 1
-    mapped_by: str = ""
-
-    @classmethod
-    def from_config(
-        cls,
-        config: ml_collections.ConfigDict,
-        stage: Stage,
-        compute: Compute,
-        members: int = 1,
-    ) -> "StepSpec":
-        """Takes what it needs from a validated configuration."""
-        return cls(
-            stage=stage,
-            architecture=models.Architecture.from_config(config),
-            loss=losses.StageLoss.from_config(config, stage),
-            optimizer=optim.Optimizer.from_config(config, stage.steps),
-            horizontal_flip=config.data.horizontal_flip,
-            vertical_flip=config.data.vertical_flip,
-            compute=compute,
-            adversarial=config.loss.adversarial,
-            discriminator_steps=config.adversarial.discriminator_steps,
-            members=members,
-        )
-
-    @property
-    def batches(self) -> int:
-        """How many batches a step takes: the critic's steps have one each."""
-        return 1 + self.discriminator_steps if self.adversarial else 1
-
-    def augments(self, stored_size: int) -> bool:
-        """Returns whether an image looks different each time it is drawn."""
-        return (
-            self.horizontal_flip
-            or self.vertical_flip
-            or stored_size != self.architecture.resolution
-        )
+from dpa_jax.step_spec import Frozen, StepSpec
 
 
 def prepare(
@@ -179,6 +80,14 @@ def train_step(
       The next state, and scalars `[P]` each: `loss`, that of the autoencoder on the
       whole batch before the step, and those of a critic.
     """
+    packing = spec.packing(state)
+    packed = packing.pack(state)
+    packed, scalars = _step(spec, packing, packed, frozen, images, cached, axis_name)
+    return packing.unpack(packed), scalars
+
+
+def _step(spec, packing, state, frozen, images, cached, axis_name):
+    """Takes a `train_step` of a packed state."""
     stage = spec.stage
     key = jax.random.fold_in(frozen.key, stage.start + state.step)
     alpha = jnp.asarray(stage.alpha(state.step), spec.compute.wide)
@@ -205,11 +114,11 @@ def train_step(
             t = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 3)))(
                 keys
             )
-            member, scalars = _critic_step(
-                spec, member, optimizer, seen, t, alpha, axis_name
+            member, scalars = updates.critic_step(
+                spec, packing, member, optimizer, seen, t, alpha, axis_name
             )
-        member, loss = _autoencoder_step(
-            spec, member, optimizer, frozen, x, real, alpha, axis_name
+        member, loss = updates.autoencoder_step(
+            spec, packing, member, optimizer, frozen, x, real, alpha, axis_name
         )
         return member, {**loss, **scalars}
 
@@ -244,102 +153,6 @@ def _over_members(function, spec: StepSpec):
     return unrolled
 
 
-def _autoencoder_step(spec, member, optimizer, frozen, x, real, alpha, axis_name):
-    """Updates the autoencoder once on the images `x`, whose targets are `real`."""
-
-    def mean_loss(parameters, x, real):
-        z, y = reconstruct(spec, parameters, x, alpha)
-        value = losses.stage_per_image(
-            spec.loss,
-            frozen.backbone,
-            frozen.statistics,
-            real,
-            x,
-            y,
-            z,
-            alpha,
-            spec.compute.backend,
-        ).mean()
-        if not spec.adversarial:
-            return value, {"loss": value}
-        term = adversarial.generator_loss(_critic(spec, member.critic, alpha), y)
-        total = value + spec.adversarial * term
-        return total, {"loss": total, "reconstruction_loss": value}
-
-    slope = functools.partial(jax.grad(mean_loss, has_aux=True), member.parameters)
-    gradient, scalars = _mean_over_parts(slope, spec.batch_parts, (x, real))
-    if axis_name:
-        scalars, gradient = _mean_over_devices((scalars, gradient), axis_name)
-    updates, after = optimizer.update(gradient, member.optimizer, member.parameters)
-    parameters = optax.apply_updates(member.parameters, updates)
-    return member.replace(parameters=parameters, optimizer=after), scalars
-
-
-def _mean_over_parts(function, parts: int, batch):
-    """Averages what a function makes of equal parts of a batch, one after the other."""
-    if parts == 1:
-        return function(*batch)
-    split = jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), batch)
-    first = jax.tree.map(lambda a: a[0], split)
-    nothing = jax.tree.map(
-        lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(function, *first)
-    )
-
-    def add(total, part):
-        return jax.tree.map(jnp.add, total, function(*part)), None
-
-    total, _ = jax.lax.scan(add, nothing, split)
-    return jax.tree.map(lambda a: a / parts, total)
-
-
-def _mean_over_devices(values, axis_name: str):
-    """Averages arrays over the devices, as one vector: else each is copied apart."""
-    flat, unravel = ravel_pytree(values)
-    return unravel(jax.lax.pmean(flat, axis_name))
-
-
-def _critic_step(spec, member, optimizer, x, t, alpha, axis_name):
-    """Updates the critic once on the images `x` and their reconstructions."""
-    _, y = reconstruct(spec, member.parameters, x, alpha)
-
-    def loss(critic):
-        rate = _critic(spec, critic, alpha)
-        value, scalars = adversarial.critic_loss(rate, x, y, t)
-        return value, {"critic_loss": value, **scalars}
-
-    gradient, scalars = jax.grad(loss, has_aux=True)(member.critic)
-    if axis_name:
-        scalars, gradient = _mean_over_devices((scalars, gradient), axis_name)
-    updates, after = optimizer.update(gradient, member.critic_optimizer, member.critic)
-    critic = optax.apply_updates(member.critic, updates)
-    return member.replace(critic=critic, critic_optimizer=after), scalars
-
-
-def reconstruct(
-    spec: StepSpec, parameters, x: jax.Array, alpha
-) -> tuple[jax.Array, jax.Array]:
-    """Returns the latents and what the stage's autoencoder makes of images."""
-    return models.reconstruct(
-        parameters,
-        x,
-        alpha,
-        architecture=spec.architecture,
-        stage=spec.stage,
-        compute=spec.compute,
-    )
-
-
-def _critic(spec, parameters, alpha):
-    return functools.partial(
-        adversarial.critique,
-        parameters,
-        alpha=alpha,
-        architecture=adversarial.critic_architecture(spec.architecture),
-        stage=spec.stage,
-        compute=spec.compute,
-    )
-
-
 def gathering_step(
     spec: StepSpec, axis_name: str | None = None
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
@@ -349,16 +162,19 @@ def gathering_step(
     with cached targets, `{"targets": features of each image, [N, ...]}`; its `index`
     int32 `[B]`, or with a critic `[1 + discriminator_steps, B]`.
     """
-    channels = spec.architecture.image_channels
 
     def run(state, frozen, data, index):
         with spec.compute.matmul_precision():
-            images = from_tiles(data["images"][index], channels)
-            last = index[-1] if spec.adversarial else index
-            cached = jax.tree.map(lambda values: values[last], data.get("targets"))
+            images, cached = _gathered(spec, data, index)
             return train_step(spec, state, frozen, images, cached, axis_name)
 
     return run
+
+
+def _gathered(spec: StepSpec, data, index):
+    images = from_tiles(data["images"][index], spec.architecture.image_channels)
+    last = index[-1] if spec.adversarial else index
+    return images, jax.tree.map(lambda values: values[last], data.get("targets"))
 
 
 def chunk(
@@ -370,28 +186,20 @@ def chunk(
     `valid` of them, int32 from 0 to K: one executable serves chunks of any number of
     steps up to K. Scalars come back with a leading `[K]`.
     """
-    step = gathering_step(spec, axis_name)
 
     def run(state, frozen, data, indices, valid):
-        # parameters are carried as one vector: to update each of some 90 arrays, and to
-        # choose it or the one before, is as many kernel launches (benchmarks/results)
-        _, unravel = ravel_pytree((state.parameters, state.critic))
-
-        def pack(state):
-            flat, _ = ravel_pytree((state.parameters, state.critic))
-            return flat, state.replace(parameters=None, critic=None)
-
-        def unpack(flat, rest):
-            parameters, critic = unravel(flat)
-            return rest.replace(parameters=parameters, critic=critic)
+        packing = spec.packing(state)
 
         def body(carry, index):
             number, packed = carry
-            after, scalars = step(unpack(*packed), frozen, data, index)
+            batch = _gathered(spec, data, index)
+            after, scalars = _step(spec, packing, packed, frozen, *batch, axis_name)
             choose = functools.partial(jnp.where, number < valid)
-            return (number + 1, jax.tree.map(choose, pack(after), packed)), scalars
+            return (number + 1, jax.tree.map(choose, after, packed)), scalars
 
-        (_, packed), scalars = jax.lax.scan(body, (jnp.int32(0), pack(state)), indices)
-        return unpack(*packed), scalars
+        with spec.compute.matmul_precision():
+            begun = jnp.int32(0), packing.pack(state)
+            (_, packed), scalars = jax.lax.scan(body, begun, indices)
+            return packing.unpack(packed), scalars
 
     return run

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dpa_jax import losses, models, state, step
+from dpa_jax import losses, models, optim, state, step
 from dpa_jax.backbones import vgg19
 from dpa_jax.images import tiles
 from dpa_jax.stages import Stage
@@ -81,13 +81,13 @@ def parameters(architecture, *plan, critic=False, seed=2):
     return jax.tree.map(draw, shapes)
 
 
-def begin(stage, critic=False, members=1):
+def begin(stage, critic=False, members=1, optimizer=optim.PUBLISHED):
     """The first state of a stage."""
     each = [
         parameters(ARCHITECTURE, stage, critic=critic, seed=2 + i)
         for i in range(members)
     ]
-    return state.begin(each, ARCHITECTURE, stage, critic)
+    return state.begin(each, ARCHITECTURE, stage, critic, optimizer=optimizer)
 
 
 def images(count=20, size=16):

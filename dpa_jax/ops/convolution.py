@@ -8,6 +8,7 @@ is zero where it should not reach. It does p times the arithmetic on otherwise i
 units and moves the same bytes, which bound it.
 """
 
+import functools
 import math
 
 import jax
@@ -33,6 +34,9 @@ class Conv(nn.Module):
       size: of the kernel, in pixels per side.
       padding: as `lax.conv_general_dilated` takes it.
       compute: how; parameters stay in its wide format.
+
+    The collection `per_image` may hold `bias` `[B, features]`, the same row for each
+    image, in place of the parameter: its gradient is then that of each image.
     """
 
     features: int
@@ -52,7 +56,8 @@ class Conv(nn.Module):
         backend, dtype = self.compute.backend, self.compute.dtype
         shape = (self.size, self.size, channels, self.features)
         kernel = self.param("kernel", _kernel_init, shape).astype(dtype)
-        bias = self.param("bias", bias_init, (self.features,)).astype(dtype)
+        bias = self.param("bias", bias_init, (self.features,))
+        bias = self.get_variable("per_image", "bias", bias).astype(dtype)
         pixels = 1
         if self.size == 3 and self.padding == "SAME":
             fill = self.compute.fill or fills(backend)[0]
@@ -70,6 +75,9 @@ def fills(backend: str) -> tuple[int, ...]:
 def pixels_together(width: int, channels: int, features: int, fill: int) -> int:
     """Chooses how many pixels of a row to treat as one, a power of two.
 
+    At least four wide ones are left: of fewer XLA computes a kernel's gradient as a
+    convolution over images as channels, and transposes both its arguments for it.
+
     Args:
       width: of the images, in pixels.
       channels: in.
@@ -77,7 +85,7 @@ def pixels_together(width: int, channels: int, features: int, fill: int) -> int:
       fill: channels that a pixel should have at most.
     """
     pixels = 1
-    while 2 * pixels * max(channels, features) <= fill and width % (2 * pixels) == 0:
+    while 2 * pixels * max(channels, features) <= fill and width % (8 * pixels) == 0:
         pixels *= 2
     return pixels
 
@@ -96,7 +104,7 @@ def convolve(
     Args:
       x: `[B, H, W, c]`.
       kernel: `[k, k, c, f]`.
-      bias: `[f]`.
+      bias: `[f]`, or `[B, f]`, see `Conv`.
       padding: see `Conv`.
       pixels: how many of a row are treated as one; a divisor of W. More than one needs
         a 3x3 kernel and "SAME" padding. The result does not depend on it, but for
@@ -107,17 +115,47 @@ def convolve(
       `[B, H', W', f]`.
     """
     b, h, w, c = x.shape
-    if pixels > 1:
-        x = x.reshape(b, h, w // pixels, pixels * c)
-        kernel, bias = widened(kernel, pixels), jnp.tile(bias, pixels)
     if backend == "cpu":
-        y = cpu_convolution.convolve(x, kernel, padding)
+        return cpu_convolution.convolve(x, kernel, padding) + bias
+    size = kernel.shape[:2]
+    if pixels > 1:
+        x, kernel = x.reshape(b, h, w // pixels, pixels * c), widened(kernel, pixels)
+    else:
+        kernel = kernel.transpose(3, 0, 1, 2)  # as cuDNN has it
+    if padding == "VALID" and size == (h, w):
+        # as a convolution, its gradient would turn images into channels
+        y = x.reshape(b, -1) @ kernel.reshape(len(kernel), -1).T
+        y = y[:, None, None]
     else:
         y = jax.lax.conv_general_dilated(
-            x, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+            x, kernel, (1, 1), padding, dimension_numbers=("NHWC", "OHWI", "NHWC")
         )
-    y = y + bias
+    if bias.ndim == 1:
+        y = y + jnp.tile(bias, pixels)
+    else:
+        y = _add_rows(y, bias, pixels)
     return y if pixels == 1 else y.reshape(b, h, w, -1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _add_rows(y: jax.Array, rows: jax.Array, pixels: int) -> jax.Array:
+    """Adds equal rows `[B, f]` to `[B, H, W, pixels * f]`.
+
+    To read but one of them lets XLA fold them into the convolution, as a bias is.
+    """
+    return y + jnp.tile(rows[0], pixels)
+
+
+def _add_rows_forward(y, rows, pixels):
+    return _add_rows(y, rows, pixels), None
+
+
+def _add_rows_backward(pixels, _, gradient):
+    b, *_, f = gradient.shape
+    return gradient, gradient.reshape(b, -1, f // pixels).sum(1)
+
+
+_add_rows.defvjp(_add_rows_forward, _add_rows_backward)
 
 
 def widened(kernel: jax.Array, pixels: int) -> jax.Array:
@@ -128,12 +166,17 @@ def widened(kernel: jax.Array, pixels: int) -> jax.Array:
       pixels: p, at least 2.
 
     Returns:
-      `[3, 3, p*c, p*f]`: of the 3p pixels that three wide ones hold, the u-th pixel of
+      `[p*f, 3, 3, p*c]`: of the 3p pixels that three wide ones hold, the u-th pixel of
       the middle one sees those at p+u-1 to p+u+1.
     """
-    height, _, c, f = kernel.shape
-    each = [
-        jnp.pad(kernel, ((0, 0), (pixels + u - 1, 2 * pixels - u - 2), (0, 0), (0, 0)))
-        for u in range(pixels)
-    ]  # p of [3, 3p, c, f]
-    return jnp.stack(each, axis=3).reshape(height, 3, pixels * c, pixels * f)
+    height, width, c, f = kernel.shape
+    p, length = pixels, 3 * pixels * c
+    rows = kernel.transpose(3, 0, 1, 2).reshape(f, height, width * c)
+    # a row c longer than `length`, again and again, and cut into rows of `length`: each
+    # begins c further to the right. Concatenated, each kernel would be a launch of its
+    # own; like this XLA makes all of a shape in one.
+    rows = jnp.pad(rows, ((0, 0), (0, 0), ((p - 1) * c, (2 * p - 1) * c)))
+    rows = jnp.broadcast_to(rows[:, :, None], (f, height, p, length + c))
+    rows = rows.reshape(f, height, -1)[:, :, : p * length]
+    rows = rows.reshape(f, height, p, length).transpose(2, 0, 1, 3)
+    return rows.reshape(p * f, height, 3, p * c)

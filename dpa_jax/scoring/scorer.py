@@ -297,7 +297,7 @@ def _compiled(
     def run(parameters, weights, statistics, images):
         with spec.compute.matmul_precision():
             x = step.prepare(spec, images, None, alpha)
-            z, y = step.reconstruct(spec, parameters, x, alpha)
+            z, y = spec.reconstruct(parameters, x, alpha)
             both = {_IMAGE: x, _RECONSTRUCTION: y}
             found = {name: both[name] for name in names if name in both}
             scored = [name for name in names if name not in both]

@@ -21,7 +21,7 @@ def _compiled(spec: step.StepSpec) -> Callable[..., tuple[jax.Array, jax.Array]]
     def reconstruct(parameters, images, alpha):
         with spec.compute.matmul_precision():
             x = step.prepare(spec, images, None, alpha)
-            _, y = step.reconstruct(spec, parameters, x, alpha)
+            _, y = spec.reconstruct(parameters, x, alpha)
         return x, y
 
     return jax.jit(reconstruct)
