@@ -54,10 +54,11 @@ def run_python(program, *arguments):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_before_any_training_ends_the_program_with_one_line(number):
     program = """
-import types
+import threading, types
 from dpa_jax.cli import main
 number = int(sys.argv.pop())
 def run(options):
+    threading.Timer(5, print, ["waited for"]).start()
     os.kill(os.getpid(), number)
     time.sleep(20)
 sys.modules["dpa_jax.cli.verbs"] = types.SimpleNamespace(run=run)

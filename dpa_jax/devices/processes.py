@@ -108,7 +108,8 @@ class ProcessGroup:
             self._send_all(b"e")
             _ended.append(self)
             return
-        message = str(error) if isinstance(error, errors.DpaError) else repr(error)
+        is_plain = isinstance(error, errors.DpaError | errors.Stopped)
+        message = str(error) if is_plain else repr(error)
         self._send_all(b"f" + f"{self._name()}: {message}".encode())
         self._linger()
 
@@ -251,6 +252,8 @@ def initialize(
             "--coordinator, --processes and --process go together; "
             "without them --distributed asks the cluster"
         )
+    # which catches SIGTERM until training does, and stops nothing
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(coordinator, processes, process)
     except (RuntimeError, ValueError) as error:
