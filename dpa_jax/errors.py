@@ -35,10 +35,10 @@ def needing(extra: str, purpose: str) -> Iterator[None]:
         ) from error
 
 
-class Interrupted(KeyboardInterrupt):
-    """A run was asked to stop, and did.
+class Stopped(KeyboardInterrupt):
+    """A signal asks this process to stop.
 
-    Not an `Exception`, so that nobody takes it for a run that failed.
+    Not an `Exception`, so that nobody takes it for a failure.
 
     Attributes:
       signal: its number; a shell expects 128 more as the exit code.
@@ -47,3 +47,7 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, message: str, number: int):
         super().__init__(message)
         self.signal = number
+
+
+class Interrupted(Stopped):
+    """A run was asked to stop, and did."""

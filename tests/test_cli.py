@@ -11,7 +11,7 @@ import run_factory
 from PIL import Image
 
 import dpa_jax
-from dpa_jax.cli import main, verbs
+from dpa_jax.cli import main, parsing, verbs
 from dpa_jax.storage import config_files
 
 VERBS = [
@@ -54,7 +54,7 @@ def names(parser):
 
 
 def test_every_verb_is_listed_here():
-    assert sorted(names(main._parser())) == sorted(VERBS)
+    assert sorted(names(parsing.parser())) == sorted(VERBS)
 
 
 def test_the_version_is_shown():

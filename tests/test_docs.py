@@ -6,7 +6,7 @@ import shlex
 
 import pytest
 
-from dpa_jax.cli import main
+from dpa_jax.cli import parsing
 from dpa_jax.config import default_config, flat
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -28,7 +28,7 @@ def commands():
     "page, words", list(commands()), ids=lambda value: str(value)[:60]
 )
 def test_a_command_is_one_that_can_be_given(page, words):
-    options, fields = main._parser().parse_known_args(words)
+    options, fields = parsing.parser().parse_known_args(words)
     assert options.verb
     known = flat(default_config())
     for field in fields:
@@ -43,7 +43,7 @@ def test_links_lead_somewhere(page):
 
 
 def test_the_readme_shows_every_verb():
-    (action,) = (a for a in main._parser()._actions if a.dest == "verb")
+    (action,) = (a for a in parsing.parser()._actions if a.dest == "verb")
     text = (ROOT / "README.md").read_text()
     for verb in action.choices:
         assert f"dpa-jax {verb}" in text or f"- `{verb}`" in text

@@ -1,6 +1,7 @@
 """Signals and kill -9 at any moment: nothing is lost, and the end is the same."""
 
 import os
+import pathlib
 import resource
 import signal
 import subprocess
@@ -34,12 +35,117 @@ def test_a_signal_is_noted_and_the_second_has_its_usual_effect():
         signal.signal(signal.SIGINT, before)
 
 
-def test_an_interrupt_that_meets_the_garbage_collector_is_not_lost():
+def run_python(program, *arguments):
+    """Runs a program that a terminal has started; returns exit code, stdout, stderr."""
+    begin = (
+        "import os, signal, sys, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", begin + program, *map(str, arguments)],
+        cwd=pathlib.Path(__file__).resolve().parents[1],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_any_training_ends_the_program_with_one_line(number):
     program = """
-import gc, os, signal, sys, time
+import threading, types
 from dpa_jax.cli import main
-main.insist_on_interrupts()
-signal.signal(signal.SIGINT, signal.default_int_handler)
+number = int(sys.argv.pop())
+def run(options):
+    threading.Timer(5, print, ["waited for"]).start()
+    os.kill(os.getpid(), number)
+    time.sleep(20)
+sys.modules["dpa_jax.cli.verbs"] = types.SimpleNamespace(run=run)
+sys.argv.insert(1, "doctor")
+main.entry()
+"""
+    expected = (128 + number, "", "dpa-jax: stopped\n")
+    assert run_python(program, int(number)) == expected
+
+
+def test_an_interrupt_that_meets_a_native_import_stops_after_it():
+    program = """
+import enum
+from dpa_jax import errors
+from dpa_jax.devices import interruption
+interruption.stop_on_signals()
+def profile(frame, event, called):
+    # jaxlib makes an enumeration: SIGINT as Python handles it aborts the process here
+    makes_enum = frame.f_code is enum.EnumType.__call__.__code__
+    if makes_enum and frame.f_back.f_code.co_name == "_call_with_frames_removed":
+        sys.setprofile(None)
+        print("met", flush=True)
+        os.kill(os.getpid(), signal.SIGINT)
+sys.setprofile(profile)
+try:
+    from jaxlib import _jax
+    time.sleep(20)
+except errors.Stopped:
+    print("jaxlib._jax" in sys.modules)
+"""
+    assert run_python(program) == (0, "met\nTrue\n", "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_waits_for_the_end_of_an_import(tmp_path, number):
+    (tmp_path / "slow.py").write_text(
+        "import os, sys, time\n"
+        "os.kill(os.getpid(), int(sys.argv[1]))\n"
+        "time.sleep(0.1)\n"
+        "print('imported', flush=True)\n"
+    )
+    program = """
+from dpa_jax import errors
+from dpa_jax.devices import interruption
+interruption.stop_on_signals()
+sys.path.insert(0, sys.argv[2])
+try:
+    import slow
+    time.sleep(20)
+except errors.Stopped as stopped:
+    print(stopped, stopped.signal == int(sys.argv[1]))
+"""
+    expected = f"imported\nstopped by {number.name} True\n"
+    assert run_python(program, int(number), tmp_path) == (0, expected, "")
+
+
+def test_a_second_signal_ends_at_once():
+    program = """
+from dpa_jax.devices import interruption
+interruption.stop_on_signals()
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(20)
+finally:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(20)
+"""
+    assert run_python(program) == (143, "", "")
+
+
+def test_a_signal_that_was_ignored_stays_ignored():
+    program = """
+from dpa_jax.devices import interruption
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+interruption.stop_on_signals()
+os.kill(os.getpid(), signal.SIGINT)
+time.sleep(0.1)
+"""
+    assert run_python(program) == (0, "", "")
+
+
+def test_a_signal_that_meets_the_garbage_collector_is_not_lost():
+    program = """
+import gc
+from dpa_jax import errors
+from dpa_jax.devices import interruption
+interruption.stop_on_signals()
 def callback(phase, info):
     gc.callbacks.clear()
     os.kill(os.getpid(), signal.SIGINT)
@@ -49,14 +155,10 @@ gc.collect()
 print("collected", flush=True)
 try:
     time.sleep(20)
-except KeyboardInterrupt:
+except errors.Stopped:
     sys.exit(130)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
-    )
-    assert (done.returncode, done.stdout) == (130, "collected\n"), done.stderr
-    assert done.stderr == ""
+    assert run_python(program) == (130, "collected\n", "")
 
 
 def test_in_another_thread_signals_are_left_alone():

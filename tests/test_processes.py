@@ -213,6 +213,19 @@ def test_a_signal_to_one_process_saves_and_ends_all(endless, tmp_path):
         assert "Traceback" not in trainer.output
 
 
+def test_sigterm_still_comes_to_a_process_that_has_joined():
+    program = f"""
+import os, signal, sys, time
+from dpa_jax.devices import processes
+signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(5))
+with processes.initialize("localhost:{free_port()}", 1, 0):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(5)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=LIMIT_S)
+    assert done.returncode == 5
+
+
 def test_if_one_is_killed_the_other_ends_and_names_it(endless, tmp_path):
     trainers = pair(tmp_path, endless)
     try:

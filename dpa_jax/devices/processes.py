@@ -6,6 +6,7 @@ failures, so that a process which waits for another's devices is ended, and does
 wait for ever.
 """
 
+import contextlib
 import io
 import json
 import multiprocessing.connection
@@ -28,7 +29,7 @@ _LINGER_S = 10  # that process 0 gives the others to end before it
 _CAUSE_S = 1  # in which the news of another process's end come, if it ended
 _CARD_BYTES = 1024  # of what process 0 tells about how it is reached
 _RESUMES = "the same command goes on from the last checkpoint"
-_joined: list["ProcessGroup"] = []  # this process's own, if there are several
+_ended: list["ProcessGroup"] = []  # this process's own, if all ended it together
 
 
 class ProcessGroup:
@@ -105,8 +106,10 @@ class ProcessGroup:
             time.sleep(2 * _LINGER_S)
         if not is_error:
             self._send_all(b"e")
+            _ended.append(self)
             return
-        message = str(error) if isinstance(error, errors.DpaError) else repr(error)
+        is_plain = isinstance(error, errors.DpaError | errors.Stopped)
+        message = str(error) if is_plain else repr(error)
         self._send_all(b"f" + f"{self._name()}: {message}".encode())
         self._linger()
 
@@ -209,11 +212,17 @@ class ProcessGroup:
 
 
 def leave(code: int) -> None:
-    """Ends a process of several after an error, and does not wait for those gone."""
-    if _joined:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    """Ends this process after an error or a signal, and waits for nothing.
+
+    Neither for processes that are gone nor for threads of what stopped half-way. Does
+    nothing where several processes end together: JAX lets each wait for the others.
+    """
+    if _ended:
+        return
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # a closed pipe, which was told
+            stream.flush()
+    os._exit(code)
 
 
 def initialize(
@@ -243,6 +252,8 @@ def initialize(
             "--coordinator, --processes and --process go together; "
             "without them --distributed asks the cluster"
         )
+    # which catches SIGTERM until training does, and stops nothing
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(coordinator, processes, process)
     except (RuntimeError, ValueError) as error:
@@ -264,7 +275,6 @@ def join(hosts: list[str] | None = None) -> ProcessGroup:
     group = ProcessGroup(jax.process_index(), jax.process_count())
     if group.count > 1:
         group.connect([*(hosts or []), socket.gethostname(), socket.getfqdn()])
-        _joined.append(group)
     return group
 
 
