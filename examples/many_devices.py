@@ -23,7 +23,6 @@ config = dpa_jax.default_config()
 config.data.resolution = 8
 config.perceptual.weights = "random:0"  # "imagenet" once it is fetched
 config.perceptual.statistics = "train"
-config.stages.final_steps = 100
 config.batch_size = 16
 config.stages.final_steps = 20
 config.log_every = 10
