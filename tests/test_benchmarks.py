@@ -41,6 +41,7 @@ def quick(monkeypatch):
     peaks = {"jax": 0.1}
     monkeypatch.setattr(measure, "matmul_peak", lambda precision, with_torch: peaks)
     monkeypatch.setattr(measure.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(measure.gc, "collect", lambda: 0)  # of all that the tests hold
 
 
 @pytest.fixture
