@@ -24,9 +24,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 BATCH, COUNT = 16, 43
 PLAIN = tiny.spec(tiny.GROWN)
 SMALL = tiny.spec(tiny.FIRST, loss=tiny.L2)
-# crops and flips are drawn for an image's place in the whole batch
+# crops and flips are drawn for an image's place in the whole batch, for all members
 AUGMENTED = tiny.spec(
-    tiny.GROWING, loss=tiny.L2, horizontal_flip=True, vertical_flip=True
+    tiny.FIRST, loss=tiny.L2, horizontal_flip=True, vertical_flip=True, members=2
 )
 LONG = dataclasses.replace(
     tiny.spec(
@@ -102,9 +102,8 @@ def train(spec, size=16, steps=3, **options):
 
 RUNS = {
     "adversarial": lambda: train(dataclasses.replace(SMALL, adversarial=0.5)),
-    "population": lambda: train(dataclasses.replace(SMALL, members=2)),
-    "augmented": lambda: train(AUGMENTED, 20),
-    "plain": lambda: train(PLAIN),
+    "augmented population": lambda: train(AUGMENTED, 20),
+    "growing": lambda: train(tiny.spec(tiny.GROWING, loss=tiny.L2)),
     "streamed": lambda: train(SMALL, is_streamed=True),
     "targets cached": lambda: train(PLAIN, caches=True),
     "long": lambda: train(LONG, steps=7),
