@@ -30,6 +30,7 @@ for name, values in found.items():
 
 # %% ResNet-50 works alike; its features need statistics of the training images.
 
+config.stages.final_steps = 10
 config.perceptual.backbone = "resnet50"
 config.perceptual.layers = "8:layer1.0"
 dpa_jax.train(config, "resnet_run", images=images, visible=False)

@@ -15,7 +15,7 @@ config = dpa_jax.default_config()
 config.data.resolution = 8
 config.perceptual.weights = "random:0"  # "imagenet" once it is fetched
 config.perceptual.statistics = "train"
-config.stages.final_steps = 100
+config.stages.final_steps = 30
 config.batch_size = 16
 
 rates = [1e-4, 1e-3, 1e-2]

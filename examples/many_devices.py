@@ -4,15 +4,12 @@ A batch is shared out among all devices that JAX sees; nothing has to be said. H
 eight virtual ones of a CPU stand in for a machine with eight GPUs or a slice of a TPU.
 """
 
-import os
+import jax
+import numpy as np
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"  # before JAX
+import dpa_jax
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-
-import dpa_jax  # noqa: E402
-
+jax.config.update("jax_num_cpu_devices", 8)
 print(len(jax.devices()), "devices")
 
 # %% The same run as on one device; each has two of the sixteen images of a batch.
@@ -23,7 +20,6 @@ config = dpa_jax.default_config()
 config.data.resolution = 8
 config.perceptual.weights = "random:0"  # "imagenet" once it is fetched
 config.perceptual.statistics = "train"
-config.stages.final_steps = 100
 config.batch_size = 16
 config.stages.final_steps = 20
 config.log_every = 10

@@ -111,11 +111,14 @@ def weights(request, network, tmp_path_factory):
     return resnet50.load(str(folder / "w.pt"))
 
 
+apply = jax.jit(resnet50.apply, static_argnums=(2, 3))  # compiled once for all weights
+
+
 def test_resnet50_is_pytorchs(network, weights, rng):
     x = rng.standard_normal((2, 32, 48, 3)).astype(np.float32)
     with torch.no_grad():
         expected = network(torch.from_numpy(x.transpose(0, 3, 1, 2)))
-    found = jax.jit(resnet50.apply, static_argnums=(2, 3))(
+    found = apply(
         frozen_convolution.prepare(jax.device_put(weights), "cpu"),
         x,
         resnet50.LAYERS,

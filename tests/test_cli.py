@@ -11,7 +11,12 @@ import run_factory
 from PIL import Image
 
 import dpa_jax
+<<<<<<< HEAD
 from dpa_jax.cli import main, parsing, verbs
+=======
+from dpa_jax import errors
+from dpa_jax.cli import main, verbs
+>>>>>>> suite
 from dpa_jax.storage import config_files
 
 VERBS = [
@@ -150,14 +155,18 @@ def test_errors_are_one_message_without_a_traceback(tmp_path):
     assert len(err.splitlines()) == 1
 
 
-@pytest.mark.parametrize("place", [0, 3])
-def test_debug_shows_the_traceback(tmp_path, place):
-    arguments = ["score", "a.png", f"--workdir={tmp_path}/none"]
-    arguments.insert(place, "--debug")
-    process = run_factory.start(*arguments)
+def test_debug_shows_the_traceback(tmp_path):
+    process = run_factory.start(
+        "score", "a.png", f"--workdir={tmp_path}/none", "--debug"
+    )
     _, err = process.communicate()
     assert process.returncode == 1
     assert "Traceback" in err and "no run in" in err
+
+
+def test_debug_may_stand_before_the_verb(tmp_path):
+    with pytest.raises(errors.DpaError, match="no run in"):
+        run_factory.call("--debug", "score", "a.png", f"--workdir={tmp_path}/none")
 
 
 def test_wrong_values_exit_with_2(tmp_path):

@@ -18,7 +18,7 @@ from test_decode import deflated, dicom, encode
 from benchmarks import measure
 from dpa_jax.data.decode import ImageError, Preprocessing, decode
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "600"))  # of each format
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "300"))  # of each format
 # of one file, on a busy machine too; and beyond what the process had: as many pixels
 # as Pillow allows, 89 million, take most of it
 SECONDS, MEBIBYTES = 5.0, 700

@@ -152,7 +152,7 @@ def test_imported_run_scores_as_its_networks_do_in_pytorch(made, imported):
     _, encoder, decoder, statistics = made
     images = run_factory.images(4, 32)
     expected = expected_scores(encoder, decoder, statistics, images)
-    found = dpa_jax.load(imported)(images)
+    found = dpa_jax.load(imported, batch_size=4)(images)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
@@ -169,11 +169,13 @@ def test_imported_run_scores_files_and_is_evaluated(imported, tmp_path):
     normal = run_factory.write_folder(tmp_path / "normal", 3, 240, seed=1)
     abnormal = run_factory.write_folder(tmp_path / "abnormal", 3, 240, seed=2)
     code, _, err = run_factory.call(
-        *("score", normal, "--workdir", imported, "--out", tmp_path / "scores.csv")
+        *("score", normal, "--workdir", imported, "--batch=4"),
+        *("--out", tmp_path / "scores.csv"),
     )
     assert code == 0, err
     code, out, err = run_factory.call(
-        *("evaluate", "--workdir", imported, "--out", tmp_path / "evaluation"),
+        *("evaluate", "--workdir", imported, "--batch=4"),
+        *("--out", tmp_path / "evaluation"),
         *("--normal", normal, "--abnormal", abnormal),
     )
     assert code == 0, err
@@ -238,5 +240,5 @@ def test_the_published_checkpoint_gives_the_published_scores(shared, tmp_path):
         images, scores = archive["images"], archive["scores"]
     assert images.shape[1] == 1  # [N, C, H, W], in [-1, 1]
     images = np.rint((np.moveaxis(images, 1, -1) + 1) * 127.5).astype(np.uint8)
-    found = dpa_jax.load(tmp_path / "run")(images)
+    found = dpa_jax.load(tmp_path / "run", batch_size=8)(images)
     np.testing.assert_allclose(found, scores, rtol=1e-5)

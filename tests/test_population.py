@@ -47,6 +47,7 @@ def config(tmp_path_factory):
         folder / "train.npz", images=run_factory.images(size=20)
     )
     config.data.size = 20
+    config.perceptual.layers = "8:r11 16:r11"
     config.data.random_crop = config.data.horizontal_flip = True
     config.optimizer.learning_rate = 1e-4
     config.seed = 5
@@ -233,7 +234,8 @@ def test_after_a_stage_a_member_may_be_given_up(config, tmp_path):
         return number == 0 or stage.transition is False
 
     folders = [tmp_path / "a", tmp_path / "b"]
-    configs = with_rates(config, 1e-4, 2e-4)
+    plain = {"loss.relative_perceptual": 0.0, "loss.l1": 1.0}
+    configs = with_rates(updated(config, plain, "test"), 1e-4, 2e-4)
     training.train_together(configs, folders, after_stage=after, visible=False)
     assert asked == [
         (0, "8_stabilization", 8),

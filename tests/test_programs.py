@@ -204,7 +204,7 @@ def test_the_program_of_targets_is_kept_for_the_same_shapes():
     again, second = targets(images)
     assert first > 0 and second == 0
     np.testing.assert_array_equal(again, expected)
-    deeper = dataclasses.replace(frozen, backbone=tiny.vgg_weights("c22"))
+    deeper = dataclasses.replace(frozen, backbone=tiny.vgg_weights("c22", tiny.WIDTH))
     np.testing.assert_allclose(targets(images, deeper)[0], expected, rtol=1e-5)
     assert len(targets(images[:19])[0]) == 19
 
@@ -244,15 +244,15 @@ def test_target_shapes_are_those_of_vgg19():
     )
     found, none = programs.target_shapes(spec, tiny.frozen(jnp.bfloat16), 5)
     assert {n: (f.shape, f.dtype.name) for n, f in found.items()} == {
-        "r21": ((5, 8, 8, 128), "bfloat16"),
-        "p1": ((5, 8, 8, 64), "bfloat16"),
+        "r21": ((5, 8, 8, tiny.WIDTH), "bfloat16"),
+        "p1": ((5, 8, 8, tiny.WIDTH), "bfloat16"),
         "image": ((5, 16, 16, 3), "float32"),
     }
     assert none == {}
 
 
-# 20 images of 8x8 positions of 128 channels
-SIZE = 20 * 8 * 8 * 128 * 4
+# 20 images of 8x8 positions, in float32
+SIZE = 20 * 8 * 8 * tiny.WIDTH * 4
 
 
 def caches(spec, stored_size=16, draws=2.0, memory=1 << 40, wanted="auto"):

@@ -117,8 +117,9 @@ def test_bfloat16_is_close_to_float32(small):
 
 @pytest.mark.parametrize("adversarial", [0.0, 0.5])
 def test_parts_of_a_batch_give_the_step_of_the_whole(data, adversarial):
-    spec = dataclasses.replace(tiny.spec(tiny.GROWN), adversarial=adversarial)
-    begun = tiny.begin(tiny.GROWN, critic=adversarial > 0)
+    stage, loss = (tiny.FIRST, tiny.L2) if adversarial else (tiny.GROWN, tiny.LOSS)
+    spec = tiny.spec(stage, loss=loss, adversarial=adversarial)
+    begun = tiny.begin(stage, critic=adversarial > 0)
     index = INDICES[:3] if adversarial else INDICES[0]
 
     def take(**changes):

@@ -236,12 +236,13 @@ def test_database_that_cannot_be_used_is_an_error_without_the_password(
 
 WORKER = """
 import pathlib, sys, time
-import study_factory
-from dpa_jax.tuning import queue
+from dpa_jax.config import default_config
+from dpa_jax.tuning import queue, search
 
 queue.INTERVAL, queue.GRACE = 1, 2
 folder = pathlib.Path(sys.argv[1])
-found = study_factory.search(folder / sys.argv[3], sampler="random", trials=8)
+found = search.load(folder / "search.py", default_config())
+found.options.update({"sampler": "random", "trials": 8})
 with queue.reaching():
     worker = queue.Queue(folder, sys.argv[2], found, {}, True)
     with worker.beating():
@@ -257,16 +258,16 @@ with queue.reaching():
 def share_a_study(folder, url):
     """Runs three workers, kills one at its first trial; returns the complete trials."""
     root = os.path.dirname(os.path.dirname(os.path.abspath(study.__file__)))
-    here = [os.path.dirname(root), os.path.dirname(__file__), *sys.path]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(here)}
+    environment = {**os.environ, "PYTHONPATH": os.path.dirname(root)}
+    (folder / "search.py").write_text(study_factory.SEARCH)
     workers = [
         subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(folder), url, str(i)],
+            [sys.executable, "-c", WORKER, str(folder), url],
             env=environment,
             stdout=subprocess.PIPE,
             text=True,
         )
-        for i in range(3)
+        for _ in range(3)
     ]
     assert workers[0].stdout.readline().strip().isdigit()
     workers[0].kill()

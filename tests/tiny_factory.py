@@ -12,15 +12,18 @@ from dpa_jax.images import tiles
 from dpa_jax.stages import Stage
 
 ARCHITECTURE = models.Architecture("residual9", 16, 1, 1, 4, (4, 4, 4), (4, 4, 4))
+WIDTH = 8  # of all layers of VGG19, which makes running them cheap
 STATISTICS = {
     layer: {
-        "mean": np.full(channels, 0.3, "f"),
-        "std": np.linspace(0.5, 1, channels, dtype="f"),
+        "mean": np.full(WIDTH, 0.3, "f"),
+        "std": np.linspace(0.5, 1, WIDTH, dtype="f"),
     }
-    for layer, channels in (("r11", 64), ("r21", 128))
+    for layer in ("r11", "r21")
 }
 LOSS = losses.StageLoss(losses.Loss((("r21", 1.0),)))
 SMOOTH_LOSS = losses.StageLoss(LOSS.full, losses.Loss((("r11", 1.0),)))
+# what VGG19 does not matter for is compiled without it
+L2 = losses.StageLoss(losses.Loss(relative_perceptual=0, l2=1.0))
 
 # Adam divides a gradient by its own size, so that of one near zero the rounding alone
 # moves a parameter by a share of the learning rate: a small one keeps that small
@@ -28,6 +31,7 @@ RATE = 1e-4
 
 GROWING = Stage(16, True, 4, 3)
 GROWN = Stage(16, False, 5, 7)
+FIRST = Stage(8, False, 5, 7)  # of half the layers, for what does not depend on growth
 
 
 def vgg_weights(deepest, width=None):
@@ -60,8 +64,8 @@ def spec(stage, **changes):
 
 
 def frozen(dtype=jnp.float32, rates=(RATE,)):
-    """VGG19 to c21, statistics, the key of augmentation, and the learning rates."""
-    weights = jax.tree.map(lambda w: w.astype(dtype), vgg_weights("c21"))
+    """A narrow VGG19 to c21, statistics, the key of augmentation, learning rates."""
+    weights = jax.tree.map(lambda w: w.astype(dtype), vgg_weights("c21", WIDTH))
     return step.Frozen(
         weights, jax.device_put(STATISTICS), jax.random.key(5), jnp.float32(rates)
     )

@@ -86,6 +86,7 @@ class Setup:
         self.compute = Compute(problem.precision, platform.backend)
         self.architecture = models.Architecture.from_config(config)
         self._arrangements: dict[Stage, Arrangement] = {}
+        self._shapes_of_targets: dict[step.StepSpec, Any] = {}
         self._has_critic = bool(config.loss.adversarial)
         seed = data_seed(config)
         size = len(problem.rows) * self._bytes_of_image
@@ -277,8 +278,12 @@ class Setup:
         )
 
     def _target_shapes(self, stage: Stage) -> Any:
-        count = len(self._problem.rows)
-        return programs.target_shapes(self.spec(stage), self._frozen_shapes, count)
+        # kept, since the backbone is traced for them
+        spec, count = self.spec(stage), len(self._problem.rows)
+        if spec not in self._shapes_of_targets:
+            found = programs.target_shapes(spec, self._frozen_shapes, count)
+            self._shapes_of_targets[spec] = found
+        return self._shapes_of_targets[spec]
 
     def targets(self, program: programs.Program, frozen: step.Frozen, images) -> Any:
         """Computes the features of the images that a stage's program is given."""
