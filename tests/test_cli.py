@@ -11,12 +11,8 @@ import run_factory
 from PIL import Image
 
 import dpa_jax
-<<<<<<< HEAD
-from dpa_jax.cli import main, parsing, verbs
-=======
 from dpa_jax import errors
-from dpa_jax.cli import main, verbs
->>>>>>> suite
+from dpa_jax.cli import main, parsing, verbs
 from dpa_jax.storage import config_files
 
 VERBS = [
