@@ -13,8 +13,7 @@ from dpa_jax import extensions
 Factory = Callable[[optax.ScalarOrSchedule], optax.GradientTransformation]
 
 # Whether each works number by number. Those that do are run over one flat vector of all
-# parameters, since an update of each of the 60 to 90 tensors by itself is as many
-# kernel launches, which bound the step at low resolutions.
+# parameters; see `packing`.
 _IS_ELEMENTWISE = {
     "adam": True,
     "adamw": True,
@@ -77,7 +76,10 @@ class Optimizer:
 
     @property
     def is_elementwise(self) -> bool:
-        """Whether it works number by number, and so on a vector of all parameters."""
+        """Whether it may run on one vector of all parameters.
+
+        It works number by number, but for the norm of `gradient_clip`.
+        """
         return _IS_ELEMENTWISE.get(self.name, False)
 
     def _known(self, rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:

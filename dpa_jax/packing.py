@@ -27,20 +27,30 @@ class Vector:
     Attributes:
       shapes: a tree of the parameters' shapes; of four axes are the kernels of
         convolutions, `[k, k, c, f]`.
-      backend: see `Compute`.
+      is_cudnns: whether the order is that for GPUs.
     """
 
     shapes: Any
-    backend: str
+    is_cudnns: bool
 
     def flatten(self, tree: Any) -> jax.Array:
-        """Returns the numbers of such a tree, `[n]`, all of one dtype."""
-        leaves = [self._outwards(leaf).ravel() for leaf in jax.tree.leaves(tree)]
-        return jnp.concatenate([leaves[i] for i in self._places])
+        """Returns the numbers of such a tree, `[n]`, all of one dtype.
+
+        By a gather, since transposes would be a launch for each kernel.
+        """
+        flat = jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)])
+        return flat[self.order] if self.is_cudnns else flat
 
     def unflatten(self, vector: jax.Array) -> Any:
-        """Returns the tree of the numbers `[n]`."""
-        return self._tree(self._places, vector, self._inwards)
+        """Returns the tree of the numbers `[n]`; in a step this moves nothing."""
+        return self._tree(vector, self._sequence, self._shaped)
+
+    def restored(self, vector: jax.Array) -> Any:
+        """Returns the same where the tree is kept: by a gather, see `flatten`."""
+        if not self.is_cudnns:
+            return self.unflatten(vector)
+        plain = Vector(self.shapes, is_cudnns=False)
+        return plain.unflatten(vector[np.argsort(self.order)])
 
     def rows(self, vector: jax.Array, count: int, dtype: jnp.dtype) -> Any:
         """Returns each bias `[f]` as `count` equal rows, one for each image.
@@ -49,71 +59,65 @@ class Vector:
         instead of one or two for each.
 
         Args:
-          vector: `[n]`, of a GPU's order.
+          vector: `[n]`, of the order for GPUs.
           count: of images.
           dtype: of the rows.
 
         Returns:
           The tree with `[count, f]` in place of biases and None in place of kernels.
         """
-        biases = [i for i in self._places if not _is_kernel(self._leaves[i])]
+        biases = [i for i in self._sequence if not _is_kernel(self._leaves[i])]
         size = sum(math.prod(self._leaves[i].shape) for i in biases)
         rows = jnp.broadcast_to(vector[len(vector) - size :], (count, size))
-        return self._tree(biases, rows.astype(dtype), lambda part, _: part)
+        return self._tree(rows.astype(dtype), biases, lambda part, _: part)
 
     @property
     def order(self) -> np.ndarray:
-        """Where each number of the vector lies in that of a CPU, int32 `[n]`."""
+        """Where each number of the vector lies in a tree's arrays, int32 `[n]`."""
         sizes = [math.prod(leaf.shape) for leaf in self._leaves]
         numbers = np.split(np.arange(sum(sizes), dtype=np.int32), np.cumsum(sizes)[:-1])
-        leaves = [
-            self._outwards(part.reshape(leaf.shape)).ravel()
-            for part, leaf in zip(numbers, self._leaves, strict=True)
-        ]
-        return np.concatenate([leaves[i] for i in self._places])
+        for i, leaf in enumerate(self._leaves):
+            if self.is_cudnns and _is_kernel(leaf):
+                kernel = numbers[i].reshape(leaf.shape)
+                numbers[i] = kernel.transpose(3, 0, 1, 2).ravel()
+        return np.concatenate([numbers[i] for i in self._sequence])
 
     @property
     def _leaves(self) -> list[Any]:
         return jax.tree.leaves(self.shapes)
 
     @property
-    def _places(self) -> list[int]:
-        """The leaves of the tree in the order of the vector."""
-        places = list(range(len(self._leaves)))
-        if self.backend == "gpu":
-            places.sort(key=lambda i: not _is_kernel(self._leaves[i]))
-        return places
+    def _sequence(self) -> list[int]:
+        """The tree's leaves, by number, as they follow each other in the vector."""
+        numbers = list(range(len(self._leaves)))
+        if self.is_cudnns:
+            numbers.sort(key=lambda i: not _is_kernel(self._leaves[i]))
+        return numbers
+
+    def _shaped(self, part, leaf):
+        if self.is_cudnns and _is_kernel(leaf):
+            *rest, filters = leaf.shape
+            return part.reshape(filters, *rest).transpose(1, 2, 3, 0)
+        return part.reshape(leaf.shape)
 
     def _tree(
         self,
-        places: Sequence[int],
         vector: jax.Array,
-        shaped: Callable[[jax.Array, tuple[int, ...]], jax.Array],
+        sequence: Sequence[int],
+        shaped: Callable[[jax.Array, Any], jax.Array],
     ) -> Any:
-        """Returns the tree of what lies one after the other along the last axis."""
+        """Returns the tree of the leaves that follow each other along the last axis."""
         leaves, structure = jax.tree.flatten(self.shapes)
-        sizes = [math.prod(leaves[i].shape) for i in places]
+        sizes = [math.prod(leaves[i].shape) for i in sequence]
         parts = jax.lax.split(vector, sizes, axis=vector.ndim - 1)
         found = {
-            i: shaped(part, leaves[i].shape)
-            for i, part in zip(places, parts, strict=True)
+            i: shaped(part, leaves[i]) for i, part in zip(sequence, parts, strict=True)
         }
         return structure.unflatten(found.get(i) for i in range(len(leaves)))
 
-    def _outwards(self, array):
-        if self.backend == "gpu" and _is_kernel(array):
-            return array.transpose(3, 0, 1, 2)
-        return array
 
-    def _inwards(self, part, shape):
-        if self.backend == "gpu" and len(shape) == 4:
-            *rest, filters = shape
-            return part.reshape(filters, *rest).transpose(1, 2, 3, 0)
-        return part.reshape(shape)
-
-
-def _is_kernel(array) -> bool:
-    return len(array.shape) == 4
+def _is_kernel(leaf: Any) -> bool:
+    return len(leaf.shape) == 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,8 +127,8 @@ class Packing:
     Attributes:
       parameters: the order of the autoencoder's.
       critic: the order of the critic's; None if there is none.
-      is_elementwise: whether the optimizer works number by number: then its state holds
-        vectors of the same order.
+      is_elementwise: whether the optimizer works on vectors: then its state holds some
+        of the same order.
     """
 
     parameters: Vector
@@ -139,7 +143,7 @@ class Packing:
             shapes = jax.tree.map(
                 lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tree
             )
-            return Vector(shapes, backend)
+            return Vector(shapes, backend == "gpu")
 
         critic = None if state.critic is None else vector(state.critic)
         return cls(vector(state.parameters), critic, is_elementwise)
@@ -149,7 +153,7 @@ class Packing:
 
         def packed(vector, tree, optimizer):
             flat = jax.vmap(vector.flatten)(tree)
-            return flat, self._reordered(optimizer, vector.order)
+            return flat, self._reordered(optimizer, vector, vector.order)
 
         return self._replaced(state, packed)
 
@@ -157,8 +161,8 @@ class Packing:
         """Returns the state that was packed."""
 
         def unpacked(vector, flat, optimizer):
-            tree = jax.vmap(vector.unflatten)(flat)
-            return tree, self._reordered(optimizer, np.argsort(vector.order))
+            tree = jax.vmap(vector.restored)(flat)
+            return tree, self._reordered(optimizer, vector, np.argsort(vector.order))
 
         return self._replaced(state, unpacked)
 
@@ -172,9 +176,9 @@ class Packing:
         critic, optimizer = function(self.critic, state.critic, state.critic_optimizer)
         return state.replace(critic=critic, critic_optimizer=optimizer)
 
-    def _reordered(self, optimizer, order):
+    def _reordered(self, optimizer, vector, order):
         """Returns the optimizer's state, its vectors `[P, n]` in another order."""
-        if not self.is_elementwise or np.all(order == np.arange(len(order))):
+        if not (self.is_elementwise and vector.is_cudnns):
             return optimizer
         return jax.tree.map(
             lambda leaf: leaf[:, order] if leaf.shape[1:] == order.shape else leaf,

@@ -57,7 +57,7 @@ class StepSpec:
       batch_parts: equal parts of a batch whose gradients are computed one after the
         other and averaged, so that a step fits into less memory.
       mapped_by: how members are computed, `vmap`, `scan` or `unrolled`; empty for what
-        is usual on the backend, see `_over_members`.
+        is usual on the backend, see `step.py`.
     """
 
     stage: Stage

@@ -1,6 +1,7 @@
 """One update of the autoencoder, or of its critic, of one member of a packed state."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,13 +9,25 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from dpa_jax import adversarial, extensions, losses
-from dpa_jax.packing import Vector
-from dpa_jax.step_spec import StepSpec
+from dpa_jax.packing import Packing, Vector
+from dpa_jax.state import TrainState
+from dpa_jax.step_spec import Frozen, StepSpec
+
+# What both return: the member after the update, and scalars.
+Updated = tuple[TrainState, dict[str, jax.Array]]
 
 
 def autoencoder_step(
-    spec, packing, member, optimizer, frozen, x, real, alpha, axis_name
-):
+    spec: StepSpec,
+    packing: Packing,
+    member: TrainState,
+    optimizer: optax.GradientTransformation,
+    frozen: Frozen,
+    x: jax.Array,
+    real: Any,
+    alpha: jax.Array,
+    axis_name: str | None,
+) -> Updated:
     """Takes a step of the optimizer on the autoencoder's mean loss.
 
     Args:
@@ -27,16 +40,10 @@ def autoencoder_step(
       real: their targets.
       alpha: of the stage.
       axis_name: of the devices to average gradients over; None for one.
-
-    Returns:
-      The member after it, and its scalars.
     """
 
     def mean_loss(flat, x, real):
-        parameters, per_image = _read(spec, packing.parameters, flat), None
-        if spec.compute.backend == "gpu":
-            per_image = packing.parameters.rows(flat, len(x), spec.compute.dtype)
-        z, y = spec.reconstruct(parameters, x, alpha, per_image)
+        z, y = _reconstruct(spec, packing.parameters, flat, x, alpha)
         value = losses.stage_per_image(
             spec.loss,
             frozen.backbone,
@@ -50,8 +57,8 @@ def autoencoder_step(
         ).mean()
         if not spec.adversarial:
             return value, {"loss": value}
-        critic = _read(spec, packing.critic, member.critic)
-        term = adversarial.generator_loss(spec.critic(critic, alpha), y)
+        critic = _critic(spec, packing.critic, member.critic, alpha)
+        term = adversarial.generator_loss(critic, y)
         total = value + spec.adversarial * term
         return total, {"loss": total, "reconstruction_loss": value}
 
@@ -60,7 +67,7 @@ def autoencoder_step(
     if axis_name:
         scalars, gradient = _mean_over_devices((scalars, gradient), axis_name)
     flat, after = _updated(
-        spec,
+        packing,
         packing.parameters,
         optimizer,
         member.optimizer,
@@ -70,27 +77,27 @@ def autoencoder_step(
     return member.replace(parameters=flat, optimizer=after), scalars
 
 
-def critic_step(spec, packing, member, optimizer, x, t, alpha, axis_name):
+def critic_step(
+    spec: StepSpec,
+    packing: Packing,
+    member: TrainState,
+    optimizer: optax.GradientTransformation,
+    x: jax.Array,
+    t: jax.Array,
+    alpha: jax.Array,
+    axis_name: str | None,
+) -> Updated:
     """Takes a step on the critic's loss of images and their reconstructions.
 
     Args:
-      spec: see `autoencoder_step`; so are the others.
-      packing: likewise.
-      member: likewise.
-      optimizer: likewise.
-      x: likewise.
+      spec: this and what is not named here as of `autoencoder_step`.
       t: where between an image and its reconstruction the slope is penalised, `[B]`.
-      alpha: likewise.
-      axis_name: likewise.
-
-    Returns:
-      The member after it, and its scalars.
     """
-    parameters = _read(spec, packing.parameters, member.parameters)
-    _, y = spec.reconstruct(parameters, x, alpha)
+    assert packing.critic is not None
+    _, y = _reconstruct(spec, packing.parameters, member.parameters, x, alpha)
 
     def loss(flat):
-        rate = spec.critic(_read(spec, packing.critic, flat), alpha)
+        rate = _critic(spec, packing.critic, flat, alpha)
         value, scalars = adversarial.critic_loss(rate, x, y, t)
         return value, {"critic_loss": value, **scalars}
 
@@ -98,7 +105,7 @@ def critic_step(spec, packing, member, optimizer, x, t, alpha, axis_name):
     if axis_name:
         scalars, gradient = _mean_over_devices((scalars, gradient), axis_name)
     flat, after = _updated(
-        spec,
+        packing,
         packing.critic,
         optimizer,
         member.critic_optimizer,
@@ -108,21 +115,29 @@ def critic_step(spec, packing, member, optimizer, x, t, alpha, axis_name):
     return member.replace(critic=flat, critic_optimizer=after), scalars
 
 
-def _read(spec: StepSpec, vector: Vector, flat: jax.Array):
-    """Returns a network's parameters as it takes them.
+def _reconstruct(spec: StepSpec, vector: Vector, flat, x: jax.Array, alpha):
+    """Returns latents and reconstructions by parameters that lie in a vector.
 
-    Our own networks compute with them in the format of the computation. To cast them
-    all at once lets XLA cut the kernels out in one launch for each shape; networks of
+    Our own networks compute with their parameters in the format of the computation, and
+    have as many images as they are given: cast all at once, the kernels of a shape are
+    cut out of the vector by one launch, and biases may be of each image. Networks of
     the user's may do otherwise.
     """
-    if not extensions.is_extension(spec.architecture.kind):
-        flat = flat.astype(spec.compute.dtype)
-    return vector.unflatten(flat)
+    if extensions.is_extension(spec.architecture.kind):
+        return spec.reconstruct(vector.unflatten(flat), x, alpha)
+    dtype = spec.compute.dtype
+    rows = vector.rows(flat, len(x), dtype) if vector.is_cudnns else None
+    return spec.reconstruct(vector.unflatten(flat.astype(dtype)), x, alpha, rows)
 
 
-def _updated(spec: StepSpec, vector: Vector, optimizer, state, flat, gradient):
-    """Returns parameters and the optimizer's state after an update, all as vectors."""
-    if spec.optimizer.is_elementwise:
+def _critic(spec: StepSpec, vector, flat, alpha):
+    """Returns what rates images; the critic is always our own network."""
+    return spec.critic(vector.unflatten(flat.astype(spec.compute.dtype)), alpha)
+
+
+def _updated(packing: Packing, vector: Vector, optimizer, state, flat, gradient):
+    """Returns parameters and the optimizer's state after an update."""
+    if packing.is_elementwise:
         updates, state = optimizer.update(gradient, state, flat)
     else:
         trees = vector.unflatten(gradient), state, vector.unflatten(flat)

@@ -27,8 +27,9 @@ def by_scipy(x, kernel, bias):
     return out + bias
 
 
-@pytest.mark.parametrize("backend", ["cpu", "gpu"])
-@pytest.mark.parametrize("pixels", [1, 2, 4, 8])
+@pytest.mark.parametrize(
+    ("backend", "pixels"), [("cpu", 1), ("gpu", 1), ("gpu", 2), ("gpu", 4), ("gpu", 8)]
+)
 def test_equals_scipy(rng, pixels, backend):
     x, kernel, bias = draw(rng)
     convolve = functools.partial(convolution.convolve, pixels=pixels, backend=backend)
@@ -45,13 +46,13 @@ def test_a_kernel_as_large_as_the_images_is_a_product(rng):
     np.testing.assert_allclose(found, expected[:, None, None], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("pixels", [1, 4])
-def test_a_bias_of_each_image_has_the_gradient_of_each(rng, pixels):
+@pytest.mark.parametrize(("backend", "pixels"), [("cpu", 1), ("gpu", 4)])
+def test_a_bias_of_each_image_has_the_gradient_of_each(rng, backend, pixels):
     x, kernel, bias = draw(rng)
     weight = jnp.asarray(rng.standard_normal((2, 8, 8, 5)), jnp.float32)
 
     def value(rows):
-        y = convolution.convolve(x, kernel, rows, pixels=pixels, backend="gpu")
+        y = convolution.convolve(x, kernel, rows, pixels=pixels, backend=backend)
         return (y * weight).sum(), y
 
     rows = jnp.tile(bias, (2, 1))

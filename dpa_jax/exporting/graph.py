@@ -65,7 +65,8 @@ def load(workdir: str | os.PathLike, side: int | None, trust: bool) -> Graph:
       DpaError: the run cannot be loaded, or a function that it names cannot be traced.
       UsageError: images of that side are smaller than the run's crop.
     """
-    # TPUs get plain convolutions; those of CPUs and GPUs are arranged for their kernels
+    # TPUs get plain convolutions and products; those of CPUs and GPUs are arranged for
+    # their kernels
     platform = dataclasses.replace(Platform.here(), backend="tpu", options={})
     scorer = loading.load(workdir, trust=trust, platform=platform)
     graph = of(scorer, side)

@@ -18,8 +18,9 @@ from flax import linen as nn
 from dpa_jax.ops import cpu_convolution
 from dpa_jax.ops.compute import Compute
 
-# The channels to fill, by backend: the first is the usual one, measured on an H100
-# (benchmarks/results), the others are worth a try on others; CPUs have nothing to fill.
+# The channels to fill, by backend: the first is the usual one, measured on an H100 with
+# earlier code (benchmarks/results), the others are worth a try on others; CPUs have
+# nothing to fill.
 _FILLS = {"gpu": (64, 1, 128), "tpu": (1, 128)}
 
 # Kaiming normal by fan-out with the gain of LeakyReLU 0.2
@@ -107,16 +108,27 @@ def convolve(
       bias: `[f]`, or `[B, f]`, see `Conv`.
       padding: see `Conv`.
       pixels: how many of a row are treated as one; a divisor of W. More than one needs
-        a 3x3 kernel and "SAME" padding. The result does not depend on it, but for
-        rounding.
+        a 3x3 kernel, "SAME" padding and an accelerator's backend. The result does not
+        depend on it, but for rounding.
       backend: see `Compute`.
 
     Returns:
       `[B, H', W', f]`.
     """
-    b, h, w, c = x.shape
     if backend == "cpu":
-        return cpu_convolution.convolve(x, kernel, padding) + bias
+        y = cpu_convolution.convolve(x, kernel, padding)
+    else:
+        y = _arranged(x, kernel, padding, pixels)
+    if bias.ndim == 1:
+        y = y + jnp.tile(bias, pixels)
+    else:
+        y = _add_rows(y, bias, pixels)
+    return y if pixels == 1 else y.reshape(*x.shape[:3], -1)
+
+
+def _arranged(x, kernel, padding, pixels):
+    """Convolves `[B, H, W, c]` to `[B, H', W' / pixels, pixels * f]`."""
+    b, h, w, c = x.shape
     size = kernel.shape[:2]
     if pixels > 1:
         x, kernel = x.reshape(b, h, w // pixels, pixels * c), widened(kernel, pixels)
@@ -124,17 +136,10 @@ def convolve(
         kernel = kernel.transpose(3, 0, 1, 2)  # as cuDNN has it
     if padding == "VALID" and size == (h, w):
         # as a convolution, its gradient would turn images into channels
-        y = x.reshape(b, -1) @ kernel.reshape(len(kernel), -1).T
-        y = y[:, None, None]
-    else:
-        y = jax.lax.conv_general_dilated(
-            x, kernel, (1, 1), padding, dimension_numbers=("NHWC", "OHWI", "NHWC")
-        )
-    if bias.ndim == 1:
-        y = y + jnp.tile(bias, pixels)
-    else:
-        y = _add_rows(y, bias, pixels)
-    return y if pixels == 1 else y.reshape(b, h, w, -1)
+        return (x.reshape(b, -1) @ kernel.reshape(len(kernel), -1).T)[:, None, None]
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), padding, dimension_numbers=("NHWC", "OHWI", "NHWC")
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
