@@ -89,9 +89,8 @@ def critic_step(
 ) -> Updated:
     """Takes a step on the critic's loss of images and their reconstructions.
 
-    Args:
-      spec: this and what is not named here as of `autoencoder_step`.
-      t: where between an image and its reconstruction the slope is penalised, `[B]`.
+    What it takes is what `autoencoder_step` takes, and `t`, `[B]`: where between an
+    image and its reconstruction the slope is penalised.
     """
     assert packing.critic is not None
     _, y = _reconstruct(spec, packing.parameters, member.parameters, x, alpha)
