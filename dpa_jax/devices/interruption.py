@@ -111,9 +111,9 @@ def _is_importing(frame: FrameType | None) -> bool:
 def deferred(group: "ProcessGroup") -> Iterator[None]:
     """Notes SIGTERM and SIGINT in `group.signal` while the body runs.
 
-    A second one takes its usual effect at once, and one that is ignored stays ignored.
-    In a thread other than the main one signals are left as they are: Python delivers
-    none there.
+    A second one, a tenth of a second or more after the first, takes its usual effect at
+    once, and one that is ignored stays ignored. In a thread other than the main one
+    signals are left as they are: Python delivers none there.
 
     Args:
       group: the processes of the run.
@@ -123,19 +123,27 @@ def deferred(group: "ProcessGroup") -> Iterator[None]:
         return
     before = _handlers()
 
+    noted: float | None = None
+
     def handle(number, frame):
+        nonlocal noted
         del frame
-        group.signal = number
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        if noted is None:
+            group.signal, noted = number, time.monotonic()
+        elif time.monotonic() - noted >= _DOUBLED_S:
+            restore()
+            signal.raise_signal(number)
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
     for number in before:
         signal.signal(number, handle)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        restore()
 
 
 def name(number: int) -> str:
