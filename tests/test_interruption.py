@@ -21,9 +21,8 @@ from dpa_jax.storage import checkpoints, lock
 
 
 def test_a_signal_is_noted_and_the_second_has_its_usual_effect():
-    group = ProcessGroup()
+    group, goes_on = ProcessGroup(), False
     # what Python begins with, whoever started the tests
-    goes_on = False
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt), interruption.deferred(group):

@@ -122,7 +122,6 @@ def deferred(group: "ProcessGroup") -> Iterator[None]:
         yield
         return
     before = _handlers()
-
     noted: float | None = None
 
     def handle(number, frame):
