@@ -110,11 +110,7 @@ def _interrupt(
         if process.returncode == 0:
             break  # it came to its end
         ends_well = process.returncode == _EXIT_CODES[name] and "Traceback" not in text
-        # Python itself ends it before `entry` runs, at SIGINT with a traceback
-        is_early = process.returncode in (-number, 1) and not any(
-            ours in text for ours in ("dpa-jax:", ", in entry")
-        )
-        if not (ends_well or is_early):
+        if not (ends_well or is_early(process.returncode, number, text)):
             raise errors.DpaError(f"{name}: exit code {process.returncode}: {text}")
         if (checkpoints.latest(place / name) or 0) == before:
             longest = min(30.0, longest * 1.1)  # it takes this long to start
@@ -127,6 +123,13 @@ def _interrupt(
         "while_training": while_training,
         "last_step": checkpoints.latest(place / name),
     }
+
+
+def is_early(code: int, number: int, text: str) -> bool:
+    """Whether Python itself ended the program, before `entry` ran."""
+    if "dpa-jax:" in text or ", in entry" in text:
+        return False
+    return code == -number or (code == 1 and "KeyboardInterrupt" in text)
 
 
 def _differences(folder: pathlib.Path, whole: pathlib.Path) -> str:

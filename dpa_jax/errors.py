@@ -1,4 +1,4 @@
-"""The one error that stands for a fault of the input, told without a traceback."""
+"""What ends the program without a traceback: a fault of the input, or a signal."""
 
 import contextlib
 from collections.abc import Iterator

@@ -9,6 +9,7 @@ import pytest
 from benchmarks import (
     end_to_end,
     host_memory,
+    interruptions,
     measure,
     population,
     prepare,
@@ -497,3 +498,17 @@ def test_the_report_that_is_measured_has_all_its_cases(tmp_path):
     assert len(found.cases) == len(found.scores) == 6
     assert found.cases.image.shape == (6, 8, 8, 1)
     assert report_page.main(["--cases=1"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "is_early"),
+    [
+        (-2, "", True),
+        (1, "KeyboardInterrupt\n", True),
+        (1, "ModuleNotFoundError: No module named 'jax'\n", False),
+        (1, ", in entry\nKeyboardInterrupt\n", False),
+        (130, "KeyboardInterrupt\n", False),
+    ],
+)
+def test_python_itself_ends_at_an_interrupt_before_the_program(code, text, is_early):
+    assert interruptions.is_early(code, 2, text) == is_early

@@ -21,15 +21,19 @@ from dpa_jax.storage import checkpoints, lock
 
 
 def test_a_signal_is_noted_and_the_second_has_its_usual_effect():
-    group = ProcessGroup()
+    group, goes_on = ProcessGroup(), False
     # what Python begins with, whoever started the tests
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt), interruption.deferred(group):
-            os.kill(os.getpid(), signal.SIGINT)
-            assert group.signal == signal.SIGINT
+            for _ in range(2):  # at once, which are one
+                os.kill(os.getpid(), signal.SIGINT)
+                assert group.signal == signal.SIGINT
+            time.sleep(0.2)
+            goes_on = True
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(1)  # for Python to notice
+        assert goes_on
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
@@ -65,7 +69,7 @@ sys.modules["dpa_jax.cli.verbs"] = types.SimpleNamespace(run=run)
 sys.argv.insert(1, "doctor")
 main.entry()
 """
-    expected = (128 + number, "", "dpa-jax: stopped\n")
+    expected = (128 + number, "", f"dpa-jax: stopped by {number.name}\n")
     assert run_python(program, int(number)) == expected
 
 
@@ -97,7 +101,7 @@ def test_a_signal_waits_for_the_end_of_an_import(tmp_path, number):
     (tmp_path / "slow.py").write_text(
         "import os, sys, time\n"
         "os.kill(os.getpid(), int(sys.argv[1]))\n"
-        "time.sleep(0.1)\n"
+        "time.sleep(0.3)\n"
         "print('imported', flush=True)\n"
     )
     program = """
@@ -123,10 +127,68 @@ try:
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(20)
 finally:
+    time.sleep(0.2)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(20)
 """
     assert run_python(program) == (143, "", "")
+
+
+NATIVE = """
+import contextlib, hashlib, threading
+from dpa_jax.devices import interruption, processes
+interruption.stop_on_signals()
+def send(*times):
+    for when in times:
+        threading.Timer(when, os.kill, [os.getpid(), signal.SIGTERM]).start()
+def work(iterations):  # in C, without Python's lock, as processes are joined
+    hashlib.pbkdf2_hmac("sha256", b"", b"", iterations)
+"""
+
+
+@pytest.mark.parametrize(
+    "manager",
+    ["contextlib.nullcontext()", "interruption.deferred(processes.ProcessGroup())"],
+)
+def test_a_second_signal_ends_native_code(manager):
+    program = f"""
+with {manager}:
+    send(0.1, 0.4)
+    work(20_000_000)
+"""
+    assert run_python(NATIVE + program) == (143, "", "")
+
+
+def test_a_signal_that_comes_twice_at_once_is_one():
+    program = """
+send(0.1, 0.15)
+try:
+    time.sleep(20)
+except KeyboardInterrupt as stopped:
+    time.sleep(0.1)
+    print(stopped)
+"""
+    assert run_python(NATIVE + program) == (0, "stopped by SIGTERM\n", "")
+
+
+def test_signals_to_a_forked_process_are_its_own():
+    program = """
+from dpa_jax.devices import interruption
+interruption.stop_on_signals()
+for _ in range(2):
+    child = os.fork()
+    if not child:
+        try:
+            time.sleep(20)
+        finally:
+            os._exit(0)
+    time.sleep(0.15)
+    os.kill(child, signal.SIGTERM)
+    os.waitpid(child, 0)
+print("goes on")
+"""
+    code, out, _ = run_python(program)  # newer Pythons warn of forking with threads
+    assert (code, out) == (0, "goes on\n")
 
 
 def test_a_signal_that_was_ignored_stays_ignored():
@@ -138,6 +200,18 @@ os.kill(os.getpid(), signal.SIGINT)
 time.sleep(0.1)
 """
     assert run_python(program) == (0, "", "")
+
+
+def test_a_signal_that_was_ignored_stays_ignored_while_training():
+    group = ProcessGroup()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interruption.deferred(group):
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_signal_that_meets_the_garbage_collector_is_not_lost():

@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 import run_factory
 
+from dpa_jax import errors
+from dpa_jax.devices import processes
 from dpa_jax.storage import checkpoints, config_files
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -223,6 +225,13 @@ with processes.initialize("localhost:{free_port()}", 1, 0):
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=LIMIT_S)
     assert done.returncode == 5
+
+
+def test_a_stopped_process_tells_the_others_at_once():
+    begun = time.monotonic()
+    with pytest.raises(errors.Stopped), processes.ProcessGroup(0, 2):
+        raise errors.Stopped("stopped by SIGTERM", signal.SIGTERM)
+    assert time.monotonic() - begun < 0.5
 
 
 def test_if_one_is_killed_the_other_ends_and_names_it(endless, tmp_path):

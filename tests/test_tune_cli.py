@@ -171,4 +171,19 @@ def test_each_worker_is_started_with_its_devices(files, called, started, monkeyp
 def test_workers_are_interrupted_with_the_one_that_started_them(started):
     with pytest.raises(KeyboardInterrupt), workers.running(["tune"], [[], []]):
         raise KeyboardInterrupt
-    assert started[2:] == [workers.signal.SIGINT] * 2
+    # which, unlike SIGINT, a shell's background jobs do not ignore
+    assert started[2:] == [workers.signal.SIGTERM] * 2
+
+
+def test_a_signal_between_two_starts_leaves_no_worker_behind(started, monkeypatch):
+    start = workers.subprocess.Popen
+
+    def interrupted(*arguments, **options):
+        if started:
+            raise KeyboardInterrupt
+        return start(*arguments, **options)
+
+    monkeypatch.setattr(workers.subprocess, "Popen", interrupted)
+    with pytest.raises(KeyboardInterrupt), workers.running(["tune"], [[], []]):
+        pass
+    assert started[1:] == [workers.signal.SIGTERM]

@@ -50,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stopped:
         verb = next((a for a in arguments if not a.startswith("-")), "")
         hint = "; the same command goes on from what was saved"
-        print(f"dpa-jax: stopped{hint if verb in _RESUMING else ''}", file=sys.stderr)
+        what = f"{str(stopped) or 'stopped'}{hint if verb in _RESUMING else ''}"
+        print(f"dpa-jax: {what}", file=sys.stderr)
         return 128 + getattr(stopped, "signal", signal.SIGINT)
     return 0
 

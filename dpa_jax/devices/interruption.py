@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dpa_jax import errors
 
@@ -18,21 +18,23 @@ if TYPE_CHECKING:
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _PAUSE_S = 0.05
+_DOUBLED_S = 0.1  # in which two are one, sent to the process and to its group
 
 
 def stop_on_signals() -> None:
     """Raises SIGTERM and SIGINT as `errors.Stopped` from here on, in the main thread.
 
-    Where Python would crash by the exception or lose it, it is raised later: after an
-    import, as native modules take none while they are set up (those of jaxlib abort,
-    crash or hang), and again if it met a destructor or a callback of the garbage
-    collector, of which JAX has one. A second signal ends the process at once. One that
-    was ignored stays ignored.
+    Python waits for native code first, such as JAX's that joins processes. Where it
+    would crash by the exception or lose it, it is raised later: after an import, as
+    native modules take none while they are set up (those of jaxlib abort, crash or
+    hang), and again if it met a destructor or a callback of the garbage collector, of
+    which JAX has one. A second signal, a tenth of a second or more after the first,
+    ends the process at once, unless native code holds Python's lock. One that was
+    ignored stays ignored. To be called in the main thread.
     """
     stopper = _Stopper()
-    for number in _SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, stopper.handle)
+    for number in _handlers():
+        signal.signal(number, stopper.handle)
     usual = sys.unraisablehook
 
     def hook(unraisable) -> None:
@@ -44,16 +46,41 @@ def stop_on_signals() -> None:
     sys.unraisablehook = hook
 
 
+def _handlers() -> dict[signal.Signals, Any]:
+    """Returns the handlers of those of the signals that are not ignored."""
+    handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+    return {n: handler for n, handler in handlers.items() if handler != signal.SIG_IGN}
+
+
 class _Stopper:
-    """Raises `errors.Stopped` as soon as it can be raised."""
+    """Raises `errors.Stopped` as soon as it can be raised, and counts the signals."""
 
     def __init__(self):
         self._main, self._is_stopping = threading.get_ident(), False
+        self._repeated = threading.Semaphore(0)  # signals that `wait` sends
+        arrived, written = os.pipe()
+        os.set_blocking(written, False)
+        # written to as a signal arrives: a handler waits for native code to return
+        signal.set_wakeup_fd(written, warn_on_full_buffer=False)
+        os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
+        _thread.start_new_thread(self._count, (arrived,))
+
+    def _count(self, arrived: int) -> None:
+        """Ends the process at the second signal of which a pipe brings the number."""
+        first = None
+        while True:
+            number = os.read(arrived, 1)[0]
+            if number not in _SIGNALS or self._repeated.acquire(blocking=False):
+                continue
+            if first is None:
+                first = time.monotonic()
+            elif time.monotonic() - first >= _DOUBLED_S:
+                os._exit(128 + number)
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Is the handler of a signal."""
+        """Raises `errors.Stopped` for the first signal, now or later."""
         if self._is_stopping:
-            os._exit(128 + number)
+            return
         self._is_stopping = True
         if not _is_importing(frame):
             raise errors.Stopped(f"stopped by {name(number)}", number)
@@ -65,6 +92,7 @@ class _Stopper:
         def again() -> None:
             time.sleep(_PAUSE_S)
             self._is_stopping = False
+            self._repeated.release()
             signal.pthread_kill(self._main, number)
 
         # threading.Thread takes locks, which the code that was interrupted may hold
@@ -83,7 +111,8 @@ def _is_importing(frame: FrameType | None) -> bool:
 def deferred(group: "ProcessGroup") -> Iterator[None]:
     """Notes SIGTERM and SIGINT in `group.signal` while the body runs.
 
-    A second one takes its usual effect at once. In a thread other than the main one
+    A second one, a tenth of a second or more after the first, takes its usual effect at
+    once, and one that is ignored stays ignored. In a thread other than the main one
     signals are left as they are: Python delivers none there.
 
     Args:
@@ -92,21 +121,28 @@ def deferred(group: "ProcessGroup") -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    before = _handlers()
+    noted: float | None = None
 
     def handle(number, frame):
+        nonlocal noted
         del frame
-        group.signal = number
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        if noted is None:
+            group.signal, noted = number, time.monotonic()
+        elif time.monotonic() - noted >= _DOUBLED_S:
+            restore()
+            signal.raise_signal(number)
 
-    for number in _SIGNALS:
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    for number in before:
         signal.signal(number, handle)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        restore()
 
 
 def name(number: int) -> str:

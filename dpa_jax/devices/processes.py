@@ -29,7 +29,7 @@ _LINGER_S = 10  # that process 0 gives the others to end before it
 _CAUSE_S = 1  # in which the news of another process's end come, if it ended
 _CARD_BYTES = 1024  # of what process 0 tells about how it is reached
 _RESUMES = "the same command goes on from the last checkpoint"
-_ended: list["ProcessGroup"] = []  # this process's own, if all ended it together
+_ended_together = False  # this process's group
 
 
 class ProcessGroup:
@@ -95,10 +95,12 @@ class ProcessGroup:
 
     def __exit__(self, kind, error, trace) -> None:
         """Sends the others how this process ends."""
+        global _ended_together
         if self.count == 1:
             return
         is_error = error is not None and not isinstance(error, errors.Interrupted)
-        if is_error and not isinstance(error, errors.DpaError):
+        is_plain = isinstance(error, errors.DpaError | errors.Stopped)
+        if is_error and not is_plain:
             time.sleep(_CAUSE_S)  # it may come of another's end, whose news come too
         with self._lock:
             is_ended, self._is_ending = self._is_ending, True
@@ -106,9 +108,8 @@ class ProcessGroup:
             time.sleep(2 * _LINGER_S)
         if not is_error:
             self._send_all(b"e")
-            _ended.append(self)
+            _ended_together = True
             return
-        is_plain = isinstance(error, errors.DpaError | errors.Stopped)
         message = str(error) if is_plain else repr(error)
         self._send_all(b"f" + f"{self._name()}: {message}".encode())
         self._linger()
@@ -217,7 +218,7 @@ def leave(code: int) -> None:
     Neither for processes that are gone nor for threads of what stopped half-way. Does
     nothing where several processes end together: JAX lets each wait for the others.
     """
-    if _ended:
+    if _ended_together:
         return
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):  # a closed pipe, which was told
@@ -252,7 +253,7 @@ def initialize(
             "--coordinator, --processes and --process go together; "
             "without them --distributed asks the cluster"
         )
-    # which catches SIGTERM until training does, and stops nothing
+    # this service catches SIGTERM until training does, and stops nothing
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(coordinator, processes, process)

@@ -44,7 +44,7 @@ def running(
 ) -> Iterator[None]:
     """Runs a worker process for each share of the devices beside the body.
 
-    They are waited for after the body, or interrupted if it is.
+    They are waited for after the body, or stopped if it is interrupted.
 
     Args:
       arguments: of the command line, for each.
@@ -52,16 +52,15 @@ def running(
     """
     # of an option that is given twice, the last counts
     command = [sys.executable, "-m", "dpa_jax", *arguments, "--workers=1"]
-    processes = [
-        # what was found, this process prints
-        subprocess.Popen(
-            [*command, *([f"--devices={','.join(devices)}"] if devices else [])],
-            stdout=subprocess.DEVNULL,
-            start_new_session=True,  # so that an interrupt comes from here, and once
-        )
-        for devices in shares
-    ]
+    processes: list[subprocess.Popen] = []
     try:
+        for devices in shares:
+            process = subprocess.Popen(
+                [*command, *([f"--devices={','.join(devices)}"] if devices else [])],
+                stdout=subprocess.DEVNULL,  # what was found, this process prints
+                start_new_session=True,  # so that signals come from here, and once
+            )
+            processes.append(process)
         yield
         for process in processes:
             if process.wait():
@@ -69,6 +68,7 @@ def running(
     finally:
         for process in processes:
             if process.poll() is None:
-                process.send_signal(signal.SIGINT)
+                # SIGINT is ignored by what a script starts in the background
+                process.send_signal(signal.SIGTERM)
         for process in processes:
             process.wait()
