@@ -3,6 +3,7 @@
 import gc
 import os
 import pathlib
+import signal
 
 import jax
 import numpy as np
@@ -31,6 +32,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 # Tracing makes millions of objects that stay; to look through them takes a tenth of it.
 gc.set_threshold(200_000, 50, 100)
+
+# Where a script runs the tests in the background SIGINT is ignored, and would be by the
+# processes that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 
