@@ -101,7 +101,9 @@ def train(spec, size=16, steps=3, **options):
 
 
 RUNS = {
-    "adversarial": lambda: train(dataclasses.replace(SMALL, adversarial=0.5)),
+    "adversarial": lambda: train(
+        dataclasses.replace(SMALL, adversarial=0.5, discriminator_steps=1)
+    ),
     "augmented population": lambda: train(AUGMENTED, 20),
     "growing": lambda: train(tiny.spec(tiny.GROWING, loss=tiny.L2)),
     "streamed": lambda: train(SMALL, is_streamed=True),
