@@ -66,8 +66,9 @@ class Vector:
         Returns:
           The tree with `[count, f]` in place of biases and None in place of kernels.
         """
-        biases = [i for i in self._sequence if not _is_kernel(self._leaves[i])]
-        size = sum(math.prod(self._leaves[i].shape) for i in biases)
+        leaves = self._leaves
+        biases = [i for i in self._sequence if not _is_kernel(leaves[i])]
+        size = sum(math.prod(leaves[i].shape) for i in biases)
         rows = jnp.broadcast_to(vector[len(vector) - size :], (count, size))
         return self._tree(rows.astype(dtype), biases, lambda part, _: part)
 
@@ -89,9 +90,10 @@ class Vector:
     @property
     def _sequence(self) -> list[int]:
         """The tree's leaves, by number, as they follow each other in the vector."""
-        numbers = list(range(len(self._leaves)))
+        leaves = self._leaves
+        numbers = list(range(len(leaves)))
         if self.is_cudnns:
-            numbers.sort(key=lambda i: not _is_kernel(self._leaves[i]))
+            numbers.sort(key=lambda i: not _is_kernel(leaves[i]))
         return numbers
 
     def _shaped(self, part, leaf):

@@ -64,15 +64,9 @@ def autoencoder_step(
 
     slope = functools.partial(jax.grad(mean_loss, has_aux=True), member.parameters)
     gradient, scalars = _mean_over_parts(slope, spec.batch_parts, (x, real))
-    if axis_name:
-        scalars, gradient = _mean_over_devices((scalars, gradient), axis_name)
-    flat, after = _updated(
-        packing,
-        packing.parameters,
-        optimizer,
-        member.optimizer,
-        member.parameters,
-        gradient,
+    before = member.parameters, member.optimizer
+    (flat, after), scalars = _updated(
+        packing, packing.parameters, optimizer, before, gradient, scalars, axis_name
     )
     return member.replace(parameters=flat, optimizer=after), scalars
 
@@ -101,15 +95,9 @@ def critic_step(
         return value, {"critic_loss": value, **scalars}
 
     gradient, scalars = jax.grad(loss, has_aux=True)(member.critic)
-    if axis_name:
-        scalars, gradient = _mean_over_devices((scalars, gradient), axis_name)
-    flat, after = _updated(
-        packing,
-        packing.critic,
-        optimizer,
-        member.critic_optimizer,
-        member.critic,
-        gradient,
+    before = member.critic, member.critic_optimizer
+    (flat, after), scalars = _updated(
+        packing, packing.critic, optimizer, before, gradient, scalars, axis_name
     )
     return member.replace(critic=flat, critic_optimizer=after), scalars
 
@@ -134,15 +122,25 @@ def _critic(spec: StepSpec, vector, flat, alpha):
     return spec.critic(vector.unflatten(flat.astype(spec.compute.dtype)), alpha)
 
 
-def _updated(packing: Packing, vector: Vector, optimizer, state, flat, gradient):
-    """Returns parameters and the optimizer's state after an update."""
+def _updated(
+    packing: Packing, vector: Vector, optimizer, before, gradient, scalars, axis_name
+):
+    """Returns parameters and the optimizer's state after an update, and the scalars.
+
+    Gradient and scalars are averaged over the devices, as one vector: else each is
+    copied apart.
+    """
+    if axis_name:
+        one, unravel = ravel_pytree((scalars, gradient))
+        scalars, gradient = unravel(jax.lax.pmean(one, axis_name))
+    flat, state = before
     if packing.is_elementwise:
         updates, state = optimizer.update(gradient, state, flat)
     else:
         trees = vector.unflatten(gradient), state, vector.unflatten(flat)
         updates, state = optimizer.update(*trees)
         updates = vector.flatten(updates)
-    return optax.apply_updates(flat, updates), state
+    return (optax.apply_updates(flat, updates), state), scalars
 
 
 def _mean_over_parts(function, parts: int, batch):
@@ -160,9 +158,3 @@ def _mean_over_parts(function, parts: int, batch):
 
     total, _ = jax.lax.scan(add, nothing, split)
     return jax.tree.map(lambda a: a / parts, total)
-
-
-def _mean_over_devices(values, axis_name: str):
-    """Averages arrays over the devices, as one vector: else each is copied apart."""
-    flat, unravel = ravel_pytree(values)
-    return unravel(jax.lax.pmean(flat, axis_name))
