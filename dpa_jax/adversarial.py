@@ -64,6 +64,8 @@ def critique(
     Returns:
       float32 `[B]`, of no bounds.
     """
+    if compute.backend == "cuda":  # whose kernels have no second derivatives
+        compute = dataclasses.replace(compute, backend="gpu")
     encoder = Encoder(architecture, stage, compute)
     z: Any = encoder.apply({"params": parameters}, x, alpha)
     return z.astype(compute.wide).reshape(len(x))

@@ -90,19 +90,21 @@ class PreAct(nn.Module):
     """
 
     features: int
-    resample: Callable[[jax.Array], jax.Array] = lambda x: x
+    shrinks: bool = False
     compute: Compute = Compute()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, H, W, c]` to `[B, H', W', features]`."""
         conv = functools.partial(Conv, self.features, compute=self.compute)
-        y = conv(3, name="conv_0")(self.resample(leaky_relu(x)))
-        y = conv(3, name="conv_1")(leaky_relu(y))
-        x = self.resample(x)
+        if self.shrinks:
+            y = conv(3, name="conv_0")(images.average_pool2(leaky_relu(x)))
+            x = images.average_pool2(x)
+        else:
+            y, x = conv(3, name="conv_0", is_activated=True)(x, passes=True)
         if x.shape[-1] != self.features:
             x = conv(1, name="skip")(x)
-        return x + y
+        return conv(3, name="conv_1", is_activated=True)(y, x)
 
 
 class FromImage(nn.Module):
@@ -132,25 +134,27 @@ class ActConv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, H, W, c]` to `[B, H', W', features]`, linear at the end."""
-        conv = Conv(self.features, self.size, self.padding, self.compute, name="conv")
-        return conv(leaky_relu(x))
+        conv = Conv(
+            self.features, self.size, self.padding, self.compute, True, name="conv"
+        )
+        return conv(x)
 
 
 class Block(nn.Module):
     """A resampling residual block and, in residual18, a plain one."""
 
     features: int
-    resample: Callable[[jax.Array], jax.Array]
-    resample_name: str
+    resample: str
     deep: bool
     compute: Compute = Compute()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, H, W, c]` to `[B, H', W', features]`."""
-        x = PreAct(
-            self.features, self.resample, compute=self.compute, name=self.resample_name
-        )(x)
+        if self.resample == "up":
+            x = images.upsample2(x)
+        shrinks = self.resample == "down"
+        x = PreAct(self.features, shrinks, self.compute, name=self.resample)(x)
         if self.deep:
             x = PreAct(self.features, compute=self.compute, name="preact")(x)
         return x
@@ -193,7 +197,6 @@ class Encoder(nn.Module):
         def block(resolution, x):
             return Block(
                 a.encoder_width(resolution // 2),
-                images.average_pool2,
                 "down",
                 a.deep,
                 self.compute,
@@ -239,7 +242,6 @@ class Decoder(nn.Module):
         def block(resolution, x):
             return Block(
                 a.decoder_width(resolution),
-                images.upsample2,
                 "up",
                 a.deep,
                 self.compute,

@@ -145,7 +145,7 @@ class Packing:
             shapes = jax.tree.map(
                 lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tree
             )
-            return Vector(shapes, backend == "gpu")
+            return Vector(shapes, backend in ("gpu", "cuda"))
 
         critic = None if state.critic is None else vector(state.critic)
         return cls(vector(state.parameters), critic, is_elementwise)

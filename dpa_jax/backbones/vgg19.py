@@ -13,7 +13,7 @@ import numpy as np
 from dpa_jax.backbones.base import Backbone, Weights
 from dpa_jax.ops import frozen_convolution
 from dpa_jax.ops.activations import relu
-from dpa_jax.ops.pooling import max_pool2
+from dpa_jax.ops.pooling import rectified_max_pool2
 from dpa_jax.weights import files, formats
 
 # block -> (convolutions, channels)
@@ -60,13 +60,22 @@ def apply(
     """
     x = inputs.astype(weights["c11"]["kernel"].dtype)
     found: dict[str, jax.Array] = {}
-    for name in _ORDER[: _ORDER.index(deepest(layers)) + 1]:
-        if name[0] == "c":
-            x = frozen_convolution.convolve(x, weights[name], backend)
+    order = list(_ORDER[: _ORDER.index(deepest(layers)) + 1])
+    while order:
+        name = order.pop(0)
+        rectified = bool(order) and order[0][0] == "r" and name not in layers
+        pooled = order[1:2] == [f"p{name[1]}"] and order[0] not in layers
+        if name[0] == "p":
+            x = rectified_max_pool2(x, backend)  # of what is rectified the same
         elif name[0] == "r":
             x = relu(x)
+        elif rectified and not pooled:
+            x = frozen_convolution.convolve_rectified(x, weights[name], backend)
+            name = order.pop(0)
         else:
-            x = max_pool2(x)
+            x = frozen_convolution.convolve(x, weights[name], backend)
+            if rectified:
+                name = order.pop(0)
         if name in layers:
             found[name] = x
     return found

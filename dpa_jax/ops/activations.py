@@ -10,9 +10,11 @@ import functools
 import jax
 import jax.numpy as jnp
 
+SLOPE = 0.2  # of the published networks' LeakyReLU
+
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def leaky_relu(x: jax.Array, slope: float = 0.2) -> jax.Array:
+def leaky_relu(x: jax.Array, slope: float = SLOPE) -> jax.Array:
     """Returns `x` where positive and `slope * x` elsewhere, slope from 0 to 1."""
     return jnp.maximum(x, slope * x)
 

@@ -5,6 +5,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from dpa_jax.ops import triton
+
 PRECISIONS = ("auto", "bfloat16", "tensorfloat32", "float32", "float64")
 
 
@@ -15,9 +17,10 @@ class Compute:
     Attributes:
       precision: `bfloat16`, `tensorfloat32`, `float32` or, for comparisons without
         rounding, `float64`, which needs `jax_enable_x64`.
-      backend: `cpu`, `gpu` or `tpu`: whose arrangement of convolutions is used. Each
-        runs everywhere and gives the same result but for rounding; that of `cpu` has
-        gradients of its own and takes no forward-mode derivatives.
+      backend: `cpu`, `gpu`, `tpu` or `cuda`: whose arrangement of convolutions is used;
+        see `arranged_for`. Each runs everywhere and gives the same result but for
+        rounding; those of `cpu` and `cuda` have gradients of their own and take no
+        forward-mode derivatives, and those of `cuda` no second ones.
       fill: channels that the autoencoder's convolutions fill, as far as they can, by
         taking pixels of a row together; 0 for what is usual on the backend.
     """
@@ -47,6 +50,20 @@ class Compute:
                 self.precision, "highest"
             )
         )
+
+
+def arranged_for(backend: str, precision: str) -> str:
+    """Returns the arrangement that is usual on a kind of device.
+
+    On GPUs in bfloat16 `cuda`, with Triton kernels of our own beside cuDNN's, where JAX
+    still knows how to compile them; in other precisions `gpu`, cuDNN's alone.
+
+    Args:
+      backend: of the device, `cpu`, `gpu` or `tpu`.
+      precision: see `Compute`.
+    """
+    by_triton = backend == "gpu" and precision == "bfloat16" and triton.is_available
+    return "cuda" if by_triton else backend
 
 
 def resolve(precision: str, backend: str) -> str:

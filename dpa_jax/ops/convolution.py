@@ -10,18 +10,20 @@ units and moves the same bytes, which bound it.
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from dpa_jax.ops import cpu_convolution
+from dpa_jax.ops import cpu_convolution, fused_convolution
+from dpa_jax.ops.activations import SLOPE, leaky_relu
 from dpa_jax.ops.compute import Compute
 
 # The channels to fill, by backend: the first is the usual one, measured on an H100 with
 # earlier code (benchmarks/results), the others are worth a try on others; CPUs have
 # nothing to fill.
-_FILLS = {"gpu": (64, 1, 128), "tpu": (1, 128)}
+_FILLS = {"gpu": (64, 1, 128), "cuda": (64,), "tpu": (1, 128)}
 
 # Kaiming normal by fan-out with the gain of LeakyReLU 0.2
 _kernel_init = nn.initializers.variance_scaling(2 / (1 + 0.2**2), "fan_out", "normal")
@@ -36,6 +38,8 @@ class Conv(nn.Module):
       padding: as `lax.conv_general_dilated` takes it.
       compute: how; parameters stay in its wide format.
 
+      is_activated: whether LeakyReLU comes before it.
+
     The collection `per_image` may hold `bias` `[B, features]`, the same row for each
     image, in place of the parameter: its gradient is then that of each image.
     """
@@ -44,10 +48,20 @@ class Conv(nn.Module):
     size: int
     padding: str | tuple[tuple[int, int], ...] = "SAME"
     compute: Compute = Compute()
+    is_activated: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps `[B, H, W, c]` to `[B, H', W', features]`."""
+    def __call__(
+        self, x: jax.Array, skip: jax.Array | None = None, *, passes: bool = False
+    ) -> Any:
+        """Maps `[B, H, W, c]` to `[B, H', W', features]`.
+
+        Args:
+          x: images.
+          skip: what to add to the result, of its shape, if anything.
+          passes: whether to return `x` as well, to be read in its place by whatever
+            else does: so their gradients are added in one kernel, where there is one.
+        """
         channels = x.shape[-1]
         bound = 1 / math.sqrt(channels * self.size**2)  # as PyTorch draws biases
 
@@ -58,14 +72,25 @@ class Conv(nn.Module):
         shape = (self.size, self.size, channels, self.features)
         kernel = self.param("kernel", _kernel_init, shape).astype(dtype)
         bias = self.param("bias", bias_init, (self.features,))
+        if (backend, self.size, self.padding) == (
+            "cuda",
+            3,
+            "SAME",
+        ) and fused_convolution.fits(x.shape, self.features):
+            slope = SLOPE if self.is_activated else 1.0
+            bias = bias.astype(dtype)
+            return fused_convolution.convolve(
+                x.astype(dtype), kernel, bias, skip, slope=slope, passes=passes
+            )
         bias = self.get_variable("per_image", "bias", bias).astype(dtype)
         pixels = 1
         if self.size == 3 and self.padding == "SAME":
             fill = self.compute.fill or fills(backend)[0]
             pixels = pixels_together(x.shape[2], channels, self.features, fill)
-        return convolve(
-            x.astype(dtype), kernel, bias, self.padding, pixels=pixels, backend=backend
-        )
+        y = leaky_relu(x) if self.is_activated else x.astype(dtype)
+        y = convolve(y, kernel, bias, self.padding, pixels=pixels, backend=backend)
+        y = y if skip is None else skip + y
+        return (y, x) if passes else y
 
 
 def fills(backend: str) -> tuple[int, ...]:

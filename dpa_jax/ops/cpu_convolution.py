@@ -100,7 +100,11 @@ def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     c, f = kernel.shape[2:]
     if c <= f:
         return jnp.concatenate(_neighbours(x), axis=3) @ kernel.reshape(9 * c, f)
-    products = x @ kernel.transpose(2, 0, 1, 3).reshape(c, 9 * f)
+    return gathered(x @ kernel.transpose(2, 0, 1, 3).reshape(c, 9 * f))
+
+
+def gathered(products: jax.Array) -> jax.Array:
+    """Adds up what each pixel's neighbours have for it: `[B, H, W, 9 * f]` to f."""
     each = jnp.split(products, 9, axis=3)
     return functools.reduce(
         operator.add, [_neighbours(product)[i] for i, product in enumerate(each)]

@@ -6,7 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dpa_jax.ops import convolution, winograd
+from dpa_jax.ops import convolution, first_convolution, winograd
+from dpa_jax.ops.activations import relu
 
 # From so many channels in and out a CPU convolves faster by Winograd's algorithm, in
 # 0.4 to 0.8 of the time (two cores of an AMD EPYC with AVX-512, JAX 0.10.2); images
@@ -72,3 +73,13 @@ def convolve(
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
     return y + layer["bias"]
+
+
+def convolve_rectified(
+    x: jax.Array, layer: Mapping[str, Any], backend: str
+) -> jax.Array:
+    """Convolves as `convolve` does, stride 1, and applies ReLU."""
+    kernel = layer["kernel"]
+    if backend == "cuda" and first_convolution.fits(x.shape, kernel.shape):
+        return first_convolution.convolve_rectified(x, kernel, layer["bias"])
+    return relu(convolve(x, layer, backend))

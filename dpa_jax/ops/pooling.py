@@ -11,6 +11,11 @@ import operator
 import jax
 import jax.numpy as jnp
 
+from dpa_jax.ops import triton
+from dpa_jax.ops.activations import relu
+
+_TILE = 4096  # numbers that a program of the kernel takes
+
 
 @jax.custom_jvp
 def max_pool2(x: jax.Array) -> jax.Array:
@@ -44,3 +49,85 @@ def _corners(x: jax.Array) -> list[jax.Array]:
     b, h, w, c = x.shape
     x = x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c)
     return [x[:, :, i, :, j] for i in (0, 1) for j in (0, 1)]
+
+
+def rectified_max_pool2(x: jax.Array, backend: str) -> jax.Array:
+    """Returns ReLU of the maxima, which are the maxima of ReLU.
+
+    So fewer numbers are rectified, and masked in the gradient.
+
+    Args:
+      x: `[B, H, W, c]`.
+      backend: see `Compute`.
+
+    Returns:
+      `[B, H // 2, W // 2, c]`.
+    """
+    _, h, w, c = x.shape
+    if backend == "cuda" and not (h % 2 or w % 2) and c == triton.power_of_two(c):
+        return _rectified(x)
+    return _plain(x)
+
+
+def _plain(x):
+    return relu(max_pool2(x))
+
+
+@jax.custom_vjp
+def _rectified(x):
+    return _plain(x)
+
+
+def _rectified_forward(x):
+    return _plain(x), x
+
+
+def _rectified_backward(x, g):
+    def others(x, g):
+        _, back = jax.vjp(_plain, x)
+        return back(g)[0]
+
+    return (triton.choose(gradient_kernel, others, x, g),)
+
+
+_rectified.defvjp(_rectified_forward, _rectified_backward)
+
+
+def gradient_kernel(
+    x: jax.Array, g: jax.Array, *, interpret: bool = False
+) -> jax.Array:
+    """Computes the gradient of `rectified_max_pool2`, reading each number once.
+
+    Args:
+      x: `[B, H, W, c]`, H and W even, c a power of two.
+      g: of the result, `[B, H // 2, W // 2, c]`.
+      interpret: see `triton.launch`.
+
+    Returns:
+      Of `x`.
+    """
+    _, _, w, c = x.shape
+    count, tile = x.size // (4 * c), max(1, _TILE // c)
+
+    def body(x_ref, g_ref, y_ref):
+        m = triton.program() * tile + triton.numbers(tile, 0)
+        channel = triton.numbers(c, 1)
+        place = m * c + channel
+        exists = jnp.broadcast_to(m < count, place.shape)
+        row, column = triton.split(m, w // 2)
+        first = (row * (2 * w) + column * 2) * c + channel
+        corners = [first + (i * w + j) * c for i in (0, 1) for j in (0, 1)]
+        values = [triton.load(x_ref, corner, exists) for corner in corners]
+        most, left = functools.reduce(jnp.maximum, values), jnp.zeros((), g.dtype)
+        left = jnp.where(most > 0, triton.load(g_ref, place, exists), left)
+        for corner, value in zip(corners, values, strict=True):
+            is_first = value == most
+            triton.store(y_ref, corner, jnp.where(is_first, left, 0), exists)
+            left = jnp.where(is_first, jnp.zeros_like(left), left)
+
+    programs = triton.ceil_div(count, tile)
+    results = [(x.size, g.dtype)]
+    (y,) = triton.launch(
+        body, [x, g], results, programs, name="unpool", interpret=interpret
+    )
+    return y.reshape(x.shape)

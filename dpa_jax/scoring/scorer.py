@@ -17,7 +17,7 @@ from dpa_jax.data.decode import Preprocessing
 from dpa_jax.data.inputs import Inputs
 from dpa_jax.devices.platform import Platform
 from dpa_jax.losses import Loss, StageLoss, compare, extract
-from dpa_jax.ops.compute import Compute
+from dpa_jax.ops.compute import Compute, arranged_for
 from dpa_jax.scoring import scores, unlike
 from dpa_jax.scoring.calibration import Calibration
 
@@ -63,7 +63,8 @@ class Scorer:
         self.inputs, self.strict, self._workdir = inputs, strict, workdir
         self._architecture = models.Architecture.from_config(config)
         self._loss = Loss.from_config(config, stage.resolution)
-        self._compute = Compute(precision, platform.backend)
+        backend = arranged_for(platform.backend, precision)
+        self._compute = Compute(precision, backend)
         self._names = state.block_names(self._architecture, stage)
         self._arguments = jax.device_put(
             (

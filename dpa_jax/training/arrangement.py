@@ -14,6 +14,8 @@ class Arrangement:
     """One of them; by default what the rules of each kind of device choose.
 
     Attributes:
+      backend: whose arrangement of convolutions, see `Compute`; empty for what is
+        usual on the device.
       fill: see `Compute`.
       mapped_by: see `StepSpec`.
       batch_parts: see `programs.compile_stage`; config.batch_parts comes before it.
@@ -21,6 +23,7 @@ class Arrangement:
       options: whether XLA's options of the platform are used.
     """
 
+    backend: str = ""
     fill: int = 0
     mapped_by: str = ""
     batch_parts: int = 0
@@ -51,7 +54,8 @@ def alternatives(
     if platform.backend == "cpu":
         return {}
     found: dict[str, tuple[Any, ...]] = {
-        "fill": convolution.fills(platform.backend)[1:],
+        "backend": ("gpu",) if spec.compute.backend == "cuda" else (),
+        "fill": convolution.fills(spec.compute.backend)[1:],
         "mapped_by": ("scan",) if spec.members > 1 else (),
         "batch_parts": (2,) if chooses_parts and share % 2 == 0 else (),
         "caches_targets": (False,) if chooses_targets else (),

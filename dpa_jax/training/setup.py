@@ -17,7 +17,7 @@ from dpa_jax.config import data_seed
 from dpa_jax.devices import parallel
 from dpa_jax.devices.platform import Platform
 from dpa_jax.images import tile_shape, tiles
-from dpa_jax.ops.compute import Compute
+from dpa_jax.ops.compute import Compute, arranged_for
 from dpa_jax.scoring.scorer import Scorer
 from dpa_jax.stages import Stage
 from dpa_jax.training import chunks, feeding, programs
@@ -83,7 +83,8 @@ class Setup:
         self._programs, self._is_shared = compiled or Programs(), compiled is not None
         self._config = config = runs[0].config
         self.batch_size = config.batch_size
-        self.compute = Compute(problem.precision, platform.backend)
+        backend = arranged_for(platform.backend, problem.precision)
+        self.compute = Compute(problem.precision, backend)
         self.architecture = models.Architecture.from_config(config)
         self._arrangements: dict[Stage, Arrangement] = {}
         self._shapes_of_targets: dict[step.StepSpec, Any] = {}
@@ -134,8 +135,12 @@ class Setup:
     def spec(self, stage: Stage) -> step.StepSpec:
         """Returns what a step of the stage computes."""
         arrangement = self.arrangement(stage)
-        compute = dataclasses.replace(self.compute, fill=arrangement.fill)
-        spec = step.StepSpec.from_config(self._config, stage, compute, len(self._runs))
+        how = dataclasses.replace(
+            self.compute,
+            fill=arrangement.fill,
+            backend=arrangement.backend or self.compute.backend,
+        )
+        spec = step.StepSpec.from_config(self._config, stage, how, len(self._runs))
         return dataclasses.replace(spec, mapped_by=arrangement.mapped_by)
 
     def arrangement(self, stage: Stage) -> Arrangement:
