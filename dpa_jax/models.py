@@ -8,7 +8,6 @@ stage creates it, and growing is a union of parameters by name.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax

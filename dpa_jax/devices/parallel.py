@@ -134,6 +134,12 @@ def compile_program(
         else jax.tree.map(_structure, argument)
         for argument, is_sharded in zip(arguments, sharded, strict=True)
     )
+    # Pallas asks the default device what to compile for, be it at hand or not
+    with jax.default_device(platform.local_devices[0]):
+        return _compiled(make, platform, arguments, sharded, mapped_by)
+
+
+def _compiled(make, platform, arguments, sharded, mapped_by):
     options = dict(platform.options) or None
     if len(platform.devices) == 1:
         function = _without_device_axis(make(None), sharded)

@@ -102,7 +102,7 @@ def _backward(slope, passes, saved, cotangents):
 _convolve.defvjp(_forward, _backward)
 
 
-def _plain(x, kernel, bias, skip, *, slope):
+def _plain(x, kernel, bias, skip, slope):
     y = jax.lax.conv_general_dilated(
         _activated(x, slope),
         kernel,
@@ -114,7 +114,8 @@ def _plain(x, kernel, bias, skip, *, slope):
 
 
 def _plain_gradients(x, kernel, bias, g, beside, *, slope):
-    _, back = jax.vjp(lambda *a: _plain(*a, None, slope=slope), x, kernel, bias)
+    run = functools.partial(_plain, skip=None, slope=slope)
+    _, back = jax.vjp(run, x, kernel, bias)
     by_x, by_kernel, by_bias = back(g)
     return by_x if beside is None else by_x + beside, by_kernel, by_bias
 
@@ -139,7 +140,7 @@ def forward_kernel(
     """Convolves images as `convolve` does, by the kernel.
 
     Args:
-      x: see `convolve`, as all up to `slope`; there may be any power of two of features.
+      x: see `convolve`, as all up to `slope`; more features are fine.
       kernel: see there.
       bias: see there.
       skip: see there.
@@ -285,13 +286,9 @@ def gradients_kernel(
         interpret=interpret,
         **how,
     )
-    sums = _added_up(sums.reshape(-1, length))
+    sums = sums.reshape(-1, length).sum(0)
     by_kernel = sums[:-f].reshape(f, 3, 3, c).transpose(1, 2, 3, 0)
     return by_x.reshape(x.shape), by_kernel.astype(x.dtype), sums[-f:].astype(x.dtype)
-
-
-def _added_up(sums):
-    return sums.sum(0)
 
 
 def _pixels(*channels: int) -> int:
