@@ -192,10 +192,17 @@ def _stages(config: str, *arguments: str) -> list[Job]:
 def parity(path: pathlib.Path) -> int:
     """Compares with the published code's arrays, by the tests that do so on a CPU."""
     workers = str(min(8, os.cpu_count() or 1))
-    command = [sys.executable, "-m", "pytest", "-n", workers, "-rA", PARITY]
-    # each takes what memory it needs, beside the others
-    env = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    command = [sys.executable, "-m", "pytest", "-p", "xdist", "-n", workers]
+    env = {
+        **os.environ,
+        # each takes what memory it needs, beside the others
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        # others that happen to be installed may warn, which is an error here
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+    }
+    done = subprocess.run(
+        [*command, "-rA", PARITY], capture_output=True, text=True, env=env
+    )
     print(done.stdout[-2000:], done.stderr[-2000:])
     lines = [line for line in done.stdout.splitlines() if line.startswith("PASSED")]
     rows = [{"test": line.split(maxsplit=1)[1]} for line in lines]

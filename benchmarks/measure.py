@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import ctypes
+import functools
 import gc
 import importlib.metadata
 import math
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 
 from dpa_jax import errors, step
 from dpa_jax.backbones import base
+from dpa_jax.compiling import counting
 from dpa_jax.ops.compute import Compute
 from dpa_jax.storage import workdir
 
@@ -279,10 +281,8 @@ def backbone_operations(
         if loss is not None and loss.layers:
             x = jax.ShapeDtypeStruct((1, resolution, resolution, 3), jnp.float32)
             layers = tuple(name for name, _ in loss.layers)
-            apply = jax.jit(loss.backbone.apply, static_argnums=(2, 3))
-            # as the compiler counts them, before it optimises
-            counted: Any = apply.lower(shapes, x, layers, "").cost_analysis()
-            total += counted["flops"]
+            apply = functools.partial(loss.backbone.apply, layers=layers, backend="")
+            total += counting.operations(apply, shapes, x)
     passes = 2 * spec.members + (0 if cached else 1)
     return total * passes * batch_size
 

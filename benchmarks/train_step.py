@@ -154,6 +154,13 @@ def measure_stage(
     spec = step.StepSpec.from_config(
         given.config, stage, Compute(precision, jax.default_backend())
     )
+    # before anything is timed, lest it be lost
+    operations = {
+        cached: measure.backbone_operations(
+            spec, given.weights, given.config.batch_size, cached
+        )
+        for cached in (False, True)
+    }
     builders = [functools.partial(ours, given, stage, precision)]
     for name in names:
         builders.append(functools.partial(theirs, name, given, spec, args))
@@ -163,7 +170,14 @@ def measure_stage(
     turns = {c.name: measure.sized(c.run, c.unit, args.seconds) for c in contestants}
     seconds = measure.take_turns(turns, args.repeats)
     found = [
-        row(given, spec, contestant, seconds[contestant.name], peak)
+        row(
+            given,
+            spec,
+            contestant,
+            seconds[contestant.name],
+            operations[contestant.cached_targets],
+            peak,
+        )
         for contestant in contestants
     ]
     for each in found:
@@ -190,16 +204,23 @@ def row(
     spec: step.StepSpec,
     contestant: Contestant,
     seconds: list[float],
+    operations: float,
     peak: float,
 ) -> dict[str, Any]:
-    """Returns a row of the result from an implementation's turns."""
+    """Returns a row of the result from an implementation's turns.
+
+    Args:
+      given: see `problem.make`.
+      spec: of the stage.
+      contestant: the implementation.
+      seconds: of a step, of each turn.
+      operations: of the backbone in a step.
+      peak: TFLOP/s of a matrix product.
+    """
     batch = given.config.batch_size
     # what is computed once is paid by every step of the stage
     fill = contestant.target_fill_s / spec.stage.steps
     each = statistics.median(seconds) + fill
-    operations = measure.backbone_operations(
-        spec, given.weights, batch, contestant.cached_targets
-    )
     rate = operations / each / 1e12
     return {
         "stage": spec.stage.name,

@@ -110,10 +110,15 @@ def test_a_cpu_has_nothing_to_choose():
     assert all(not found.alternatives(stage) for stage in plan)
 
 
-def test_a_gpu_may_choose_all_that_is_free():
-    found, (stabilization, transition, _) = setup_of(GPU, **{"population.seeds": 2})
+@pytest.mark.parametrize(
+    ("precision", "convolutions"),
+    [("float32", {"fill": (1, 128)}), ("bfloat16", {"backend": ("gpu",)})],
+)
+def test_a_gpu_may_choose_all_that_is_free(precision, convolutions):
+    changes = {"population.seeds": 2, "precision": precision}
+    found, (stabilization, transition, _) = setup_of(GPU, **changes)
     alternatives = {
-        "fill": (1, 128),
+        **convolutions,
         "mapped_by": ("scan",),
         "batch_parts": (2,),
         "caches_targets": (False,),
@@ -127,32 +132,34 @@ def test_a_gpu_may_choose_all_that_is_free():
 def test_what_a_config_says_is_not_chosen():
     changes = {"batch_parts": 4, "perceptual.cache_targets": "always"}
     found, (stage, *_) = setup_of(GPU, **changes)
-    assert found.alternatives(stage).keys() == {"fill", "options"}
+    assert found.alternatives(stage).keys() == {"backend", "options"}
 
 
 def test_an_arrangement_is_what_is_compiled():
     found, (stage, *_) = setup_of(GPU, **{"population.seeds": 2})
+    assert found.spec(stage).compute.backend == "cuda"
     assert found.caches_targets(stage) and "targets" in found.shapes(stage)[2]
-    found.arrange(stage, Arrangement(128, "scan", 2, False))
+    found.arrange(stage, Arrangement("gpu", 128, "scan", 2, False))
     spec = found.spec(stage)
-    assert (spec.compute.fill, spec.mapped_by) == (128, "scan")
+    assert (spec.compute.backend, spec.compute.fill) == ("gpu", 128)
+    assert spec.mapped_by == "scan"
     assert not found.caches_targets(stage) and "targets" not in found.shapes(stage)[2]
 
 
 def test_all_that_may_be_chosen_computes_the_same():
-    """Pixels of a row together, members in a loop, parts of a batch."""
+    """Kernels of our own, pixels of a row together, members in a loop, batch parts."""
     stage = dataclasses.replace(tiny.GROWN, resolution=8)
     begun, frozen = tiny.begin(stage, members=2), tiny.frozen(rates=[1e-4, 3e-4])
     data, index = {"images": tiny.in_tiles()}, np.arange(4)
     plain = losses.StageLoss(losses.Loss(relative_perceptual=0, l1=1.0))
 
-    def run(fill, **changes):
-        compute = Compute(backend="gpu", fill=fill)
+    def run(backend, fill, **changes):
+        compute = Compute(backend=backend, fill=fill)
         spec = tiny.spec(stage, loss=plain, members=2, compute=compute, **changes)
         return jax.jit(step.gathering_step(spec))(begun, frozen, data, index)
 
-    usual, scalars = run(1)
-    other, others = run(8, mapped_by="scan", batch_parts=2)
+    usual, scalars = run("cuda", 1)
+    other, others = run("gpu", 8, mapped_by="scan", batch_parts=2)
     np.testing.assert_allclose(others["loss"], scalars["loss"], rtol=1e-5)
     for a, b in zip(
         jax.tree.leaves(usual.parameters),
@@ -176,7 +183,7 @@ class Device:
 def quick(batch):
     """A run of one stage, without arrays."""
     config = run_factory.quick_config()
-    config.batch_size = batch
+    config.batch_size, config.precision = batch, "float32"
     return config, ahead.abstract_setup(config, GPU, 24), stages.schedule(config)
 
 
@@ -305,6 +312,13 @@ def test_a_damaged_choice_is_named(arrange, tmp_path, change, message):
     path.write_text(path.read_text().replace(*change, 1))
     with pytest.raises(errors.DpaError, match=message):
         arrange("run")
+
+
+def test_a_choice_of_before_there_was_one_of_backends_is_read(arrange, tmp_path):
+    arrange("run")
+    path = tmp_path / "run" / "autotune.json"
+    path.write_text(path.read_text().replace('"backend": "",', "", 1))
+    assert arrange("run") == (FASTEST, 0, [])
 
 
 def test_a_folder_that_cannot_be_made_is_named(arrange, tmp_path):

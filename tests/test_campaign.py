@@ -104,6 +104,23 @@ def test_jobs_that_do_not_exist_are_refused(tmp_path, capsys):
     assert campaign.main(["--minutes=0", f"--out={tmp_path}"]) == 2
 
 
+def test_parity_is_that_of_the_tests_whatever_plugins_there_are(tmp_path, monkeypatch):
+    site, tests = tmp_path / "site", tmp_path / "tests"
+    info = site / "strange-1.dist-info"
+    info.mkdir(parents=True), tests.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: strange\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[pytest11]\nstrange = strange\n")
+    (site / "strange.py").write_text("raise RuntimeError('not asked for')\n")
+    (tests / "test_it.py").write_text("def test_it():\n    pass\n")
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    monkeypatch.setattr(campaign, "PARITY", str(tests / "test_it.py"))
+    assert campaign.parity(tmp_path / "parity.json") == 0
+    result = json.loads((tmp_path / "parity.json").read_text())
+    (row,) = result["rows"]
+    assert row["test"].endswith("test_it.py::test_it")
+    assert "1 passed in " in result["summary"]
+
+
 # --- its parts
 
 

@@ -3,13 +3,14 @@
 import dataclasses
 import importlib.util
 import json
+import subprocess
 import sys
 
 import numpy as np
 import pytest
 import run_factory
 
-from dpa_jax import stages
+from dpa_jax import errors, stages
 from dpa_jax.backbones import frozen
 from dpa_jax.compiling import ahead, counting, targets
 from dpa_jax.config import updated
@@ -198,6 +199,38 @@ def compiled_elsewhere(target, tmp_path, *arguments):
 def needs(*modules):
     missing = not any(map(importlib.util.find_spec, modules))
     return pytest.mark.skipif(missing, reason=f"{modules[0]} is not installed")
+
+
+COUNTS = """
+from dpa_jax.compiling import counting, targets
+
+targets.prepare("v5e:2x4")
+platform, _ = targets.describe("v5e:2x4")
+
+import jax
+
+x = jax.ShapeDtypeStruct((8, 8), "float32")
+with jax.default_device(platform.devices[0]):
+    assert jax.jit(lambda x: x @ x).lower(x).cost_analysis() is None
+    print(counting.operations(lambda x: x @ x, x))
+"""
+
+
+@needs("libtpu")
+def test_operations_are_counted_whatever_device_computes():
+    # for no other device than the CPU JAX tells them
+    command = [sys.executable, "-c", COUNTS]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout == f"{2 * 8**3:.1f}\n", done.stderr
+
+
+def test_without_a_cpu_operations_are_not_counted(monkeypatch):
+    def devices(backend):
+        raise RuntimeError(f"Unknown backend {backend}")
+
+    monkeypatch.setattr(counting.jax, "devices", devices)
+    with pytest.raises(errors.DpaError, match="leaves out: add ,cpu to it"):
+        counting.operations(abs, 1.0)
 
 
 @needs("libtpu")

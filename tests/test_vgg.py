@@ -94,6 +94,26 @@ def test_every_layer_is_pytorchs(rng):
         )
 
 
+@pytest.mark.parametrize("backend", ["cpu", "gpu", "cuda"])
+@pytest.mark.parametrize("wanted", [("r22",), ("c11", "r12", "p2"), ("r11", "c12")])
+def test_what_is_not_asked_for_changes_nothing(rng, backend, wanted):
+    """ReLU may come after pooling, and with the first convolution."""
+    weights = tiny.vgg_weights("c22")
+    x = jnp.asarray(rng.standard_normal((2, 8, 8, 3)), jnp.float32)
+
+    def total(layers, backend, x):
+        found = vgg19.apply(weights, x, layers, backend)
+        return sum((found[name] ** 2).sum() for name in wanted), found
+
+    (_, plain), expected = jax.value_and_grad(total, 2, True)(ORDER[:10], "tpu", x)
+    (_, found), slope = jax.value_and_grad(total, 2, True)(wanted, backend, x)
+    assert found.keys() == set(wanted)
+    for name in wanted:
+        np.testing.assert_allclose(found[name], plain[name], rtol=1e-5, atol=1e-5)
+    scale = float(jnp.abs(expected).max())
+    np.testing.assert_allclose(slope, expected, rtol=0, atol=2e-5 * scale)
+
+
 def test_prepared_weights_give_the_same_features_and_gradients(rng):
     weights = tiny.vgg_weights("c32")
     prepared = frozen_convolution.prepare(weights, "cpu")

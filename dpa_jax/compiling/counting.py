@@ -6,8 +6,12 @@ not at hand, and counts the body of a loop once. Here loops count as often as th
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
+import jax
+
+from dpa_jax import errors
 from dpa_jax.compiling import hlo
 
 # what launches nothing: names for values that are there
@@ -87,6 +91,32 @@ def count(text: str) -> Cost:
     """
     entry, computations = hlo.read(text)
     return _Counter(computations).of(entry)
+
+
+def operations(function: Callable[..., Any], *arguments: Any) -> float:
+    """Counts the floating point operations of a function as it is traced.
+
+    By XLA for the CPU, whatever device computes: for others JAX has no such analysis,
+    and what a device's own compiler makes of the function does not matter.
+
+    Args:
+      function: of arrays.
+      arguments: arrays or their shapes.
+
+    Raises:
+      DpaError: JAX was told to do without the CPU.
+    """
+    try:
+        cpu = jax.devices("cpu")[0]
+    except RuntimeError:
+        raise errors.DpaError(
+            "operations are counted by XLA for the CPU, which JAX_PLATFORMS leaves "
+            "out: add ,cpu to it"
+        ) from None
+    with jax.default_device(cpu):
+        found = jax.jit(function).lower(*arguments).cost_analysis()
+    assert found is not None  # CPUs have it
+    return found["flops"]
 
 
 class _Counter:

@@ -46,7 +46,9 @@ class Choice:
         """
         values = json_files.parse(json.dumps(values), _FIELDS)
         kinds = {name: type(value) for name, value in vars(Arrangement()).items()}
-        given = json_files.parse(json.dumps(values["arrangement"]), kinds)
+        # earlier versions had no backend to choose
+        given = {"backend": "", **values["arrangement"]}
+        given = json_files.parse(json.dumps(given), kinds)
         if given.keys() != kinds.keys():
             raise ValueError(
                 "an arrangement has fields that this version does not know"
