@@ -281,10 +281,14 @@ def backbone_operations(
         if loss is not None and loss.layers:
             x = jax.ShapeDtypeStruct((1, resolution, resolution, 3), jnp.float32)
             layers = tuple(name for name, _ in loss.layers)
-            apply = functools.partial(loss.backbone.apply, layers=layers, backend="")
+            apply = functools.partial(_features, loss.backbone, layers)
             total += counting.operations(apply, shapes, x)
     passes = 2 * spec.members + (0 if cached else 1)
     return total * passes * batch_size
+
+
+def _features(backbone, layers, weights, x):
+    return backbone.apply(weights, x, layers, "")
 
 
 # --- memory

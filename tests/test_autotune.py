@@ -28,6 +28,17 @@ HERE = Platform.here()
 GPU = dataclasses.replace(HERE, backend="gpu", options={"a": 1})
 
 
+@dataclasses.dataclass(frozen=True)
+class Device:
+    device_kind: str
+    compute_capability: str = ""
+    process_index: int = 0
+    id: int = 0
+
+
+AMPERE = dataclasses.replace(GPU, devices=(Device("a GPU", "8.0"),))
+
+
 def seconds(**known):
     """A timer that knows what one change of the usual arrangement, of 1 s, takes."""
 
@@ -111,12 +122,13 @@ def test_a_cpu_has_nothing_to_choose():
 
 
 @pytest.mark.parametrize(
-    ("precision", "convolutions"),
-    [("float32", {"fill": (1, 128)}), ("bfloat16", {"backend": ("gpu",)})],
+    ("platform", "convolutions"),
+    [(GPU, {"fill": (1, 128)}), (AMPERE, {"backend": ("gpu",)})],
 )
-def test_a_gpu_may_choose_all_that_is_free(precision, convolutions):
-    changes = {"population.seeds": 2, "precision": precision}
-    found, (stabilization, transition, _) = setup_of(GPU, **changes)
+def test_a_gpu_may_choose_all_that_is_free(platform, convolutions):
+    found, (stabilization, transition, _) = setup_of(
+        platform, **{"population.seeds": 2}
+    )
     alternatives = {
         **convolutions,
         "mapped_by": ("scan",),
@@ -132,11 +144,11 @@ def test_a_gpu_may_choose_all_that_is_free(precision, convolutions):
 def test_what_a_config_says_is_not_chosen():
     changes = {"batch_parts": 4, "perceptual.cache_targets": "always"}
     found, (stage, *_) = setup_of(GPU, **changes)
-    assert found.alternatives(stage).keys() == {"backend", "options"}
+    assert found.alternatives(stage).keys() == {"fill", "options"}
 
 
 def test_an_arrangement_is_what_is_compiled():
-    found, (stage, *_) = setup_of(GPU, **{"population.seeds": 2})
+    found, (stage, *_) = setup_of(AMPERE, **{"population.seeds": 2})
     assert found.spec(stage).compute.backend == "cuda"
     assert found.caches_targets(stage) and "targets" in found.shapes(stage)[2]
     found.arrange(stage, Arrangement("gpu", 128, "scan", 2, False))
@@ -172,18 +184,11 @@ def test_all_that_may_be_chosen_computes_the_same():
 # --- what is kept
 
 
-@dataclasses.dataclass(frozen=True)
-class Device:
-    device_kind: str
-    process_index: int = 0
-    id: int = 0
-
-
 @functools.cache
 def quick(batch):
     """A run of one stage, without arrays."""
     config = run_factory.quick_config()
-    config.batch_size, config.precision = batch, "float32"
+    config.batch_size = batch
     return config, ahead.abstract_setup(config, GPU, 24), stages.schedule(config)
 
 

@@ -5,6 +5,7 @@ bfloat16 and 2e-6 in float32 (benchmarks/results).
 """
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -142,10 +143,23 @@ def test_the_first_convolution_has_a_forward_and_a_gradient_kernel(rng):
 # --- who chooses them
 
 
-def test_gpus_have_them_in_bfloat16():
-    assert arranged_for("gpu", "bfloat16") == "cuda"
-    assert arranged_for("gpu", "float32") == "gpu"
-    assert arranged_for("tpu", "bfloat16") == "tpu"
+@pytest.mark.parametrize(
+    ("backend", "precision", "capability", "expected"),
+    [
+        ("gpu", "bfloat16", "9.0", "cuda"),
+        ("gpu", "bfloat16", "12.0", "cuda"),
+        ("gpu", "bfloat16", "7.5", "gpu"),  # Turing, which has no bfloat16
+        ("gpu", "bfloat16", "gfx942", "gpu"),  # AMD's
+        ("gpu", "float32", "9.0", "gpu"),
+        ("tpu", "bfloat16", None, "tpu"),
+    ],
+)
+def test_gpus_that_know_bfloat16_have_them_in_it(
+    backend, precision, capability, expected
+):
+    known = {} if capability is None else {"compute_capability": capability}
+    device = types.SimpleNamespace(**known)
+    assert arranged_for(backend, precision, device) == expected
 
 
 @pytest.mark.parametrize(("channels", "features"), [(16, 16), (1, 16), (16, 1)])

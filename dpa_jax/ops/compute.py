@@ -1,6 +1,7 @@
 """How numbers are computed: the precision, and the kind of device."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,18 +53,21 @@ class Compute:
         )
 
 
-def arranged_for(backend: str, precision: str) -> str:
+def arranged_for(backend: str, precision: str, device: Any) -> str:
     """Returns the arrangement that is usual on a kind of device.
 
-    On GPUs in bfloat16 `cuda`, with Triton kernels of our own beside cuDNN's, where JAX
-    still knows how to compile them; in other precisions `gpu`, cuDNN's alone.
+    In bfloat16 on NVIDIA GPUs from Ampere on it is `cuda`, with Triton kernels of our
+    own beside cuDNN's, where JAX still knows how to compile them.
 
     Args:
       backend: of the device, `cpu`, `gpu` or `tpu`.
       precision: see `Compute`.
+      device: one of JAX's; it need not be at hand.
     """
-    by_triton = backend == "gpu" and precision == "bfloat16" and triton.is_available
-    return "cuda" if by_triton else backend
+    capability = getattr(device, "compute_capability", "")  # of AMD's GPUs a name
+    is_ampere = capability[:1].isdigit() and float(capability) >= 8
+    by_triton = backend == "gpu" and is_ampere and triton.is_available
+    return "cuda" if by_triton and precision == "bfloat16" else backend
 
 
 def resolve(precision: str, backend: str) -> str:

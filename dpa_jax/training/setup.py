@@ -83,8 +83,10 @@ class Setup:
         self._programs, self._is_shared = compiled or Programs(), compiled is not None
         self._config = config = runs[0].config
         self.batch_size = config.batch_size
-        backend = arranged_for(platform.backend, problem.precision)
-        self.compute = Compute(problem.precision, backend)
+        self.compute = Compute(
+            problem.precision,
+            arranged_for(platform.backend, problem.precision, platform.devices[0]),
+        )
         self.architecture = models.Architecture.from_config(config)
         self._arrangements: dict[Stage, Arrangement] = {}
         self._shapes_of_targets: dict[step.StepSpec, Any] = {}
