@@ -8,6 +8,7 @@ stage creates it, and growing is a union of parameters by name.
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -84,26 +85,27 @@ class PreAct(nn.Module):
 
     Attributes:
       features: channels out.
-      resample: applied after the first activation and on the skip connection.
+      resample: applied after the first activation and on the skip connection; None for
+        none.
       compute: how.
     """
 
     features: int
-    shrinks: bool = False
+    resample: Callable[[jax.Array], jax.Array] | None = None
     compute: Compute = Compute()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, H, W, c]` to `[B, H', W', features]`."""
         conv = functools.partial(Conv, self.features, compute=self.compute)
-        if self.shrinks:
-            y = conv(3, name="conv_0")(images.average_pool2(leaky_relu(x)))
-            x = images.average_pool2(x)
+        if self.resample is None:
+            y, x = conv(3, is_activated=True, name="conv_0")(x, passes=True)
         else:
-            y, x = conv(3, name="conv_0", is_activated=True)(x, passes=True)
+            y = conv(3, name="conv_0")(self.resample(leaky_relu(x)))
+            x = self.resample(x)
         if x.shape[-1] != self.features:
             x = conv(1, name="skip")(x)
-        return conv(3, name="conv_1", is_activated=True)(y, x)
+        return conv(3, is_activated=True, name="conv_1")(y, x)
 
 
 class FromImage(nn.Module):
@@ -134,7 +136,12 @@ class ActConv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, H, W, c]` to `[B, H', W', features]`, linear at the end."""
         conv = Conv(
-            self.features, self.size, self.padding, self.compute, True, name="conv"
+            self.features,
+            self.size,
+            self.padding,
+            self.compute,
+            is_activated=True,
+            name="conv",
         )
         return conv(x)
 
@@ -143,17 +150,19 @@ class Block(nn.Module):
     """A resampling residual block and, in residual18, a plain one."""
 
     features: int
-    resample: str
+    resample: Callable[[jax.Array], jax.Array]
+    resample_name: str
     deep: bool
     compute: Compute = Compute()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, H, W, c]` to `[B, H', W', features]`."""
-        if self.resample == "up":
-            x = images.upsample2(x)
-        shrinks = self.resample == "down"
-        x = PreAct(self.features, shrinks, self.compute, name=self.resample)(x)
+        resample = self.resample
+        if resample is images.upsample2 and self.compute.backend == "cuda":
+            # as well before the activation, which is the kernel's then
+            x, resample = images.upsample2(x), None
+        x = PreAct(self.features, resample, self.compute, name=self.resample_name)(x)
         if self.deep:
             x = PreAct(self.features, compute=self.compute, name="preact")(x)
         return x
@@ -196,6 +205,7 @@ class Encoder(nn.Module):
         def block(resolution, x):
             return Block(
                 a.encoder_width(resolution // 2),
+                images.average_pool2,
                 "down",
                 a.deep,
                 self.compute,
@@ -241,6 +251,7 @@ class Decoder(nn.Module):
         def block(resolution, x):
             return Block(
                 a.decoder_width(resolution),
+                images.upsample2,
                 "up",
                 a.deep,
                 self.compute,

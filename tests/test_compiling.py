@@ -228,7 +228,7 @@ def test_without_a_cpu_operations_are_not_counted(monkeypatch):
     def devices(backend):
         raise RuntimeError(f"Unknown backend {backend}")
 
-    monkeypatch.setattr(counting.jax, "devices", devices)
+    monkeypatch.setattr(counting.jax, "local_devices", devices)
     with pytest.raises(errors.DpaError, match="leaves out: add ,cpu to it"):
         counting.operations(abs, 1.0)
 

@@ -13,10 +13,17 @@ import numpy as np
 import pytest
 import scipy.signal
 
-from dpa_jax.ops import convolution, first_convolution, fused_convolution, pooling
+from dpa_jax.ops import (
+    convolution,
+    first_convolution,
+    fused_convolution,
+    pooling,
+    triton,
+)
 from dpa_jax.ops.compute import Compute, arranged_for
 
 SLOPE = 0.2
+compiles_for = fused_convolution.compiles_for.__wrapped__  # of no device twice
 
 
 def draw(rng, *shapes):
@@ -103,6 +110,59 @@ def test_sums_of_many_programs_are_added_up(rng, monkeypatch):
     close(by_bias, np.asarray(g, np.float64).sum((0, 1, 2)))
 
 
+def test_in_bfloat16_results_are_rounded_once(rng):
+    x, kernel, bias, g = (
+        a.astype(jnp.bfloat16)
+        for a in draw(rng, (2, 8, 8, 16), (3, 3, 16, 16), (16,), (2, 8, 8, 16))
+    )
+    given = [np.asarray(a, np.float32) for a in (x, kernel, bias, g)]
+    y = fused_convolution.forward_kernel(
+        x, kernel, bias, None, slope=1.0, interpret=True
+    )
+    found = (
+        y,
+        *fused_convolution.gradients_kernel(
+            x, kernel, bias, g, None, slope=1.0, interpret=True
+        ),
+    )
+    expected = (
+        correlated(given[0], given[1]) + given[2],
+        correlated(given[3], turned(given[1])),
+        by_kernel(given[0], given[3]),
+        given[3].sum((0, 1, 2)),
+    )
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == jnp.bfloat16
+        one = np.asarray(one, np.float32)
+        np.testing.assert_allclose(one, other, rtol=2**-8, atol=1e-4)
+
+
+def test_members_are_computed_side_by_side(rng):
+    shapes = (2, 2, 4, 4, 8), (2, 3, 3, 8, 8), (2, 8), (2, 2, 4, 4, 8)
+    x, kernel, bias, g = draw(rng, *shapes)
+
+    def run(x, kernel, bias, g):
+        return fused_convolution.gradients_kernel(
+            x, kernel, bias, g, None, slope=SLOPE, interpret=True
+        )
+
+    both = jax.vmap(run)(x, kernel, bias, g)
+    for i in (0, 1):
+        for one, other in zip(run(x[i], kernel[i], bias[i], g[i]), both, strict=True):
+            close(other[i], one)
+
+
+def test_elsewhere_the_slope_at_zero_is_the_kernels_too(rng):
+    x = jnp.asarray(rng.integers(-1, 2, (2, 4, 4, 8)), jnp.float32)
+    kernel, bias, g = draw(rng, (3, 3, 8, 8), (8,), (2, 4, 4, 8))
+    slope = functools.partial(fused_convolution.convolve, slope=SLOPE)
+    _, back = jax.vjp(slope, x, kernel, bias)
+    by_x, *_ = fused_convolution.gradients_kernel(
+        x, kernel, bias, g, None, slope=SLOPE, interpret=True
+    )
+    close(back(g)[0], by_x)
+
+
 @pytest.mark.parametrize(
     ("shape", "features", "fits"),
     [
@@ -113,6 +173,7 @@ def test_sums_of_many_programs_are_added_up(rng, monkeypatch):
         ((2, 8, 8, 64), 16, False),
         ((2, 8, 7, 16), 16, False),
         ((2, 8, 6, 4), 4, False),  # four pixels are one wide one
+        ((2**11, 256, 256, 4), 16, False),  # places beyond 32 bits
     ],
 )
 def test_where_there_is_a_kernel(shape, features, fits):
@@ -143,23 +204,25 @@ def test_the_first_convolution_has_a_forward_and_a_gradient_kernel(rng):
 # --- who chooses them
 
 
-@pytest.mark.parametrize(
-    ("backend", "precision", "capability", "expected"),
-    [
-        ("gpu", "bfloat16", "9.0", "cuda"),
-        ("gpu", "bfloat16", "12.0", "cuda"),
-        ("gpu", "bfloat16", "7.5", "gpu"),  # Turing, which has no bfloat16
-        ("gpu", "bfloat16", "gfx942", "gpu"),  # AMD's
-        ("gpu", "float32", "9.0", "gpu"),
-        ("tpu", "bfloat16", None, "tpu"),
-    ],
-)
-def test_gpus_that_know_bfloat16_have_them_in_it(
-    backend, precision, capability, expected
-):
-    known = {} if capability is None else {"compute_capability": capability}
-    device = types.SimpleNamespace(**known)
-    assert arranged_for(backend, precision, device) == expected
+def test_where_they_compile_they_are_used_in_bfloat16():
+    assert arranged_for("gpu", "bfloat16", True) == "cuda"
+    assert arranged_for("gpu", "bfloat16", False) == "gpu"
+    assert arranged_for("gpu", "float32", True) == "gpu"
+    assert arranged_for("tpu", "bfloat16", False) == "tpu"
+
+
+@pytest.mark.parametrize("capability", [None, "7.5", "gfx942"])
+def test_devices_that_they_are_not_for(capability):
+    """CPUs and TPUs, Turing, which has no bfloat16, and AMD's."""
+    device = types.SimpleNamespace(compute_capability=capability)
+    assert not compiles_for(device)
+
+
+def test_where_they_do_not_compile_somebody_is_told(monkeypatch):
+    monkeypatch.setattr(triton, "is_available", False)
+    device = types.SimpleNamespace(compute_capability="9.0", device_kind="a GPU")
+    with pytest.warns(UserWarning, match="do not compile for a GPU, cuDNN.*no Triton"):
+        assert not compiles_for(device)
 
 
 @pytest.mark.parametrize(("channels", "features"), [(16, 16), (1, 16), (16, 1)])
@@ -184,6 +247,15 @@ def test_a_convolution_elsewhere_computes_the_same_without_them(
 
     for a, b in zip(*map(jax.tree.leaves, map(run, ("cuda", "gpu"))), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * np.abs(b).max())
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu", "tpu", "cuda"])
+def test_images_are_brought_to_the_format_of_the_computation(rng, backend):
+    (x,) = draw(rng, (1, 8, 8, 16))
+    compute = Compute("bfloat16", backend)
+    conv = convolution.Conv(16, 3, compute=compute, is_activated=True)
+    y, passed = conv.apply(conv.init(jax.random.key(0), x), x, passes=True)
+    assert y.dtype == passed.dtype == jnp.bfloat16
 
 
 @pytest.mark.skipif(

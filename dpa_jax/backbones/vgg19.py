@@ -60,22 +60,22 @@ def apply(
     """
     x = inputs.astype(weights["c11"]["kernel"].dtype)
     found: dict[str, jax.Array] = {}
-    order = list(_ORDER[: _ORDER.index(deepest(layers)) + 1])
-    while order:
-        name = order.pop(0)
-        rectified = bool(order) and order[0][0] == "r" and name not in layers
-        pooled = order[1:2] == [f"p{name[1]}"] and order[0] not in layers
+    names, is_rectified = _ORDER[: _ORDER.index(deepest(layers)) + 1], False
+    for i, name in enumerate(names):
+        next_one, after = (*names[i + 1 : i + 3], "", "")[:2]
         if name[0] == "p":
-            x = rectified_max_pool2(x, backend)  # of what is rectified the same
-        elif name[0] == "r":
+            x = rectified_max_pool2(x, backend)  # which changes nothing rectified
+        elif name[0] == "c":
+            # ReLU comes with the convolution, or else with the pooling, where nobody
+            # asks for what is between
+            waits = after[:1] == "p" and next_one not in layers
+            is_rectified = next_one != "" and not waits and name not in layers
+            run = frozen_convolution.convolve
+            if is_rectified:
+                run = frozen_convolution.convolve_rectified
+            x = run(x, weights[name], backend)
+        elif not is_rectified and (next_one[:1] != "p" or name in layers):
             x = relu(x)
-        elif rectified and not pooled:
-            x = frozen_convolution.convolve_rectified(x, weights[name], backend)
-            name = order.pop(0)
-        else:
-            x = frozen_convolution.convolve(x, weights[name], backend)
-            if rectified:
-                name = order.pop(0)
         if name in layers:
             found[name] = x
     return found

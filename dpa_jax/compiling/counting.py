@@ -107,7 +107,7 @@ def operations(function: Callable[..., Any], *arguments: Any) -> float:
       DpaError: JAX was told to do without the CPU.
     """
     try:
-        cpu = jax.devices("cpu")[0]
+        cpu = jax.local_devices(backend="cpu")[0]
     except RuntimeError:
         raise errors.DpaError(
             "operations are counted by XLA for the CPU, which JAX_PLATFORMS leaves "

@@ -1,12 +1,9 @@
 """How numbers are computed: the precision, and the kind of device."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-
-from dpa_jax.ops import triton
 
 PRECISIONS = ("auto", "bfloat16", "tensorfloat32", "float32", "float64")
 
@@ -53,21 +50,18 @@ class Compute:
         )
 
 
-def arranged_for(backend: str, precision: str, device: Any) -> str:
+def arranged_for(backend: str, precision: str, compiles_triton: bool) -> str:
     """Returns the arrangement that is usual on a kind of device.
-
-    In bfloat16 on NVIDIA GPUs from Ampere on it is `cuda`, with Triton kernels of our
-    own beside cuDNN's, where JAX still knows how to compile them.
 
     Args:
       backend: of the device, `cpu`, `gpu` or `tpu`.
       precision: see `Compute`.
-      device: one of JAX's; it need not be at hand.
+      compiles_triton: whether our kernels compile for it; see `Platform`.
+
+    Returns:
+      With such kernels and in bfloat16 `cuda`, otherwise the backend.
     """
-    capability = getattr(device, "compute_capability", "")  # of AMD's GPUs a name
-    is_ampere = capability[:1].isdigit() and float(capability) >= 8
-    by_triton = backend == "gpu" and is_ampere and triton.is_available
-    return "cuda" if by_triton and precision == "bfloat16" else backend
+    return "cuda" if compiles_triton and precision == "bfloat16" else backend
 
 
 def resolve(precision: str, backend: str) -> str:

@@ -37,11 +37,11 @@ class Conv(nn.Module):
       size: of the kernel, in pixels per side.
       padding: as `lax.conv_general_dilated` takes it.
       compute: how; parameters stay in its wide format.
-
       is_activated: whether LeakyReLU comes before it.
 
-    The collection `per_image` may hold `bias` `[B, features]`, the same row for each
-    image, in place of the parameter: its gradient is then that of each image.
+    The collection `per_image` may hold `bias` `[B, features]`, the parameter once more
+    for each image, to be read in its place: its gradient is then that of each image.
+    Our own kernels, which add up the gradient themselves, read the parameter.
     """
 
     features: int
@@ -72,22 +72,21 @@ class Conv(nn.Module):
         shape = (self.size, self.size, channels, self.features)
         kernel = self.param("kernel", _kernel_init, shape).astype(dtype)
         bias = self.param("bias", bias_init, (self.features,))
-        if (backend, self.size, self.padding) == (
-            "cuda",
-            3,
-            "SAME",
-        ) and fused_convolution.fits(x.shape, self.features):
+        x = x.astype(dtype)
+        is_padded_3x3 = self.size == 3 and self.padding == "SAME"
+        fits = is_padded_3x3 and fused_convolution.fits(x.shape, self.features)
+        if backend == "cuda" and fits:
             slope = SLOPE if self.is_activated else 1.0
             bias = bias.astype(dtype)
             return fused_convolution.convolve(
-                x.astype(dtype), kernel, bias, skip, slope=slope, passes=passes
+                x, kernel, bias, skip, slope=slope, passes=passes
             )
         bias = self.get_variable("per_image", "bias", bias).astype(dtype)
         pixels = 1
-        if self.size == 3 and self.padding == "SAME":
+        if is_padded_3x3:
             fill = self.compute.fill or fills(backend)[0]
             pixels = pixels_together(x.shape[2], channels, self.features, fill)
-        y = leaky_relu(x) if self.is_activated else x.astype(dtype)
+        y = leaky_relu(x) if self.is_activated else x
         y = convolve(y, kernel, bias, self.padding, pixels=pixels, backend=backend)
         y = y if skip is None else skip + y
         return (y, x) if passes else y

@@ -18,8 +18,8 @@ _TILE = 128  # pixels of a program of the gradient's kernel
 def fits(shape: tuple[int, ...], kernel: tuple[int, ...]) -> bool:
     """Returns whether there are kernels for `[B, H, W, c]` and `(k, k, c, f)`."""
     *size, c, f = kernel
-    is_thin = size == [3, 3] and c <= 4 <= f and f == triton.power_of_two(f)
-    return is_thin and shape[2] % 4 == 0
+    is_thin = size == [3, 3] and c <= 4 and f in (16, 32, 64)
+    return is_thin and shape[2] % 4 == 0 and triton.reaches(*shape[:3], f)
 
 
 @jax.custom_vjp

@@ -13,24 +13,60 @@ for each row of the kernel: `[wide pixels, window * c]` by `[window * c, pixels 
 """
 
 import functools
+import warnings
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from dpa_jax.ops import triton
+from dpa_jax.ops.activations import leaky_relu
 
 _FEWEST = 4  # channels; fewer are filled up
 _MOST = 32  # with more, the sums of a kernel's gradient overflow the registers
 _ONES = 16  # rows of a product with ones, the fewest there may be
 
 # Tiles of wide pixels, warps of a program, stages of its loads, and how many programs
-# share the tiles: on an H200, 128 images of 64 pixels and 16 channels, the fastest of
-# six (benchmarks/results).
+# share the tiles: of six that were tried on an H200, with 128 images of 64 pixels and
+# 16 channels, each kernel's fastest (benchmarks/results).
 _FORWARD = {"tile": 128, "warps": 8, "stages": 2, "programs": 792}
 _FORWARD_WIDE = {"tile": 32, "warps": 4, "stages": 3, "programs": 1056}
 _GRADIENTS = {"tile": 64, "warps": 4, "stages": 2, "programs": 264}
 _WIDE = 128  # channels of a wide pixel, from which on the second is used
+
+
+@functools.cache
+def compiles_for(device: Any) -> bool:
+    """Returns whether our kernels compile for a device, at hand or not.
+
+    They are for NVIDIA GPUs that know bfloat16, from Ampere on. If JAX or XLA refuses
+    to compile them for one of these, a warning says why.
+    """
+    capability = getattr(device, "compute_capability", None) or ""
+    if not capability[:1].isdigit() or float(capability) < 8:  # AMD's have names
+        return False
+
+    def run(x, kernel, bias):
+        y, back = jax.vjp(functools.partial(convolve, slope=0.5), x, kernel, bias)
+        return y, back(y)
+
+    shapes = (1, 4, 4, 16), (3, 3, 16, 16), (16,)
+    arguments = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes]
+    try:
+        if not triton.is_available:
+            raise NotImplementedError(f"JAX {jax.__version__} has no Triton")
+        with jax.default_device(device):
+            jax.jit(run).lower(*arguments).compile()
+    # JaxRuntimeError and NotImplementedError among them
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        warnings.warn(
+            f"our kernels do not compile for {device.device_kind}, cuDNN convolves in "
+            f"their place, which is slower: {reason}",
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
 def fits(shape: tuple[int, ...], features: int) -> bool:
@@ -38,7 +74,9 @@ def fits(shape: tuple[int, ...], features: int) -> bool:
     *_, width, channels = shape
     few, many = sorted(max(_FEWEST, n) for n in (channels, features))
     are_powers = all(n == triton.power_of_two(n) for n in (few, many))
-    return are_powers and many <= _MOST and width % _pixels(few, many) == 0
+    is_addressable = triton.reaches(*shape[:3], many)
+    is_whole = width % _pixels(few, many) == 0
+    return are_powers and many <= _MOST and is_whole and is_addressable
 
 
 def convolve(
@@ -104,7 +142,7 @@ _convolve.defvjp(_forward, _backward)
 
 def _plain(x, kernel, bias, skip, slope):
     y = jax.lax.conv_general_dilated(
-        _activated(x, slope),
+        leaky_relu(x, slope),
         kernel,
         (1, 1),
         "SAME",
@@ -118,10 +156,6 @@ def _plain_gradients(x, kernel, bias, g, beside, *, slope):
     _, back = jax.vjp(run, x, kernel, bias)
     by_x, by_kernel, by_bias = back(g)
     return by_x if beside is None else by_x + beside, by_kernel, by_bias
-
-
-def _activated(x, slope):
-    return x if slope == 1 else jnp.maximum(x, jnp.asarray(slope, x.dtype) * x)
 
 
 # --- kernels
@@ -289,6 +323,10 @@ def gradients_kernel(
     sums = sums.reshape(-1, length).sum(0)
     by_kernel = sums[:-f].reshape(f, 3, 3, c).transpose(1, 2, 3, 0)
     return by_x.reshape(x.shape), by_kernel.astype(x.dtype), sums[-f:].astype(x.dtype)
+
+
+def _activated(x, slope):
+    return x if slope == 1 else jnp.maximum(x, jnp.asarray(slope, x.dtype) * x)
 
 
 def _pixels(*channels: int) -> int:

@@ -64,33 +64,26 @@ def rectified_max_pool2(x: jax.Array, backend: str) -> jax.Array:
       `[B, H // 2, W // 2, c]`.
     """
     _, h, w, c = x.shape
-    if backend == "cuda" and not (h % 2 or w % 2) and c == triton.power_of_two(c):
-        return _rectified(x)
-    return _plain(x)
+    is_even, is_power = not (h % 2 or w % 2), c == triton.power_of_two(c)
+    if backend == "cuda" and is_even and is_power and triton.reaches(*x.shape):
+        return _rectified_by_kernel(x)
+    return _rectified(x)
 
 
-def _plain(x):
+def _rectified(x):
     return relu(max_pool2(x))
 
 
-@jax.custom_vjp
-def _rectified(x):
-    return _plain(x)
+def _gradient(x, g):
+    _, back = jax.vjp(_rectified, x)
+    return back(g)[0]
 
 
-def _rectified_forward(x):
-    return _plain(x), x
-
-
-def _rectified_backward(x, g):
-    def others(x, g):
-        _, back = jax.vjp(_plain, x)
-        return back(g)[0]
-
-    return (triton.choose(gradient_kernel, others, x, g),)
-
-
-_rectified.defvjp(_rectified_forward, _rectified_backward)
+_rectified_by_kernel = jax.custom_vjp(_rectified)
+_rectified_by_kernel.defvjp(
+    lambda x: (_rectified(x), x),
+    lambda x, g: (triton.choose(gradient_kernel, _gradient, x, g),),
+)
 
 
 def gradient_kernel(

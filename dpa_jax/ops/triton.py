@@ -1,9 +1,10 @@
 """Triton kernels of our own for NVIDIA GPUs, written with Pallas.
 
 JAX has deprecated Pallas's Triton in 0.11 and has it still in 0.12. Where it is gone
-nothing here is used, and cuDNN convolves: see `compute.arranged_for`.
+nothing here is used, and cuDNN convolves: see `fused_convolution.compiles_for`.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -62,6 +63,11 @@ def launch(
         interpret=interpret,
         name=name,
     )(*(array.ravel() for array in arrays))
+
+
+def reaches(*shape: int) -> bool:
+    """Returns whether places in an array of that shape are numbers of 32 bits."""
+    return math.prod(shape) < 2**31
 
 
 def program() -> jax.Array:

@@ -46,9 +46,7 @@ class Choice:
         """
         values = json_files.parse(json.dumps(values), _FIELDS)
         kinds = {name: type(value) for name, value in vars(Arrangement()).items()}
-        # earlier versions had no backend to choose
-        given = {"backend": "", **values["arrangement"]}
-        given = json_files.parse(json.dumps(given), kinds)
+        given = json_files.parse(json.dumps(values["arrangement"]), kinds)
         if given.keys() != kinds.keys():
             raise ValueError(
                 "an arrangement has fields that this version does not know"
@@ -75,6 +73,8 @@ class Choice:
 def read(path: pathlib.Path) -> dict[str, Choice]:
     """Reads choices by the names of stages; none if there is no such file.
 
+    Those of versions that had less to choose from are left out.
+
     Raises:
       DpaError: the file is damaged.
     """
@@ -82,11 +82,21 @@ def read(path: pathlib.Path) -> dict[str, Choice]:
         return {}
     found = json_files.read(path, {}, workdir.REWRITTEN)
     try:
-        return {name: Choice.from_values(values) for name, values in found.items()}
+        return {
+            name: Choice.from_values(values)
+            for name, values in found.items()
+            if not _is_of_before(values)
+        }
     except ValueError as error:
         raise errors.DpaError(
             f"{path}: damaged, {error}; {workdir.REWRITTEN}"
         ) from None
+
+
+def _is_of_before(values: Any) -> bool:
+    """Returns whether a choice is of a version that had no backend to choose."""
+    arrangement = values.get("arrangement") if isinstance(values, dict) else None
+    return isinstance(arrangement, dict) and "backend" not in arrangement
 
 
 def write(path: pathlib.Path, changed: Mapping[str, Choice]) -> None:

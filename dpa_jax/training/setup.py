@@ -85,7 +85,7 @@ class Setup:
         self.batch_size = config.batch_size
         self.compute = Compute(
             problem.precision,
-            arranged_for(platform.backend, problem.precision, platform.devices[0]),
+            arranged_for(platform.backend, problem.precision, platform.compiles_triton),
         )
         self.architecture = models.Architecture.from_config(config)
         self._arrangements: dict[Stage, Arrangement] = {}
