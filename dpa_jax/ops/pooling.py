@@ -52,9 +52,10 @@ def _corners(x: jax.Array) -> list[jax.Array]:
 
 
 def rectified_max_pool2(x: jax.Array, backend: str) -> jax.Array:
-    """Returns ReLU of the maxima, which are the maxima of ReLU.
+    """Returns the maxima of ReLU.
 
-    So fewer numbers are rectified, and masked in the gradient.
+    They are ReLU of the maxima, as which the kernel's arrangement computes them: there
+    fewer numbers are rectified, and masked in the gradient.
 
     Args:
       x: `[B, H, W, c]`.
@@ -66,22 +67,22 @@ def rectified_max_pool2(x: jax.Array, backend: str) -> jax.Array:
     _, h, w, c = x.shape
     is_even, is_power = not (h % 2 or w % 2), c == triton.power_of_two(c)
     if backend == "cuda" and is_even and is_power and triton.reaches(*x.shape):
-        return _rectified_by_kernel(x)
-    return _rectified(x)
+        return _maxima_rectified(x)
+    return max_pool2(relu(x))
 
 
-def _rectified(x):
+@jax.custom_vjp
+def _maxima_rectified(x):
     return relu(max_pool2(x))
 
 
 def _gradient(x, g):
-    _, back = jax.vjp(_rectified, x)
+    _, back = jax.vjp(lambda x: relu(max_pool2(x)), x)
     return back(g)[0]
 
 
-_rectified_by_kernel = jax.custom_vjp(_rectified)
-_rectified_by_kernel.defvjp(
-    lambda x: (_rectified(x), x),
+_maxima_rectified.defvjp(
+    lambda x: (_maxima_rectified(x), x),
     lambda x, g: (triton.choose(gradient_kernel, _gradient, x, g),),
 )
 
