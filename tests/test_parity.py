@@ -217,8 +217,9 @@ def test_gradients_of_every_parameter(published, computed):
 def test_five_adam_steps(published, computed):
     # Adam's first steps divide a gradient by its own size, so that one which is mere
     # rounding still moves its parameter by the learning rate: in float64 the published
-    # losses are 5e-5 off at the second step and 3e-3 at the fifth.
-    limits = (TOLERANCE, 1e-4, 5e-3, 5e-3, 5e-3)
+    # losses are 5e-5 off at the second step and 3e-3 at the fifth; ours may be as far
+    # off to the other side, and by JAX 0.12 both are 1.02e-4 apart at the second.
+    limits = (TOLERANCE, 2e-4, 5e-3, 5e-3, 5e-3)
     pairs = zip(computed["adam_losses"], published["adam_losses"], limits, strict=True)
     for ours, theirs, limit in pairs:
         assert abs(ours / theirs - 1) < limit

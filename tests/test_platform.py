@@ -60,7 +60,10 @@ def test_an_option_that_this_xla_does_not_know_is_left_out_and_named():
 
 def test_the_options_of_this_machine_are_taken():
     taken, refused = platform.usable_options("cpu", False)
-    assert taken == Platform.here().options and refused == ()
+    assert taken == Platform.here().options
+    # which JAX 0.11 has no more
+    lost = {"xla_cpu_use_fusion_emitters"} if jax.__version_info__ >= (0, 11) else set()
+    assert set(refused) == lost
 
 
 def test_gpus_that_keep_programs_on_disk_go_without_graphs_of_convolutions():

@@ -74,8 +74,8 @@ class Conv(nn.Module):
         bias = self.param("bias", bias_init, (self.features,))
         x = x.astype(dtype)
         is_padded_3x3 = self.size == 3 and self.padding == "SAME"
-        fits = is_padded_3x3 and fused_convolution.fits(x.shape, self.features)
-        if backend == "cuda" and fits:
+        by_kernel = backend == "cuda" and is_padded_3x3
+        if by_kernel and fused_convolution.fits(x.shape, self.features):
             slope = SLOPE if self.is_activated else 1.0
             bias = bias.astype(dtype)
             return fused_convolution.convolve(
