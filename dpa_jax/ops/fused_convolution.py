@@ -1,6 +1,6 @@
 """A 3x3 convolution of few channels, with all that surrounds it, in one Triton kernel.
 
-cuDNN has to be given convolutions of 4 to 32 channels as wider ones, most of whose
+cuDNN has to be given convolutions of 4 to 16 channels as wider ones, most of whose
 arithmetic is on zeros, and leaves the activation before, the sum after and the
 gradients of both to kernels of their own, each of which moves every activation once
 more. Here the forward pass is one kernel, and the gradients of images, kernel and bias
@@ -23,7 +23,7 @@ from dpa_jax.ops import triton
 from dpa_jax.ops.activations import leaky_relu
 
 _FEWEST = 4  # channels; fewer are filled up
-_MOST = 32  # with more, the sums of a kernel's gradient overflow the registers
+_MOST = 16  # with 32, the sums of a kernel's gradient overflow a thread's registers
 _ONES = 16  # rows of a product with ones, the fewest there may be
 
 # Tiles of wide pixels, warps of a program, stages of its loads, and how many programs
@@ -40,17 +40,19 @@ def compiles_for(device: Any) -> bool:
     """Returns whether our kernels compile for a device, at hand or not.
 
     They are for NVIDIA GPUs that know bfloat16, from Ampere on. If JAX or XLA refuses
-    to compile them for one of these, a warning says why.
+    to compile those that take most shared memory, which a GPU may lack, a warning says
+    why.
     """
     capability = getattr(device, "compute_capability", None) or ""
     if not capability[:1].isdigit() or float(capability) < 8:  # AMD's have names
         return False
 
-    def run(x, kernel, bias):
-        y, back = jax.vjp(functools.partial(convolve, slope=0.5), x, kernel, bias)
-        return y, back(y)
+    def run(x, first, second):
+        y = convolve(x, first, jnp.zeros(_FEWEST, x.dtype))
+        return convolve(y, second, jnp.zeros(_MOST, x.dtype)).sum()
 
-    shapes = (1, 4, 4, 16), (3, 3, 16, 16), (16,)
+    run = jax.grad(run, (0, 1, 2))
+    shapes = (1, 4, 4, _MOST), (3, 3, _MOST, _FEWEST), (3, 3, _FEWEST, _MOST)
     arguments = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes]
     try:
         if not triton.is_available:
