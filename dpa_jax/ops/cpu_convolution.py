@@ -76,7 +76,7 @@ def _arranged_backward(padding, arguments, gradient):
         (size - 1 - before, size - 1 - after)
         for size, (before, after) in zip(kernel.shape, padding, strict=False)
     )
-    by_x = arranged(gradient, _turned(kernel), around)
+    by_x = arranged(gradient, turned(kernel), around)
     return by_x, _by_kernel(x, gradient, padding)
 
 
@@ -117,7 +117,7 @@ def _product_forward(x, kernel):
 
 def _product_backward(arguments, gradient):
     x, kernel = arguments
-    return product(gradient, _turned(kernel)), _by_kernel(x, gradient, _SAME)
+    return product(gradient, turned(kernel)), _by_kernel(x, gradient, _SAME)
 
 
 product.defvjp(_product_forward, _product_backward)
@@ -129,7 +129,7 @@ def _by_kernel(x: jax.Array, gradient: jax.Array, padding: Padding) -> jax.Array
     return found.transpose(1, 2, 0, 3)
 
 
-def _turned(kernel: jax.Array) -> jax.Array:
+def turned(kernel: jax.Array) -> jax.Array:
     """Returns the kernel that takes a gradient back to the images."""
     return kernel[::-1, ::-1].swapaxes(2, 3)
 

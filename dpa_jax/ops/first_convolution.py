@@ -18,7 +18,7 @@ _TILE = 128  # pixels of a program of the gradient's kernel
 def fits(shape: tuple[int, ...], kernel: tuple[int, ...]) -> bool:
     """Returns whether there are kernels for `[B, H, W, c]` and `(k, k, c, f)`."""
     *size, c, f = kernel
-    is_thin = size == [3, 3] and c <= 4 and f in (16, 32, 64)
+    is_thin = size == [3, 3] and c <= fused_convolution.FEWEST and f in (16, 32, 64)
     return is_thin and shape[2] % 4 == 0 and triton.reaches(*shape[:3], f)
 
 
@@ -54,29 +54,23 @@ convolve_rectified.defvjp(_forward, _backward)
 
 
 def _plain(x, kernel, bias):
-    y = jax.lax.conv_general_dilated(
-        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-    return relu(y + bias)
-
-
-def _turned(kernel):
-    return kernel[::-1, ::-1].swapaxes(2, 3)
+    return relu(fused_convolution.plain(x, kernel, bias))
 
 
 def _plain_gradient(g, y, kernel):
-    return cpu_convolution.product(jnp.where(y != 0, g, 0), _turned(kernel))
+    return cpu_convolution.product(
+        jnp.where(y != 0, g, 0), cpu_convolution.turned(kernel)
+    )
 
 
 def forward_kernel(
     x: jax.Array, kernel: jax.Array, bias: jax.Array, *, interpret: bool = False
 ) -> jax.Array:
     """Computes `convolve_rectified` by the kernel of `fused_convolution`."""
-    more = 4 - kernel.shape[2]
-    edge = (0, 0), (0, 0)
+    fewest = fused_convolution.FEWEST
     return fused_convolution.forward_kernel(
-        jnp.pad(x, (*edge, (0, 0), (0, more))),
-        jnp.pad(kernel, (*edge, (0, more), (0, 0))),
+        fused_convolution.filled(x, fewest),
+        fused_convolution.filled(kernel, fewest, kernel.shape[3]),
         bias,
         None,
         slope=1.0,
@@ -102,8 +96,8 @@ def gradient_kernel(
     *leading, f = g.shape
     c = kernel.shape[2]
     count, width = g.size // f, triton.power_of_two(9 * c)
-    matrix = _turned(kernel).transpose(2, 0, 1, 3).reshape(f, 9 * c)
-    matrix = jnp.pad(matrix, ((0, 0), (0, width - 9 * c)))
+    matrix = cpu_convolution.turned(kernel).transpose(2, 0, 1, 3).reshape(f, 9 * c)
+    matrix = fused_convolution.filled(matrix, width)
 
     def body(g_ref, y_ref, matrix_ref, products_ref):
         m = triton.program() * _TILE + triton.numbers(_TILE, 0)

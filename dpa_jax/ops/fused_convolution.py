@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from dpa_jax.ops import triton
 from dpa_jax.ops.activations import leaky_relu
 
-_FEWEST = 4  # channels; fewer are filled up
+FEWEST = 4  # channels; fewer are filled up
 _MOST = 16  # with 32, the sums of a kernel's gradient overflow a thread's registers
 _ONES = 16  # rows of a product with ones, the fewest there may be
 
@@ -48,11 +48,11 @@ def compiles_for(device: Any) -> bool:
         return False
 
     def run(x, first, second):
-        y = convolve(x, first, jnp.zeros(_FEWEST, x.dtype))
+        y = convolve(x, first, jnp.zeros(FEWEST, x.dtype))
         return convolve(y, second, jnp.zeros(_MOST, x.dtype)).sum()
 
     run = jax.grad(run, (0, 1, 2))
-    shapes = (1, 4, 4, _MOST), (3, 3, _MOST, _FEWEST), (3, 3, _FEWEST, _MOST)
+    shapes = (1, 4, 4, _MOST), (3, 3, _MOST, FEWEST), (3, 3, FEWEST, _MOST)
     arguments = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes]
     try:
         if not triton.is_available:
@@ -74,7 +74,7 @@ def compiles_for(device: Any) -> bool:
 def fits(shape: tuple[int, ...], features: int) -> bool:
     """Returns whether a kernel takes `[B, H, W, c]` to `[B, H, W, features]`."""
     *_, width, channels = shape
-    few, many = sorted(max(_FEWEST, n) for n in (channels, features))
+    few, many = sorted(max(FEWEST, n) for n in (channels, features))
     are_powers = all(n == triton.power_of_two(n) for n in (few, many))
     is_addressable = triton.reaches(*shape[:3], many)
     is_whole = width % _pixels(few, many) == 0
@@ -107,16 +107,20 @@ def convolve(
       `[B, H, W, f]`; with `passes` a pair of that and `x`.
     """
     c, f = kernel.shape[2:]
-    more, added = max(0, _FEWEST - c), max(0, _FEWEST - f)
-    if not (more or added):
+    if min(c, f) >= FEWEST:
         y, beside = _convolve(x, kernel, bias, skip, slope, passes)
         return (y, beside) if passes else y
-    edge = (0, 0), (0, 0)
-    filled = jnp.pad(x, (*edge, (0, 0), (0, more)))
-    kernel = jnp.pad(kernel, (*edge, (0, more), (0, added)))
-    y, _ = _convolve(filled, kernel, jnp.pad(bias, (0, added)), None, slope, False)
+    arrays = filled(x, FEWEST), filled(kernel, FEWEST, FEWEST), filled(bias, FEWEST)
+    y, _ = _convolve(*arrays, None, slope, False)
     y = y[..., :f] if skip is None else skip + y[..., :f]
     return (y, x) if passes else y
+
+
+def filled(array: jax.Array, *sizes: int) -> jax.Array:
+    """Returns an array whose last axes have at least these sizes, zeros at the end."""
+    own = array.shape[-len(sizes) :]
+    added = [(0, max(0, size - n)) for size, n in zip(sizes, own, strict=True)]
+    return jnp.pad(array, [(0, 0)] * (array.ndim - len(sizes)) + added)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -126,7 +130,7 @@ def _convolve(x, kernel, bias, skip, slope, passes):
 
 def _forward(x, kernel, bias, skip, slope, passes):
     run = functools.partial(forward_kernel, slope=slope)
-    others = functools.partial(_plain, slope=slope)
+    others = functools.partial(plain, slope=slope)
     y = triton.choose(run, others, x, kernel, bias, skip)
     return (y, x if passes else None), (x, kernel, bias, skip)
 
@@ -142,7 +146,8 @@ def _backward(slope, passes, saved, cotangents):
 _convolve.defvjp(_forward, _backward)
 
 
-def _plain(x, kernel, bias, skip, slope):
+def plain(x, kernel, bias, skip=None, slope=1.0):
+    """Computes what `convolve` does by JAX's own convolution."""
     y = jax.lax.conv_general_dilated(
         leaky_relu(x, slope),
         kernel,
@@ -154,7 +159,7 @@ def _plain(x, kernel, bias, skip, slope):
 
 
 def _plain_gradients(x, kernel, bias, g, beside, *, slope):
-    run = functools.partial(_plain, skip=None, slope=slope)
+    run = functools.partial(plain, skip=None, slope=slope)
     _, back = jax.vjp(run, x, kernel, bias)
     by_x, by_kernel, by_bias = back(g)
     return by_x if beside is None else by_x + beside, by_kernel, by_bias
@@ -190,9 +195,11 @@ def forward_kernel(
     b, height, width, c = x.shape
     f = kernel.shape[3]
     pixels = _pixels(c, f)
-    how = dict(_FORWARD if pixels * f < _WIDE else _FORWARD_WIDE)
-    count, tile, most = x.size // (c * pixels), how.pop("tile"), how.pop("programs")
-    turns = triton.ceil_div(triton.ceil_div(count, tile), most)
+    how, count = (
+        _FORWARD if pixels * f < _WIDE else _FORWARD_WIDE,
+        x.size // (c * pixels),
+    )
+    tile, turns, programs, how = _shared_out(count, **how)
 
     def body(x_ref, kernel_ref, bias_ref, *rest):
         *skip_refs, y_ref = rest
@@ -224,7 +231,7 @@ def forward_kernel(
         body,
         arrays,
         [(b * height * width * f, x.dtype)],
-        triton.ceil_div(count, tile * turns),
+        programs,
         name="convolve",
         interpret=interpret,
         **how,
@@ -262,10 +269,8 @@ def gradients_kernel(
     _, height, width, c = x.shape
     f = kernel.shape[3]
     pixels = _pixels(c, f)
-    window, how = _window(pixels), dict(_GRADIENTS)
-    count, tile, most = x.size // (c * pixels), how.pop("tile"), how.pop("programs")
-    turns = triton.ceil_div(triton.ceil_div(count, tile), most)
-    programs = triton.ceil_div(count, tile * turns)
+    window, count = _window(pixels), x.size // (c * pixels)
+    tile, turns, programs, how = _shared_out(count, **_GRADIENTS)
     length = 9 * c * f + f  # of one sum of the gradients of kernel and bias
 
     def body(x_ref, g_ref, kernel_ref, *rest):
@@ -325,6 +330,12 @@ def gradients_kernel(
     sums = sums.reshape(-1, length).sum(0)
     by_kernel = sums[:-f].reshape(f, 3, 3, c).transpose(1, 2, 3, 0)
     return by_x.reshape(x.shape), by_kernel.astype(x.dtype), sums[-f:].astype(x.dtype)
+
+
+def _shared_out(count: int, tile: int, programs: int, **how: int):
+    """Returns the tile, tiles of a program, how many run, and how they are launched."""
+    turns = triton.ceil_div(triton.ceil_div(count, tile), programs)
+    return tile, turns, triton.ceil_div(count, tile * turns), how
 
 
 def _activated(x, slope):
