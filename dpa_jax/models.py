@@ -18,7 +18,8 @@ from flax import linen as nn
 
 from dpa_jax import extensions, images
 from dpa_jax.config import lowest_resolution
-from dpa_jax.ops.activations import leaky_relu
+from dpa_jax.ops import fused_block
+from dpa_jax.ops.activations import SLOPE, leaky_relu
 from dpa_jax.ops.compute import Compute
 from dpa_jax.ops.convolution import Conv
 from dpa_jax.stages import Stage
@@ -98,14 +99,24 @@ class PreAct(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, H, W, c]` to `[B, H', W', features]`."""
         conv = functools.partial(Conv, self.features, compute=self.compute)
-        if self.resample is None:
-            y, x = conv(3, is_activated=True, name="conv_0")(x, passes=True)
+        resample = self.resample
+        is_plain = resample is None
+        first = conv(3, is_activated=is_plain, name="conv_0")
+        second = conv(3, is_activated=True, name="conv_1")
+        y, x = (resample(leaky_relu(x)), resample(x)) if resample else (x, x)
+        if self.compute.runs_blocks and fused_block.fits(y.shape, self.features):
+            weights = [
+                tuple(a.astype(y.dtype) for a in one.parameters(self.features))
+                for one in (first, second)
+            ]
+            return fused_block.block(y, *weights, None if is_plain else x, SLOPE)
+        if is_plain:
+            y, x = first(y, passes=True)
         else:
-            y = conv(3, name="conv_0")(self.resample(leaky_relu(x)))
-            x = self.resample(x)
+            y = first(y)
         if x.shape[-1] != self.features:
             x = conv(1, name="skip")(x)
-        return conv(3, is_activated=True, name="conv_1")(y, x)
+        return second(y, x)
 
 
 class FromImage(nn.Module):

@@ -26,7 +26,7 @@ from dpa_jax.training.setup import Problem, Setup
 
 HERE = Platform.here()
 GPU = dataclasses.replace(HERE, backend="gpu", options={"a": 1})
-WITH_KERNELS = dataclasses.replace(GPU, compiles_triton=True)
+WITH_KERNELS = dataclasses.replace(GPU, has_kernels=True)
 
 
 def seconds(**known):
@@ -113,7 +113,10 @@ def test_a_cpu_has_nothing_to_choose():
 
 @pytest.mark.parametrize(
     ("platform", "convolutions"),
-    [(GPU, {"fill": (1, 128)}), (WITH_KERNELS, {"backend": ("gpu",)})],
+    [
+        (GPU, {"fill": (1, 128)}),
+        (WITH_KERNELS, {"blocks": (False,), "backend": ("gpu",)}),
+    ],
 )
 def test_a_gpu_may_choose_all_that_is_free(platform, convolutions):
     found, (stabilization, transition, _) = setup_of(
@@ -140,10 +143,12 @@ def test_what_a_config_says_is_not_chosen():
 def test_an_arrangement_is_what_is_compiled():
     found, (stage, *_) = setup_of(WITH_KERNELS, **{"population.seeds": 2})
     assert found.spec(stage).compute.backend == "cuda"
+    assert found.spec(stage).compute.runs_blocks
     assert found.caches_targets(stage) and "targets" in found.shapes(stage)[2]
-    found.arrange(stage, Arrangement("gpu", 128, "scan", 2, False))
+    found.arrange(stage, Arrangement("gpu", 128, False, "scan", 2, False))
     spec = found.spec(stage)
     assert (spec.compute.backend, spec.compute.fill) == ("gpu", 128)
+    assert not spec.compute.blocks
     assert spec.mapped_by == "scan"
     assert not found.caches_targets(stage) and "targets" not in found.shapes(stage)[2]
 

@@ -13,17 +13,20 @@ import numpy as np
 import pytest
 import scipy.signal
 
+from dpa_jax import models
+from dpa_jax.images import average_pool2, upsample2
 from dpa_jax.ops import (
     convolution,
     first_convolution,
+    fused_block,
     fused_convolution,
+    kernel_check,
     pooling,
     triton,
 )
 from dpa_jax.ops.compute import Compute, arranged_for
 
 SLOPE = 0.2
-compiles_for = fused_convolution.compiles_for.__wrapped__  # of no device twice
 
 
 def draw(rng, *shapes):
@@ -137,6 +140,61 @@ def test_in_bfloat16_results_are_rounded_once(rng):
         np.testing.assert_allclose(one, other, rtol=2**-8, atol=1e-4)
 
 
+# Images of which a tile holds two, one, a half and a quarter, in turns of programs of
+# which the last has fewer; channels, side, tile, programs
+BLOCKS = [(16, 4, 16, 3), (8, 8, 32, 1), (16, 16, 64, 2), (4, 16, 16, 5)]
+
+
+def gradients_of_block(x, first, second, g, skip):
+    """The block and its gradients, one convolution after the other, in NumPy."""
+    entry = activated(x) if skip is None else x
+    h = correlated(entry, first[0]) + first[1]
+    y = (x if skip is None else skip) + correlated(activated(h), second[0]) + second[1]
+    by_h = correlated(g, turned(second[0])) * np.where(h > 0, 1, SLOPE)
+    by_x = correlated(by_h, turned(first[0]))
+    if skip is None:
+        by_x = g + by_x * np.where(x > 0, 1, SLOPE)
+    ofs = (entry, by_h), (activated(h), np.asarray(g, np.float64))
+    return y, by_x, *((by_kernel(a, b), b.sum((0, 1, 2))) for a, b in ofs)
+
+
+@pytest.mark.parametrize("is_plain", [True, False])
+@pytest.mark.parametrize(("c", "side", "tile", "programs"), BLOCKS)
+def test_the_kernels_of_a_block(rng, monkeypatch, c, side, tile, programs, is_plain):
+    for name in ("_FORWARD", "_GRADIENTS"):
+        changed = {**getattr(fused_block, name), "tile": tile, "programs": programs}
+        monkeypatch.setattr(fused_block, name, changed)
+    shape = 3, side, side, c
+    assert fused_block.fits(shape, c)
+    x, g, *skip = draw(rng, shape, shape, *[shape] * (not is_plain))
+    first, second = (tuple(draw(rng, (3, 3, c, c), (c,))) for _ in range(2))
+    skip = None if is_plain else skip[0]
+    y = fused_block.forward_kernel(x, first, second, skip, slope=SLOPE, interpret=True)
+    found = fused_block.gradients_kernel(
+        x, first, second, g, slope=SLOPE, skips=is_plain, interpret=True
+    )
+    expected = gradients_of_block(x, first, second, g, skip)
+    for one, other in zip(*map(jax.tree.leaves, ((y, *found), expected)), strict=True):
+        close(one, other)
+
+
+def test_what_lies_within_a_block_is_rounded_as_between_convolutions(rng):
+    """By either arrangement a convolution's result is bfloat16."""
+    shape = 2, 8, 8, 16
+    x, skip, *parameters = (
+        a.astype(jnp.bfloat16)
+        for a in draw(rng, shape, shape, *[(3, 3, 16, 16), (16,)] * 2)
+    )
+    run = functools.partial(fused_convolution.forward_kernel, interpret=True)
+    h = run(x, *parameters[:2], None, slope=1.0)
+    expected = run(h, *parameters[2:], skip, slope=SLOPE)
+    pairs = tuple(parameters[:2]), tuple(parameters[2:])
+    found = fused_block.forward_kernel(x, *pairs, skip, slope=SLOPE, interpret=True)
+    np.testing.assert_array_equal(
+        np.asarray(found, np.float32), np.asarray(expected, np.float32)
+    )
+
+
 def test_members_are_computed_side_by_side(rng):
     shapes = (2, 2, 4, 4, 8), (2, 3, 3, 8, 8), (2, 8), (2, 2, 4, 4, 8)
     x, kernel, bias, g = draw(rng, *shapes)
@@ -150,6 +208,20 @@ def test_members_are_computed_side_by_side(rng):
     for i in (0, 1):
         for one, other in zip(run(x[i], kernel[i], bias[i], g[i]), both, strict=True):
             close(other[i], one)
+
+
+def test_so_are_their_blocks(rng):
+    x, kernels, biases = draw(rng, (2, 1, 8, 8, 8), (2, 2, 3, 3, 8, 8), (2, 2, 8))
+
+    def run(x, kernels, biases):
+        first, second = zip(kernels, biases, strict=True)
+        return fused_block.forward_kernel(
+            x, first, second, None, slope=SLOPE, interpret=True
+        )
+
+    both = jax.vmap(run)(x, kernels, biases)
+    for i in (0, 1):
+        close(both[i], run(x[i], kernels[i], biases[i]))
 
 
 def test_elsewhere_the_slope_at_zero_is_the_kernels_too(rng):
@@ -180,17 +252,24 @@ def test_where_there_is_a_kernel(shape, features, fits):
     assert fused_convolution.fits(shape, features) == fits
 
 
-def test_the_pooling_kernel_hands_the_gradient_to_the_first_of_the_largest(rng):
+def test_the_pooling_kernels_hand_the_gradient_to_the_first_of_the_largest(rng):
     x = rng.integers(-2, 3, (3, 4, 6, 8)).astype(np.float32)
     (g,) = draw(rng, (3, 2, 3, 8))
-    expected = np.zeros_like(x)
+    maxima, by_x = np.zeros(g.shape), np.zeros_like(x)
     for b, i, j, c in np.ndindex(*g.shape):
         window = x[b, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2, c]
         if window.max() > 0:
             row, column = divmod(int(window.argmax()), 2)
-            expected[b, 2 * i + row, 2 * j + column, c] = g[b, i, j, c]
-    found = pooling.gradient_kernel(x, g, interpret=True)
-    np.testing.assert_array_equal(found, expected)
+            maxima[b, i, j, c] = window.max()
+            by_x[b, 2 * i + row, 2 * j + column, c] = g[b, i, j, c]
+    y, taken = pooling.forward_kernel(x, interpret=True)
+    np.testing.assert_array_equal(y, maxima)
+    np.testing.assert_array_equal(
+        pooling.gradient_kernel(taken, g, interpret=True), by_x
+    )
+    y, back = jax.vjp(lambda x: pooling.rectified_max_pool2(x, "cuda"), x)  # elsewhere
+    np.testing.assert_array_equal(y, maxima)
+    np.testing.assert_array_equal(back(g)[0], by_x)
 
 
 def test_the_first_convolution_has_a_forward_and_a_gradient_kernel(rng):
@@ -201,7 +280,26 @@ def test_the_first_convolution_has_a_forward_and_a_gradient_kernel(rng):
     close(by_x, correlated(np.where(y > 0, g, 0), turned(kernel)))
 
 
+@pytest.mark.parametrize(
+    ("shape", "features", "fits"),
+    [
+        ((2, 64, 64, 16), 16, True),
+        ((2, 8, 8, 4), 4, True),
+        ((2, 8, 8, 8), 16, False),
+        ((2, 8, 8, 1), 1, False),
+        ((2, 128, 128, 16), 16, False),  # two rows are more than a tile
+        ((2, 24, 24, 16), 16, False),  # a row does not end where a tile does
+    ],
+)
+def test_where_there_is_one_for_blocks(shape, features, fits):
+    assert fused_block.fits(shape, features) == fits
+
+
 # --- who chooses them
+
+
+class Device(types.SimpleNamespace):
+    __hash__ = object.__hash__
 
 
 def test_where_they_compile_they_are_used_in_bfloat16():
@@ -214,15 +312,35 @@ def test_where_they_compile_they_are_used_in_bfloat16():
 @pytest.mark.parametrize("capability", [None, "7.5", "gfx942"])
 def test_devices_that_they_are_not_for(capability):
     """CPUs and TPUs, Turing, which has no bfloat16, and AMD's."""
-    device = types.SimpleNamespace(compute_capability=capability)
-    assert not compiles_for(device)
+    device = Device(compute_capability=capability)
+    assert not kernel_check.compiles_for(device)
+    assert not kernel_check.run_on(device)
 
 
 def test_where_they_do_not_compile_somebody_is_told(monkeypatch):
     monkeypatch.setattr(triton, "is_available", False)
-    device = types.SimpleNamespace(compute_capability="9.0", device_kind="a GPU")
+    device = Device(compute_capability="9.0", device_kind="a GPU")
     with pytest.warns(UserWarning, match="do not compile for a GPU, cuDNN.*no Triton"):
-        assert not compiles_for(device)
+        assert not kernel_check.compiles_for(device)
+
+
+def in_float32(arrays):
+    arrays = jax.tree.map(lambda a: a.astype(jnp.float32), arrays)
+    return kernel_check._results(kernel_check._KERNELS, arrays)
+
+
+def test_what_is_right_on_a_device_is_used():
+    assert kernel_check.agree(jax.jit(in_float32), "a CPU")
+
+
+@pytest.mark.parametrize("wrong", [0.5, np.nan])
+def test_what_is_wrong_in_a_row_of_one_result_is_not_and_somebody_is_told(wrong):
+    def run(arrays):
+        *others, last = in_float32(arrays)
+        return *others, last.at[3, 8].add(wrong)
+
+    with pytest.warns(UserWarning, match="are wrong on a CPU, cuDNN convolves"):
+        assert not kernel_check.agree(run, "a CPU")
 
 
 @pytest.mark.parametrize(("channels", "features"), [(16, 16), (1, 16), (16, 1)])
@@ -249,6 +367,30 @@ def test_a_convolution_elsewhere_computes_the_same_without_them(
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * np.abs(b).max())
 
 
+@pytest.mark.parametrize("resample", [None, average_pool2, upsample2])
+@pytest.mark.parametrize("features", [16, 8])
+def test_a_block_elsewhere_computes_the_same_by_any_arrangement(
+    rng, features, resample
+):
+    (x,) = draw(rng, (2, 8, 8, 16))
+    arrangements = (
+        Compute(),
+        Compute(backend="cuda"),
+        Compute(backend="cuda", blocks=False),
+    )
+    parameters = models.PreAct(features).init(jax.random.key(0), x)
+
+    def run(compute):
+        block = models.PreAct(features, resample, compute)
+        value = lambda *given: (block.apply(*given) ** 2).sum()  # noqa: E731
+        return jax.value_and_grad(value, (0, 1))(parameters, x)
+
+    expected, *others = map(run, arrangements)
+    for found in others:
+        for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * np.abs(b).max())
+
+
 @pytest.mark.parametrize("backend", ["cpu", "gpu", "tpu", "cuda"])
 def test_images_are_brought_to_the_format_of_the_computation(rng, backend):
     (x,) = draw(rng, (1, 8, 8, 16))
@@ -261,17 +403,19 @@ def test_images_are_brought_to_the_format_of_the_computation(rng, backend):
 @pytest.mark.skipif(
     jax.__version_info__ >= (0, 11), reason="JAX lowers them for a GPU it knows alone"
 )
-def test_a_program_for_nvidia_gpus_has_them(rng):
-    x, kernel, bias, g = draw(rng, (2, 8, 8, 16), (3, 3, 16, 16), (16,), (2, 8, 8, 16))
-    convolve = functools.partial(fused_convolution.convolve, slope=SLOPE)
+@pytest.mark.parametrize(("blocks", "kernels"), [(True, 2), (False, 4)])
+def test_a_program_for_nvidia_gpus_has_them(rng, blocks, kernels):
+    (x,) = draw(rng, (2, 8, 8, 16))
+    block = models.PreAct(16, compute=Compute(backend="cuda", blocks=blocks))
+    parameters = block.init(jax.random.key(0), x)
 
-    def run(x, kernel, bias):
-        y, back = jax.vjp(convolve, x, kernel, bias)
-        return y, back(g)
+    def run(parameters, x):
+        y, back = jax.vjp(block.apply, parameters, x)
+        return y, back(y)
 
-    traced = jax.jit(run).trace(x, kernel, bias)
+    traced = jax.jit(run).trace(parameters, x)
     lowered = traced.lower(lowering_platforms=("cuda",)).as_text()
-    assert lowered.count("__gpu$xla.gpu.triton") == 2
+    assert lowered.count("__gpu$xla.gpu.triton") == kernels
     assert "stablehlo.convolution" not in lowered
     lowered = traced.lower(lowering_platforms=("tpu",)).as_text()
     assert "triton" not in lowered and "stablehlo.convolution" in lowered

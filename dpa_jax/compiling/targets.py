@@ -14,7 +14,7 @@ from dpa_jax.compiling.counting import Cost
 from dpa_jax.devices import parallel
 from dpa_jax.devices.platform import OPTIONS, Platform, host_memory, try_options
 from dpa_jax.devices.processes import ProcessGroup
-from dpa_jax.ops import fused_convolution
+from dpa_jax.ops import kernel_check
 
 # the share of a GPU's memory that JAX takes, unless it is told otherwise
 _GPU_SHARE = 0.75
@@ -173,7 +173,7 @@ def _platform(backend: str, devices: list[Any], memory: int) -> Platform:
         local_devices=tuple(d for d in devices if d.process_index == processes[0]),
         memory=memory,
         host_memory=host_memory(),
-        compiles_triton=fused_convolution.compiles_for(devices[0]),
+        has_kernels=kernel_check.compiles_for(devices[0]),
         group=ProcessGroup(count=len(processes)),
     )
     nothing = parallel.abstract(jax.ShapeDtypeStruct((), jnp.float32), described)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from dpa_jax.devices import processes
-from dpa_jax.ops import fused_convolution
+from dpa_jax.ops import kernel_check
 
 # Kinds of work that XLA captures in CUDA graphs, so that the hundreds of kernels of a
 # step are launched as a few: its usual ones, and convolutions (benchmarks/results).
@@ -46,7 +46,7 @@ class Platform:
       host_memory: bytes of this process's machine or its container.
       options: XLA's, by name, that this compiler takes.
       refused_options: those that would be faster and that it does not know.
-      compiles_triton: whether our Triton kernels compile for the devices.
+      has_kernels: whether our Triton kernels may be used on the devices.
       compiles_ahead: whether the next stage is compiled while one trains; on a CPU the
         compiler would take the cores that train.
       chunks_in_flight: how many chunks of steps the devices may be given at once.
@@ -62,7 +62,7 @@ class Platform:
     host_memory: int
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     refused_options: tuple[str, ...] = ()
-    compiles_triton: bool = False
+    has_kernels: bool = False
     compiles_ahead: bool = False
     chunks_in_flight: int = 2
     group: processes.ProcessGroup = dataclasses.field(
@@ -90,7 +90,7 @@ class Platform:
             host_memory=host,
             options=options,
             refused_options=refused,
-            compiles_triton=fused_convolution.compiles_for(local[0]),
+            has_kernels=kernel_check.run_on(local[0]),
             compiles_ahead=backend != "cpu",
             chunks_in_flight=1 if backend == "cpu" and len(devices) > 1 else 2,
             group=group,

@@ -21,11 +21,14 @@ class Compute:
         forward-mode derivatives, and those of `cuda` no second ones.
       fill: channels that the autoencoder's convolutions fill, as far as they can, by
         taking pixels of a row together; 0 for what is usual on the backend.
+      blocks: whether a residual block is one kernel where `cuda` has one for it, or its
+        convolutions are one each.
     """
 
     precision: str = "float32"
     backend: str = "cpu"
     fill: int = 0
+    blocks: bool = True
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -37,6 +40,11 @@ class Compute:
     def wide(self) -> jnp.dtype:
         """Parameters, images and losses: float32 at least."""
         return jnp.dtype(jnp.float64 if self.precision == "float64" else jnp.float32)
+
+    @property
+    def runs_blocks(self) -> bool:
+        """Whether residual blocks are one kernel."""
+        return self.backend == "cuda" and self.blocks
 
     def matmul_precision(self):
         """Returns the context in which matrix products keep what `precision` promises.
@@ -50,18 +58,18 @@ class Compute:
         )
 
 
-def arranged_for(backend: str, precision: str, compiles_triton: bool) -> str:
+def arranged_for(backend: str, precision: str, has_kernels: bool) -> str:
     """Returns the arrangement that is usual on a kind of device.
 
     Args:
       backend: of the device, `cpu`, `gpu` or `tpu`.
       precision: see `Compute`.
-      compiles_triton: whether our kernels compile for it; see `Platform`.
+      has_kernels: whether our kernels may be used on it; see `Platform`.
 
     Returns:
       With such kernels and in bfloat16 `cuda`, otherwise the backend.
     """
-    return "cuda" if compiles_triton and precision == "bfloat16" else backend
+    return "cuda" if has_kernels and precision == "bfloat16" else backend
 
 
 def resolve(precision: str, backend: str) -> str:

@@ -51,6 +51,17 @@ class Conv(nn.Module):
     is_activated: bool = False
 
     @nn.compact
+    def parameters(self, channels: int) -> tuple[jax.Array, jax.Array]:
+        """Returns kernel `[k, k, channels, features]` and bias `[features]`."""
+        bound = 1 / math.sqrt(channels * self.size**2)  # as PyTorch draws biases
+
+        def bias_init(key, shape):
+            return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+
+        shape = (self.size, self.size, channels, self.features)
+        kernel = self.param("kernel", _kernel_init, shape)
+        return kernel, self.param("bias", bias_init, (self.features,))
+
     def __call__(
         self, x: jax.Array, skip: jax.Array | None = None, *, passes: bool = False
     ) -> Any:
@@ -63,16 +74,9 @@ class Conv(nn.Module):
             else does: so their gradients are added in one kernel, where there is one.
         """
         channels = x.shape[-1]
-        bound = 1 / math.sqrt(channels * self.size**2)  # as PyTorch draws biases
-
-        def bias_init(key, shape):
-            return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
-
         backend, dtype = self.compute.backend, self.compute.dtype
-        shape = (self.size, self.size, channels, self.features)
-        kernel = self.param("kernel", _kernel_init, shape).astype(dtype)
-        bias = self.param("bias", bias_init, (self.features,))
-        x = x.astype(dtype)
+        kernel, bias = self.parameters(channels)
+        x, kernel = x.astype(dtype), kernel.astype(dtype)
         is_padded_3x3 = self.size == 3 and self.padding == "SAME"
         by_kernel = backend == "cuda" and is_padded_3x3
         if by_kernel and fused_convolution.fits(x.shape, self.features):

@@ -5,26 +5,21 @@ arithmetic is on zeros, and leaves the activation before, the sum after and the
 gradients of both to kernels of their own, each of which moves every activation once
 more. Here the forward pass is one kernel, and the gradients of images, kernel and bias
 are another; bytes bound both, and they move each activation about once
-(benchmarks/results).
-
-A few pixels of a row are one wide pixel. What such a one sees of a row, its window,
-lies side by side in memory, so that the convolution is three products of matrices, one
-for each row of the kernel: `[wide pixels, window * c]` by `[window * c, pixels * f]`.
+(benchmarks/results). See `wide_pixels` for the arithmetic.
 """
 
 import functools
-import warnings
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from dpa_jax.ops import triton
+from dpa_jax.ops import triton, wide_pixels
 from dpa_jax.ops.activations import leaky_relu
 
 FEWEST = 4  # channels; fewer are filled up
 _MOST = 16  # with 32, the sums of a kernel's gradient overflow a thread's registers
-_ONES = 16  # rows of a product with ones, the fewest there may be
 
 # Tiles of wide pixels, warps of a program, stages of its loads, and how many programs
 # share the tiles: of six that were tried on an H200, with 128 images of 64 pixels and
@@ -35,49 +30,13 @@ _GRADIENTS = {"tile": 64, "warps": 4, "stages": 2, "programs": 264}
 _WIDE = 128  # channels of a wide pixel, from which on the second is used
 
 
-@functools.cache
-def compiles_for(device: Any) -> bool:
-    """Returns whether our kernels compile for a device, at hand or not.
-
-    They are for NVIDIA GPUs that know bfloat16, from Ampere on. If JAX or XLA refuses
-    to compile those that take most shared memory, which a GPU may lack, a warning says
-    why.
-    """
-    capability = getattr(device, "compute_capability", None) or ""
-    if not capability[:1].isdigit() or float(capability) < 8:  # AMD's have names
-        return False
-
-    def run(x, first, second):
-        y = convolve(x, first, jnp.zeros(FEWEST, x.dtype))
-        return convolve(y, second, jnp.zeros(_MOST, x.dtype)).sum()
-
-    run = jax.grad(run, (0, 1, 2))
-    shapes = (1, 4, 4, _MOST), (3, 3, _MOST, FEWEST), (3, 3, FEWEST, _MOST)
-    arguments = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes]
-    try:
-        if not triton.is_available:
-            raise NotImplementedError(f"JAX {jax.__version__} has no Triton")
-        with jax.default_device(device):
-            jax.jit(run).lower(*arguments).compile()
-    # JaxRuntimeError and NotImplementedError among them
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        warnings.warn(
-            f"our kernels do not compile for {device.device_kind}, cuDNN convolves in "
-            f"their place, which is slower: {reason}",
-            stacklevel=2,
-        )
-        return False
-    return True
-
-
 def fits(shape: tuple[int, ...], features: int) -> bool:
     """Returns whether a kernel takes `[B, H, W, c]` to `[B, H, W, features]`."""
     *_, width, channels = shape
     few, many = sorted(max(FEWEST, n) for n in (channels, features))
     are_powers = all(n == triton.power_of_two(n) for n in (few, many))
     is_addressable = triton.reaches(*shape[:3], many)
-    is_whole = width % _pixels(few, many) == 0
+    is_whole = width % wide_pixels.count(few, many) == 0
     return are_powers and many <= _MOST and is_whole and is_addressable
 
 
@@ -192,30 +151,25 @@ def forward_kernel(
     Returns:
       `[B, H, W, f]`.
     """
-    b, height, width, c = x.shape
-    f = kernel.shape[3]
-    pixels = _pixels(c, f)
-    how, count = (
-        _FORWARD if pixels * f < _WIDE else _FORWARD_WIDE,
-        x.size // (c * pixels),
-    )
-    tile, turns, programs, how = _shared_out(count, **how)
+    c, f = kernel.shape[2:]
+    pixels = wide_pixels.count(c, f)
+    count = x.size // (c * pixels)
+    how = _FORWARD if pixels * f < _WIDE else _FORWARD_WIDE
+    tile, turns, programs, how = wide_pixels.shared_out(count, **how)
 
     def body(x_ref, kernel_ref, bias_ref, *rest):
         *skip_refs, y_ref = rest
         first = triton.program() * (tile * turns)
-        bands = [_load_band(kernel_ref, row, c, f, pixels) for row in range(3)]
+        bands = [wide_pixels.load_band(kernel_ref, row, c, f) for row in range(3)]
         _, feature = triton.split(triton.numbers(pixels * f), f)
         added = triton.load(bias_ref, feature).astype(jnp.float32)[None]
 
         def turn(number, _):
             m = first + number * tile + triton.numbers(tile)
-            total = jnp.zeros((tile, pixels * f), jnp.float32)
-            for row, band in enumerate(bands):
-                seen = _load_windows(x_ref, m, count, row - 1, x.shape, pixels)
-                total += triton.dot(_activated(seen, slope), band)
-            total += added
-            place, exists = _places(m, count, pixels * f)
+            windows = wide_pixels.load_windows(x_ref, m, x.shape, m < count, pixels)
+            windows = (activated(seen, slope) for seen in windows)
+            total = wide_pixels.convolved(windows, bands, added)
+            place, exists = wide_pixels.places(m, m < count, pixels * f)
             for ref in skip_refs:
                 total += triton.load(ref, place, exists).astype(jnp.float32)
             if rectifies:
@@ -227,16 +181,17 @@ def forward_kernel(
 
     arrays = [x, kernel.transpose(3, 0, 1, 2), bias]
     arrays += [] if skip is None else [skip]
+    shape = (*x.shape[:3], f)
     (y,) = triton.launch(
         body,
         arrays,
-        [(b * height * width * f, x.dtype)],
+        [(math.prod(shape), x.dtype)],
         programs,
         name="convolve",
         interpret=interpret,
         **how,
     )
-    return y.reshape(b, height, width, f)
+    return y.reshape(shape)
 
 
 def gradients_kernel(
@@ -266,133 +221,55 @@ def gradients_kernel(
     Returns:
       Gradients of `x`, `beside` included, of the kernel, and of the bias.
     """
-    _, height, width, c = x.shape
-    f = kernel.shape[3]
-    pixels = _pixels(c, f)
-    window, count = _window(pixels), x.size // (c * pixels)
-    tile, turns, programs, how = _shared_out(count, **_GRADIENTS)
-    length = 9 * c * f + f  # of one sum of the gradients of kernel and bias
+    c, f = kernel.shape[2:]
+    pixels = wide_pixels.count(c, f)
+    count = x.size // (c * pixels)
+    tile, turns, programs, how = wide_pixels.shared_out(count, **_GRADIENTS)
+    size = wide_pixels.sums_size(c, f)
 
     def body(x_ref, g_ref, kernel_ref, *rest):
         *beside_refs, by_x_ref, sums_ref = rest
-        own_program = triton.program()
-        first = own_program * (tile * turns)
-        ones = jnp.ones((_ONES, tile), x.dtype)
-        bands = [_load_turned_band(kernel_ref, row, c, f, pixels) for row in range(3)]
+        program = triton.program()
+        first = program * (tile * turns)
+        bands = [
+            wide_pixels.load_turned_band(kernel_ref, row, c, f) for row in range(3)
+        ]
 
         def turn(number, sums):
-            *by_row, by_bias = sums
             m = first + number * tile + triton.numbers(tile)
-            place, exists = _places(m, count, pixels * c)
+            place, exists = wide_pixels.places(m, m < count, pixels * c)
             own = triton.load(x_ref, place, exists)
-            active = _activated(own, slope)
-            total = jnp.zeros((tile, pixels * c), jnp.float32)
-            for row, band in enumerate(bands):
-                seen = _load_windows(g_ref, m, count, row - 1, g.shape, pixels)
-                total += triton.dot(seen, band)
-                by_row[row] += triton.dot(seen, active, axis=0)
-                if row == 1:
-                    by_bias += triton.dot(ones, seen)
+            total, sums = wide_pixels.gradients(
+                wide_pixels.load_windows(g_ref, m, g.shape, m < count, pixels),
+                bands,
+                activated(own, slope),
+                sums,
+            )
             total = jnp.where(own > 0, total, slope * total)
             for ref in beside_refs:
                 total += triton.load(ref, place, exists).astype(jnp.float32)
             triton.store(by_x_ref, place, total, exists)
-            return *by_row, by_bias
+            return sums
 
-        zero = jnp.zeros((window * f, pixels * c), jnp.float32)
-        sums = zero, zero, zero, jnp.zeros((_ONES, window * f), jnp.float32)
-        *by_row, by_bias = jax.lax.fori_loop(0, turns, turn, sums)
-        # pixel u of a wide one, and v of its window, which begins one before it: the
-        # latter saw the former through column u - v + 2 of the kernel. Each u has a sum
-        v, feature = triton.split(triton.numbers(window * f, 0), f)
-        u, channel = triton.split(triton.numbers(pixels * c, 1), c)
-        column, start = u - v + 2, (own_program * pixels + u) * length
-        for row in range(3):
-            place = start + ((feature * 3 + 2 - row) * 3 + column) * c + channel
-            exists = (column >= 0) & (column < 3)
-            triton.store(sums_ref, place, by_row[row], exists)
-        v, feature = triton.split(triton.numbers(window * f), f)
-        place = (own_program * pixels + v - 1) * length + 9 * c * f + feature
-        by_bias = by_bias.sum(0) / _ONES  # rows are equal
-        triton.store(sums_ref, place, by_bias, (v > 0) & (v <= pixels))
+        sums = jax.lax.fori_loop(0, turns, turn, wide_pixels.no_sums(c, f))
+        wide_pixels.store_sums(sums_ref, program * size, sums, c, f, interpret)
 
     arrays = [x, g, kernel.transpose(3, 0, 1, 2)]
     arrays += [] if beside is None else [beside]
     by_x, sums = triton.launch(
         body,
         arrays,
-        [(x.size, x.dtype), (programs * pixels * length, jnp.float32)],
+        [(x.size, x.dtype), (programs * size, jnp.float32)],
         programs,
         name="gradients",
         interpret=interpret,
         **how,
     )
-    sums = sums.reshape(-1, length).sum(0)
-    by_kernel = sums[:-f].reshape(f, 3, 3, c).transpose(1, 2, 3, 0)
-    return by_x.reshape(x.shape), by_kernel.astype(x.dtype), sums[-f:].astype(x.dtype)
+    sums = sums.reshape(programs, 1, size)
+    ((by_kernel, by_bias),) = wide_pixels.added_up(sums, c, f, x.dtype)
+    return by_x.reshape(x.shape), by_kernel, by_bias
 
 
-def _shared_out(count: int, tile: int, programs: int, **how: int):
-    """Returns the tile, tiles of a program, how many run, and how they are launched."""
-    turns = triton.ceil_div(triton.ceil_div(count, tile), programs)
-    return tile, turns, triton.ceil_div(count, tile * turns), how
-
-
-def _activated(x, slope):
+def activated(x: jax.Array, slope: float) -> jax.Array:
+    """Applies LeakyReLU within a kernel."""
     return x if slope == 1 else jnp.maximum(x, jnp.asarray(slope, x.dtype) * x)
-
-
-def _pixels(*channels: int) -> int:
-    """Returns how many pixels are one wide one: with 16 channels at least."""
-    return max(2, 16 // min(channels))
-
-
-def _window(pixels: int) -> int:
-    """Returns how many pixels of a row are read for a wide one; a power of two.
-
-    The first is the one before it. Those beyond the one after it count nothing.
-    """
-    return triton.power_of_two(pixels + 2)
-
-
-def _places(m, count: int, channels: int):
-    """Returns where wide pixels lie, and which there are, both `[M, channels]`."""
-    place = (m * channels)[:, None] + triton.numbers(channels, 1)
-    return place, jnp.broadcast_to((m < count)[:, None], place.shape)
-
-
-def _load_windows(ref, m, count: int, row: int, shape, pixels: int):
-    """Loads what wide pixels see of a row: `[M, window * c]`, 0 outside their image."""
-    _, height, width, c = shape
-    before, column = triton.split(m, width // pixels)
-    _, own_row = triton.split(before, height)
-    place = triton.numbers(_window(pixels) * c, 1)
-    v, _ = triton.split(place, c)
-    x, y = (column * pixels - 1)[:, None] + v, own_row + row
-    exists = (x >= 0) & (x < width) & ((y >= 0) & (y < height) & (m < count))[:, None]
-    if _window(pixels) > pixels + 2:
-        exists &= v < pixels + 2
-    first = m * (pixels * c) + (row * width - 1) * c
-    return triton.load(ref, first[:, None] + place, exists)
-
-
-def _load_band(ref, row: int, c: int, f: int, pixels: int):
-    """Loads the matrix that takes a row's windows to wide pixels.
-
-    `[window * c, pixels * f]`, zero where a pixel does not see another.
-    """
-    v, channel = triton.split(triton.numbers(_window(pixels) * c, 0), c)
-    u, feature = triton.split(triton.numbers(pixels * f, 1), f)
-    place = ((feature * 3 + row) * 3 + v - u) * c + channel
-    return triton.load(ref, place, (v >= u) & (v < u + 3))
-
-
-def _load_turned_band(ref, row: int, c: int, f: int, pixels: int):
-    """Loads the matrix that takes windows of a gradient back to wide pixels.
-
-    `[window * f, pixels * c]`, of the kernel turned by half a turn.
-    """
-    v, feature = triton.split(triton.numbers(_window(pixels) * f, 0), f)
-    u, channel = triton.split(triton.numbers(pixels * c, 1), c)
-    place = ((feature * 3 + 2 - row) * 3 + 2 + u - v) * c + channel
-    return triton.load(ref, place, (v >= u) & (v < u + 3))

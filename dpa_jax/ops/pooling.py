@@ -6,6 +6,8 @@ pass over the argument.
 """
 
 import functools
+import itertools
+import math
 import operator
 
 import jax
@@ -14,7 +16,8 @@ import jax.numpy as jnp
 from dpa_jax.ops import triton
 from dpa_jax.ops.activations import relu
 
-_TILE = 4096  # numbers that a program of the kernel takes
+_TILE = 4096  # maxima that a program of the kernels has
+_NONE = 4  # where nothing of a window is positive
 
 
 @jax.custom_jvp
@@ -76,52 +79,118 @@ def _maxima_rectified(x):
     return relu(max_pool2(x))
 
 
-def _gradient(x, g):
-    _, back = jax.vjp(lambda x: relu(max_pool2(x)), x)
-    return back(g)[0]
+def _forward(x):
+    return triton.choose(forward_kernel, _plain, x)
 
 
-_maxima_rectified.defvjp(
-    lambda x: (_maxima_rectified(x), x),
-    lambda x, g: (triton.choose(gradient_kernel, _gradient, x, g),),
-)
+def _backward(taken, g):
+    return (triton.choose(gradient_kernel, _plain_gradient, taken, g),)
 
 
-def gradient_kernel(
-    x: jax.Array, g: jax.Array, *, interpret: bool = False
-) -> jax.Array:
-    """Computes the gradient of `rectified_max_pool2`, reading each number once.
+_maxima_rectified.defvjp(_forward, _backward)
+
+
+def _plain(x):
+    most, values = max_pool2(x), _corners(x)
+    first = sum(value < most for value in _running_maxima(values))
+    return relu(most), jnp.where(most > 0, first, _NONE).astype(jnp.int8)
+
+
+def _running_maxima(values):
+    return itertools.accumulate(values, jnp.maximum)
+
+
+def _plain_gradient(taken, g):
+    b, h, w, c = g.shape
+    parts = jnp.where(
+        taken == jnp.arange(4, dtype=jnp.int8)[:, None, None, None, None], g, 0
+    )
+    parts = parts.reshape(2, 2, b, h, w, c).transpose(2, 3, 0, 4, 1, 5)
+    return parts.reshape(b, 2 * h, 2 * w, c)
+
+
+# --- kernels
+
+
+def forward_kernel(
+    x: jax.Array, *, interpret: bool = False
+) -> tuple[jax.Array, jax.Array]:
+    """Computes `rectified_max_pool2`, and what its gradient needs to know.
 
     Args:
       x: `[B, H, W, c]`, H and W even, c a power of two.
-      g: of the result, `[B, H // 2, W // 2, c]`.
       interpret: see `triton.launch`.
 
     Returns:
-      Of `x`.
+      The maxima, `[B, H // 2, W // 2, c]`, and int8 of that shape: which of each
+      window's places, in reading order, gets its gradient, 4 for none.
     """
-    _, _, w, c = x.shape
-    count, tile = x.size // (4 * c), max(1, _TILE // c)
+    b, h, w, c = x.shape
+    shape = b, h // 2, w // 2, c
 
-    def body(x_ref, g_ref, y_ref):
-        m = triton.program() * tile + triton.numbers(tile, 0)
-        channel = triton.numbers(c, 1)
-        place = m * c + channel
-        exists = jnp.broadcast_to(m < count, place.shape)
-        row, column = triton.split(m, w // 2)
-        first = (row * (2 * w) + column * 2) * c + channel
-        corners = [first + (i * w + j) * c for i in (0, 1) for j in (0, 1)]
+    def body(x_ref, y_ref, taken_ref):
+        place, corners, exists = _windows(shape)
         values = [triton.load(x_ref, corner, exists) for corner in corners]
-        most, left = functools.reduce(jnp.maximum, values), jnp.zeros((), g.dtype)
-        left = jnp.where(most > 0, triton.load(g_ref, place, exists), left)
-        for corner, value in zip(corners, values, strict=True):
-            is_first = value == most
-            triton.store(y_ref, corner, jnp.where(is_first, left, 0), exists)
-            left = jnp.where(is_first, jnp.zeros_like(left), left)
+        most = functools.reduce(jnp.maximum, values)
+        first = sum(jnp.where(value < most, 1, 0) for value in _running_maxima(values))
+        triton.store(y_ref, place, jnp.maximum(most, 0), exists)
+        triton.store(taken_ref, place, jnp.where(most > 0, first, _NONE), exists)
 
-    programs = triton.ceil_div(count, tile)
-    results = [(x.size, g.dtype)]
-    (y,) = triton.launch(
-        body, [x, g], results, programs, name="unpool", interpret=interpret
+    size = math.prod(shape)
+    results = [(size, x.dtype), (size, jnp.int8)]
+    y, taken = _launch(body, [x], results, shape, "pool", interpret)
+    return y.reshape(shape), taken.reshape(shape)
+
+
+def gradient_kernel(
+    taken: jax.Array, g: jax.Array, *, interpret: bool = False
+) -> jax.Array:
+    """Computes the gradient of `rectified_max_pool2`.
+
+    Args:
+      taken: see `forward_kernel`.
+      g: gradient of the maxima, `[B, H // 2, W // 2, c]`.
+      interpret: see `triton.launch`.
+
+    Returns:
+      That of the images, `[B, H, W, c]`.
+    """
+    b, h, w, c = shape = g.shape
+
+    def body(taken_ref, g_ref, by_x_ref):
+        place, corners, exists = _windows(shape)
+        own = triton.load(g_ref, place, exists)
+        taken = triton.load(taken_ref, place, exists)
+        for number, corner in enumerate(corners):
+            part = jnp.where(taken == number, own, jnp.zeros_like(own))
+            triton.store(by_x_ref, corner, part, exists)
+
+    results = [(4 * g.size, g.dtype)]
+    (by_x,) = _launch(body, [taken, g], results, shape, "unpool", interpret)
+    return by_x.reshape(b, 2 * h, 2 * w, c)
+
+
+def _tile(channels: int) -> int:
+    return max(1, _TILE // channels)
+
+
+def _windows(shape):
+    """Returns where windows lie among the maxima and their corners among the images.
+
+    And which there are; all `[tile, c]`.
+    """
+    b, h, w, c = shape
+    m = triton.program() * _tile(c) + triton.numbers(_tile(c), 0)
+    channel = triton.numbers(c, 1)
+    row, column = triton.split(m, w)
+    first = (row * (4 * w) + column * 2) * c + channel
+    corners = [first + (i * 2 * w + j) * c for i in (0, 1) for j in (0, 1)]
+    place = m * c + channel
+    return place, corners, jnp.broadcast_to(m < b * h * w, place.shape)
+
+
+def _launch(body, arrays, results, shape, name, interpret):
+    programs = triton.ceil_div(math.prod(shape[:3]), _tile(shape[3]))
+    return triton.launch(
+        body, arrays, results, programs, name=name, interpret=interpret
     )
-    return y.reshape(x.shape)

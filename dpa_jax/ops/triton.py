@@ -1,7 +1,7 @@
 """Triton kernels of our own for NVIDIA GPUs, written with Pallas.
 
 JAX has deprecated Pallas's Triton in 0.11 and has it still in 0.12. Where it is gone
-nothing here is used, and cuDNN convolves: see `fused_convolution.compiles_for`.
+nothing here is used, and cuDNN convolves: see `kernel_check`.
 """
 
 import math
@@ -75,9 +75,19 @@ def program() -> jax.Array:
     return pallas.program_id(0)
 
 
+def wait(interpret: bool) -> None:
+    """Lets a program's threads go on when all have stored what they had to.
+
+    Args:
+      interpret: see `launch`; JAX, which has no threads, needs not wait.
+    """
+    if not interpret:
+        triton.debug_barrier()
+
+
 def load(ref: Any, place: jax.Array, exists: jax.Array | None = None) -> jax.Array:
     """Loads numbers from their places; 0 where `exists` is false."""
-    other = None if exists is None else 0.0
+    other = None if exists is None else jnp.zeros((), ref.dtype)
     return triton.load(ref.at[place], mask=exists, other=other)
 
 

@@ -63,7 +63,7 @@ class Scorer:
         self.inputs, self.strict, self._workdir = inputs, strict, workdir
         self._architecture = models.Architecture.from_config(config)
         self._loss = Loss.from_config(config, stage.resolution)
-        backend = arranged_for(platform.backend, precision, platform.compiles_triton)
+        backend = arranged_for(platform.backend, precision, platform.has_kernels)
         self._compute = Compute(precision, backend)
         self._names = state.block_names(self._architecture, stage)
         self._arguments = jax.device_put(

@@ -17,6 +17,7 @@ class Arrangement:
       backend: whose arrangement of convolutions, see `Compute`; empty for what is
         usual on the device.
       fill: see `Compute`.
+      blocks: see `Compute`.
       mapped_by: see `StepSpec`.
       batch_parts: see `programs.compile_stage`; config.batch_parts comes before it.
       caches_targets: whether features of the images are kept where they may be.
@@ -25,6 +26,7 @@ class Arrangement:
 
     backend: str = ""
     fill: int = 0
+    blocks: bool = True
     mapped_by: str = ""
     batch_parts: int = 0
     caches_targets: bool = True
@@ -54,6 +56,7 @@ def alternatives(
     if platform.backend == "cpu":
         return {}
     found: dict[str, tuple[Any, ...]] = {
+        "blocks": (False,) if spec.compute.backend == "cuda" else (),
         "backend": ("gpu",) if spec.compute.backend == "cuda" else (),
         "fill": convolution.fills(spec.compute.backend)[1:],
         "mapped_by": ("scan",) if spec.members > 1 else (),

@@ -85,7 +85,7 @@ class Setup:
         self.batch_size = config.batch_size
         self.compute = Compute(
             problem.precision,
-            arranged_for(platform.backend, problem.precision, platform.compiles_triton),
+            arranged_for(platform.backend, problem.precision, platform.has_kernels),
         )
         self.architecture = models.Architecture.from_config(config)
         self._arrangements: dict[Stage, Arrangement] = {}
@@ -140,6 +140,7 @@ class Setup:
         how = dataclasses.replace(
             self.compute,
             fill=arrangement.fill,
+            blocks=arrangement.blocks,
             backend=arrangement.backend or self.compute.backend,
         )
         spec = step.StepSpec.from_config(self._config, stage, how, len(self._runs))
