@@ -151,7 +151,7 @@ def jobs(args: argparse.Namespace) -> list[Job]:
         _job("precision", 0.1, "precision", *ours, final),
         _job("kept_programs", 0.08, "kept_programs", *ours, final),
         _job("autotune", 0.2, "autotune", *ours, final),
-        *_stages(first, batch, images, *turns, baselines),
+        *_stages(first, batch, images, *turns, baselines, "--arranged=blocks=False"),
         _job("kernels", 0.06, "kernels", *ours, final),
         *(
             job

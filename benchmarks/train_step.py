@@ -27,6 +27,7 @@ from dpa_jax.ops import compute
 from dpa_jax.ops.compute import Compute
 from dpa_jax.stages import Stage, select
 from dpa_jax.training import feeding, programs
+from dpa_jax.training.arrangement import Arrangement
 
 # how far the first losses may lie apart, relatively, by the coarser precision
 TOLERANCE = {"float32": 1e-4, "tensorfloat32": 2e-3, "bfloat16": 2e-2}
@@ -52,7 +53,8 @@ class Contestant:
     """One implementation of one stage, warmed up.
 
     Attributes:
-      name: `dpa_jax`, `published`, `tuned` or `reference`.
+      name: `dpa_jax`, with what is not usual about it, `published`, `tuned` or
+        `reference`.
       precision: what it computes in.
       run: takes so many steps, waits, and returns the first and the last loss.
       unit: what the number of steps must be a multiple of.
@@ -87,6 +89,13 @@ def run(argv: list[str]) -> None:
     add_stages(parser)
     add = parser.add_argument
     add("--baselines", default="published,tuned", help="none leaves PyTorch out")
+    add(
+        "--arranged",
+        metavar="FIELD=VALUE",
+        action="append",
+        default=[],
+        help="ours once more, otherwise than usual, such as blocks=False; repeatable",
+    )
     add("--reference-checkout", metavar="DIR", help="a clone of the published code")
     add("--repeats", type=int, default=5, help="turns of each implementation")
     add("--seconds", type=float, default=0.5, help="that one turn takes, about")
@@ -96,6 +105,7 @@ def run(argv: list[str]) -> None:
     if args.repeats < 1 or args.seconds <= 0:
         raise errors.UsageError("--repeats and --seconds must be above 0")
 
+    list(map(arranged, args.arranged))  # before anything takes long
     names = measure.one_of("--baselines", args.baselines, ("published", "tuned"))
     if args.reference_checkout:
         names.append("reference")
@@ -138,6 +148,22 @@ def add_stages(parser: argparse.ArgumentParser) -> None:
     add("--images", type=int, default=4096, help="training images, on the device")
 
 
+def arranged(text: str) -> dict[str, Any]:
+    """Returns a change of the usual arrangement, given as FIELD=VALUE.
+
+    Raises:
+      UsageError: there is no such field, or it takes no such value.
+    """
+    usual = vars(Arrangement())
+    name, _, value = text.partition("=")
+    known = {"True": True, "False": False}
+    given = known.get(value, int(value) if value.isdigit() else value)
+    if type(given) is not type(usual.get(name)):
+        listed = ", ".join(f"{field}={value}" for field, value in usual.items())
+        raise errors.UsageError(f"--arranged={text}: change one of {listed}")
+    return {name: given}
+
+
 def measure_stage(
     given: problem.Problem,
     stage: Stage,
@@ -161,7 +187,10 @@ def measure_stage(
         )
         for cached in (False, True)
     }
-    builders = [functools.partial(ours, given, stage, precision)]
+    builders = [
+        functools.partial(ours, given, stage, precision, **changes)
+        for changes in ({}, *map(arranged, args.arranged))
+    ]
     for name in names:
         builders.append(functools.partial(theirs, name, given, spec, args))
     contestants = [built(builder) for builder in builders]
@@ -280,7 +309,11 @@ def first_step(stage: Stage) -> int:
 
 
 def ours(
-    given: problem.Problem, stage: Stage, precision: str, members: int = 1
+    given: problem.Problem,
+    stage: Stage,
+    precision: str,
+    members: int = 1,
+    **changes: Any,
 ) -> Contestant:
     """Builds a stage as `train` does, and takes the first chunk.
 
@@ -289,8 +322,11 @@ def ours(
       stage: to build.
       precision: to compute in.
       members: runs at once.
+      **changes: of the usual `Arrangement`, which are part of the contestant's name.
     """
     setup, platform = given.setup(precision, members), Platform.here()
+    arrangement = Arrangement(**changes)
+    setup.arrange(stage, arrangement)
     data: dict[str, Any] = {"images": setup.resident_images()}
     frozen = setup.resident_frozen()
     begun = time.perf_counter()
@@ -329,7 +365,7 @@ def ours(
         # memory_stats has the highest of all stages so far; the program knows its own
         peak = program.planned_bytes
     return Contestant(
-        name="dpa_jax",
+        name=" ".join(["dpa_jax", *arrangement.changes()]),
         precision=precision,
         run=take,
         unit=program.steps,

@@ -58,6 +58,19 @@ def config_file(tiny_config, tmp_path):
     return write
 
 
+def test_other_arrangements_take_turns_with_the_usual_one(config_file, tmp_path):
+    out = tmp_path / "result.json"
+    config = config_file(**{"perceptual.cache_targets": "always"})
+    given = [config, "--stages=8_stabilization", "--baselines=none", *QUICK]
+    arranged = ["--arranged=caches_targets=False", "--arranged=batch_parts=2"]
+    assert train_step.main([*given, *arranged, f"--out={out}"]) == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["implementation"] for row in rows] == [
+        *("dpa_jax", "dpa_jax caches_targets=False", "dpa_jax batch_parts=2")
+    ]
+    assert [row["cached_targets"] for row in rows] == [True, False, True]
+
+
 @pytest.fixture
 def torch():
     return pytest.importorskip("torch", reason="torch, an extra, is not installed")
@@ -348,6 +361,8 @@ def test_a_peak_above_the_limit_is_an_error():
         (train_step, "--stages=24_stabilization", "8_stabilization, 16_transition"),
         (train_step, "--baselines=fast", "--baselines: there is no 'fast'"),
         (train_step, "--images=3", "less than a batch"),
+        (train_step, "--arranged=block=True", "--arranged=block=True: change one of"),
+        (train_step, "--arranged=fill=few", "change one of backend=, fill=0, blocks"),
         (score, "--precision=float64", "--precision: there is no 'float64'"),
         (end_to_end, "--steps-scale=0", "--steps-scale is 0"),
         (end_to_end, "--window=inf", "--window is inf, not a number"),

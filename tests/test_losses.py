@@ -88,6 +88,16 @@ def test_shares_of_a_loss_are_its_weighted_terms_by_their_sum(drawn):
         np.testing.assert_allclose(found[name], part / total, rtol=1e-5)
 
 
+def test_a_term_of_the_users_own_may_be_the_only_one(drawn):
+    statistics, real, fake, x, y = drawn
+    loss = Loss((), relative_perceptual=0, extra=darkness, extra_weight=0.5)
+    comparison = compared(real, fake, x, y)
+    found = losses.per_image(loss, statistics, comparison)
+    np.testing.assert_allclose(found, 0.5 * (1 - x.mean(AXES)), rtol=1e-5)
+    found = losses.anomaly_map(loss, statistics, comparison)  # where it has no place
+    np.testing.assert_array_equal(found, np.zeros((3, 8, 8)))
+
+
 def darkness(comparison):
     return 1 - comparison.image.mean(AXES)
 

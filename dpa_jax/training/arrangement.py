@@ -32,6 +32,15 @@ class Arrangement:
     caches_targets: bool = True
     options: bool = True
 
+    def changes(self) -> list[str]:
+        """Returns what is not as usual, as `field=value`."""
+        usual = Arrangement()
+        return [
+            f"{name}={value}"
+            for name, value in vars(self).items()
+            if value != getattr(usual, name)
+        ]
+
 
 def alternatives(
     spec: StepSpec,

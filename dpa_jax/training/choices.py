@@ -58,11 +58,7 @@ class Choice:
         usual, *others = self.timings
         taken = [one["seconds"] for one in self.timings if "seconds" in one]
         was = f"{1e3 * usual['seconds']:.3f} ms" if "seconds" in usual else "it fails"
-        changed = ", ".join(
-            f"{name}={value}"
-            for name, value in vars(self.arrangement).items()
-            if value != getattr(Arrangement(), name)
-        )
+        changed = ", ".join(self.arrangement.changes())
         return (
             f"{stage.name}: of {1 + len(others)} arrangements "
             f"{changed or 'the usual one'} is the fastest, {1e3 * min(taken):.3f} ms a "
