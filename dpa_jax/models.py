@@ -99,11 +99,11 @@ class PreAct(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, H, W, c]` to `[B, H', W', features]`."""
         conv = functools.partial(Conv, self.features, compute=self.compute)
-        resample = self.resample
+        x, resample = x.astype(self.compute.dtype), self.resample
         is_plain = resample is None
         first = conv(3, is_activated=is_plain, name="conv_0")
         second = conv(3, is_activated=True, name="conv_1")
-        y, x = (resample(leaky_relu(x)), resample(x)) if resample else (x, x)
+        y, x = (x, x) if resample is None else (resample(leaky_relu(x)), resample(x))
         if self.compute.runs_blocks and fused_block.fits(y.shape, self.features):
             weights = [
                 tuple(a.astype(y.dtype) for a in one.parameters(self.features))

@@ -134,6 +134,13 @@ def test_a_gpu_may_choose_all_that_is_free(platform, convolutions):
     assert found.alternatives(transition) == alternatives
 
 
+def test_without_a_block_that_a_kernel_takes_there_are_no_two_ways():
+    channels = {f"model.{one}_channels": (32,) * 3 for one in ("encoder", "decoder")}
+    found, (stage, *_) = setup_of(WITH_KERNELS, **channels)
+    assert found.alternatives(stage).keys() >= {"backend"}
+    assert "blocks" not in found.alternatives(stage)
+
+
 def test_what_a_config_says_is_not_chosen():
     changes = {"batch_parts": 4, "perceptual.cache_targets": "always"}
     found, (stage, *_) = setup_of(GPU, **changes)
@@ -321,10 +328,14 @@ def test_a_damaged_choice_is_named(arrange, tmp_path, change, message):
         arrange("run")
 
 
-def test_a_choice_of_before_there_was_one_of_backends_is_made_anew(arrange, tmp_path):
+@pytest.mark.parametrize("field", vars(Arrangement()))
+def test_a_choice_of_before_there_was_a_field_is_made_anew(arrange, tmp_path, field):
     arrange("run")
     path = tmp_path / "run" / "autotune.json"
-    path.write_text(path.read_text().replace('"backend": "",', "", 1))
+    choices = json.loads(path.read_text())
+    for choice in choices.values():
+        del choice["arrangement"][field]
+    path.write_text(json.dumps(choices))
     (tmp_path / "shared").rename(tmp_path / "elsewhere")
     assert arrange("run")[:2] == (FASTEST, 5)
 

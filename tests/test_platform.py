@@ -1,12 +1,14 @@
 """The machine as a value: its memory, its compiler's options."""
 
 import os
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dpa_jax import errors
 from dpa_jax.devices import compilation_cache, platform
 from dpa_jax.devices.platform import Platform
 from dpa_jax.ops import activations, compute
@@ -20,6 +22,19 @@ def test_this_machine():
     assert here.backend == "cpu" and here.is_main
     assert here.devices == here.local_devices == tuple(jax.devices())
     assert here.memory == here.host_memory <= PHYSICAL
+
+
+def test_kernels_are_used_as_process_0_says_or_the_run_ends(monkeypatch):
+    device = jax.devices()[0]  # a CPU, which has none
+
+    def group(says):
+        return types.SimpleNamespace(decide=lambda make: says)
+
+    assert not platform._has_kernels(device, group(False))
+    with pytest.raises(errors.DpaError, match="right on a device of process 0 and not"):
+        platform._has_kernels(device, group(True))
+    monkeypatch.setattr(platform.kernel_check, "run_on", lambda device: True)
+    assert not platform._has_kernels(device, group(False))
 
 
 def write(path, text):

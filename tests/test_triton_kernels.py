@@ -4,6 +4,7 @@ On an H200 they agreed with JAX's own convolutions to 3e-3 of the largest value 
 bfloat16 and 2e-6 in float32 (benchmarks/results).
 """
 
+import dataclasses
 import functools
 import types
 
@@ -179,20 +180,45 @@ def test_the_kernels_of_a_block(rng, monkeypatch, c, side, tile, programs, is_pl
 
 
 def test_what_lies_within_a_block_is_rounded_as_between_convolutions(rng):
-    """By either arrangement a convolution's result is bfloat16."""
+    """By either arrangement a convolution's result and its gradient are bfloat16."""
     shape = 2, 8, 8, 16
-    x, skip, *parameters = (
+    x, g, *parameters = (
         a.astype(jnp.bfloat16)
         for a in draw(rng, shape, shape, *[(3, 3, 16, 16), (16,)] * 2)
     )
-    run = functools.partial(fused_convolution.forward_kernel, interpret=True)
-    h = run(x, *parameters[:2], None, slope=1.0)
-    expected = run(h, *parameters[2:], skip, slope=SLOPE)
-    pairs = tuple(parameters[:2]), tuple(parameters[2:])
-    found = fused_block.forward_kernel(x, *pairs, skip, slope=SLOPE, interpret=True)
-    np.testing.assert_array_equal(
-        np.asarray(found, np.float32), np.asarray(expected, np.float32)
+    first, second = tuple(parameters[:2]), tuple(parameters[2:])
+    how = {"slope": SLOPE, "interpret": True}
+    h = fused_convolution.forward_kernel(x, *first, None, **how)
+    expected = [fused_convolution.forward_kernel(h, *second, x, **how)]
+    by_h, *by_second = fused_convolution.gradients_kernel(h, *second, g, None, **how)
+    expected += fused_convolution.gradients_kernel(x, *first, by_h, g, **how)
+    found = (
+        fused_block.forward_kernel(x, first, second, None, **how),
+        fused_block.gradients_kernel(x, first, second, g, skips=True, **how),
     )
+    for one, other in zip(jax.tree.leaves(found), [*expected, *by_second], strict=True):
+        np.testing.assert_array_equal(
+            np.asarray(one, np.float32), np.asarray(other, np.float32)
+        )
+
+
+def test_threads_of_a_program_wait_for_one_another(rng):
+    """What a GPU needs and the interpreter does not.
+
+    In each turn until all is kept and until all is read, and before a pixel's sums are
+    added to those of the one before, of two convolutions.
+    """
+    x, kernel, bias = draw(rng, (1, 8, 8, 16), (3, 3, 16, 16), (16,))
+    given = x, (kernel, bias), (kernel, bias)
+
+    def waits(run, *arguments, **how):
+        run = functools.partial(run, slope=SLOPE, **how)
+        return str(jax.make_jaxpr(run)(*arguments)).count("debug_barrier")
+
+    assert waits(fused_block.forward_kernel, *given, None) == 2
+    assert waits(fused_block.gradients_kernel, *given, x, skips=True) == 2 + 2
+    single = x, kernel, bias, x, None
+    assert waits(fused_convolution.gradients_kernel, *single) == 1
 
 
 def test_members_are_computed_side_by_side(rng):
@@ -329,12 +355,22 @@ def in_float32(arrays):
     return kernel_check._results(kernel_check._KERNELS, arrays)
 
 
-def test_what_is_right_on_a_device_is_used():
-    assert kernel_check.agree(jax.jit(in_float32), "a CPU")
+def test_what_is_right_on_a_device_is_used(monkeypatch):
+    """The kernels themselves, interpreted, of fewer images."""
+    monkeypatch.setattr(kernel_check, "_SHAPE", (2, 16, 16))
+    monkeypatch.setattr(
+        triton, "choose", lambda run, _, *arrays: run(*arrays, interpret=True)
+    )
+    run = functools.partial(kernel_check._results, kernel_check._KERNELS)
+    assert kernel_check.agree(jax.jit(run), "a CPU")
 
 
 @pytest.mark.parametrize("wrong", [0.5, np.nan])
-def test_what_is_wrong_in_a_row_of_one_result_is_not_and_somebody_is_told(wrong):
+def test_what_is_wrong_in_a_row_of_one_result_is_not_and_somebody_is_told(
+    monkeypatch, wrong
+):
+    monkeypatch.setattr(kernel_check, "_SHAPE", (4, 32, 32))
+
     def run(arrays):
         *others, last = in_float32(arrays)
         return *others, last.at[3, 8].add(wrong)
@@ -373,22 +409,32 @@ def test_a_block_elsewhere_computes_the_same_by_any_arrangement(
     rng, features, resample
 ):
     (x,) = draw(rng, (2, 8, 8, 16))
-    arrangements = (
-        Compute(),
-        Compute(backend="cuda"),
-        Compute(backend="cuda", blocks=False),
-    )
+    exact, narrow = Compute("float32", "cuda"), Compute("bfloat16", "cuda")
+    pairs = [
+        (Compute(), exact, 2e-5),
+        (dataclasses.replace(narrow, blocks=False), narrow, 1e-2),
+    ]
     parameters = models.PreAct(features).init(jax.random.key(0), x)
 
     def run(compute):
         block = models.PreAct(features, resample, compute)
-        value = lambda *given: (block.apply(*given) ** 2).sum()  # noqa: E731
+
+        def value(*given):
+            return jnp.square(block.apply(*given).astype(jnp.float32)).sum()
+
         return jax.value_and_grad(value, (0, 1))(parameters, x)
 
-    expected, *others = map(run, arrangements)
-    for found in others:
-        for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
-            np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * np.abs(b).max())
+    for one, other, apart in pairs:
+        for a, b in zip(*map(jax.tree.leaves, (run(one), run(other))), strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=apart * np.abs(b).max())
+
+
+@pytest.mark.parametrize("blocks", [True, False])
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+def test_a_block_brings_images_to_the_format_too(rng, precision, blocks):
+    (x,) = draw(rng, (1, 8, 8, 16))
+    block = models.PreAct(16, compute=Compute(precision, "cuda", blocks=blocks))
+    assert block.apply(block.init(jax.random.key(0), x), x).dtype == precision
 
 
 @pytest.mark.parametrize("backend", ["cpu", "gpu", "tpu", "cuda"])
@@ -406,7 +452,8 @@ def test_images_are_brought_to_the_format_of_the_computation(rng, backend):
 @pytest.mark.parametrize(("blocks", "kernels"), [(True, 2), (False, 4)])
 def test_a_program_for_nvidia_gpus_has_them(rng, blocks, kernels):
     (x,) = draw(rng, (2, 8, 8, 16))
-    block = models.PreAct(16, compute=Compute(backend="cuda", blocks=blocks))
+    compute = Compute("bfloat16", "cuda", blocks=blocks)
+    block = models.PreAct(16, compute=compute)
     parameters = block.init(jax.random.key(0), x)
 
     def run(parameters, x):

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dpa_jax import errors
 from dpa_jax.devices import processes
 from dpa_jax.ops import kernel_check
 
@@ -90,7 +91,7 @@ class Platform:
             host_memory=host,
             options=options,
             refused_options=refused,
-            has_kernels=kernel_check.run_on(local[0]),
+            has_kernels=backend == "gpu" and _has_kernels(local[0], group),
             compiles_ahead=backend != "cpu",
             chunks_in_flight=1 if backend == "cpu" and len(devices) > 1 else 2,
             group=group,
@@ -100,6 +101,22 @@ class Platform:
     def is_main(self) -> bool:
         """Whether this process owns the workdir and takes the decisions."""
         return self.group.is_main
+
+
+def _has_kernels(device: Any, group: processes.ProcessGroup) -> bool:
+    """Returns whether our kernels may be used, in all processes the same.
+
+    Raises:
+      DpaError: they may by process 0's device, and not by this one's.
+    """
+    own = kernel_check.run_on(device)
+    are_used = group.decide(lambda: own)
+    if are_used and not own:
+        raise errors.DpaError(
+            f"our kernels are right on a device of process 0 and not on {device}: let "
+            "all processes have devices of one kind, or leave this one's machine out"
+        )
+    return are_used
 
 
 @functools.cache

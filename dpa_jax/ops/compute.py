@@ -21,8 +21,8 @@ class Compute:
         forward-mode derivatives, and those of `cuda` no second ones.
       fill: channels that the autoencoder's convolutions fill, as far as they can, by
         taking pixels of a row together; 0 for what is usual on the backend.
-      blocks: whether a residual block is one kernel where `cuda` has one for it, or its
-        convolutions are one each.
+      blocks: whether a residual block is one kernel where `cuda` has one for it, in
+        bfloat16, or its convolutions are one each.
     """
 
     precision: str = "float32"
@@ -43,8 +43,8 @@ class Compute:
 
     @property
     def runs_blocks(self) -> bool:
-        """Whether residual blocks are one kernel."""
-        return self.backend == "cuda" and self.blocks
+        """Whether residual blocks are one kernel: of twice the bytes none has room."""
+        return self.blocks and (self.backend, self.precision) == ("cuda", "bfloat16")
 
     def matmul_precision(self):
         """Returns the context in which matrix products keep what `precision` promises.

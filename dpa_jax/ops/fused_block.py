@@ -24,10 +24,14 @@ _GRADIENTS = {"tile": 64, "warps": 8, "stages": 2, "programs": 132}
 
 
 def fits(shape: tuple[int, ...], features: int) -> bool:
-    """Returns whether a kernel takes `[B, H, W, c]` to `[B, H, W, features]`."""
+    """Returns whether a kernel takes `[B, H, W, c]` to `[B, H, W, features]`.
+
+    In bfloat16: with numbers twice as large its tiles have no room in shared memory.
+    """
     *_, height, width, channels = shape
-    is_even = fused_convolution.FEWEST <= channels == features
-    if not (is_even and fused_convolution.fits(shape, features)):
+    if not fused_convolution.FEWEST <= channels == features:
+        return False
+    if not fused_convolution.fits(shape, features):
         return False
     row = width // wide_pixels.count(channels)
     return all(_holds(how["tile"], height, row) for how in (_FORWARD, _GRADIENTS))

@@ -16,13 +16,13 @@ from dpa_jax.ops import (
     pooling,
     triton,
 )
-from dpa_jax.ops.activations import leaky_relu, relu
+from dpa_jax.ops.activations import relu
 
-# Images enough to give a program several tiles
-_SHAPE = 16, 64, 64
+# Images enough to give a program of a block several tiles
+_SHAPE = 40, 64, 64
 _SLOPE = 0.5
-# Of the largest value. All numbers are small and whole, or halves: only the sums over
-# all images, of gradients, are rounded to bfloat16
+# Of the largest value. Numbers are small, and whole or of few binary places, so that
+# little is rounded: to bfloat16, by 1/256 of itself at most
 _TOLERANCE = 0.01
 
 
@@ -104,6 +104,7 @@ def _arrays() -> list[list[jax.Array]]:
     shapes = [
         [(*_SHAPE, 3), (3, 3, 3, 64), (64,)],
         [(*_SHAPE, most), *[(3, 3, most, most), (most,)] * 2],
+        [(5, 8, 8, few), *[(3, 3, few, few), (few,)] * 2, (5, 8, 8, few)],
         [(*_SHAPE, most), (3, 3, most, few), (few,)],
         [(*_SHAPE, few), (3, 3, few, most), (most,)],
         [(*_SHAPE, most)],
@@ -134,31 +135,20 @@ def _first(convolve, x, *parameters):
     return convolve(x, *jax.lax.stop_gradient(parameters))  # which never change
 
 
-def _block(x, first_kernel, first_bias, second_kernel, second_bias):
-    first, second = (first_kernel, first_bias), (second_kernel, second_bias)
-    return fused_block.block(x, first, second, None, _SLOPE)
+def _block(run, x, *parameters):
+    *parameters, skip = parameters if len(parameters) == 5 else (*parameters, None)
+    return run(x, tuple(parameters[:2]), tuple(parameters[2:]), skip, slope=_SLOPE)
 
 
-def _plain_block(x, first_kernel, first_bias, second_kernel, second_bias):
-    return x + _plain(_plain(x, first_kernel, first_bias), second_kernel, second_bias)
-
-
-def _plain(x, kernel, bias):
-    return fused_convolution.plain(leaky_relu(x, _SLOPE), kernel, bias)
-
-
-_convolve = functools.partial(fused_convolution.convolve, slope=_SLOPE)
 _KERNELS = (
     functools.partial(_first, first_convolution.convolve_rectified),
-    _block,
-    _convolve,
-    _convolve,
+    *[functools.partial(_block, fused_block.block)] * 2,
+    *[functools.partial(fused_convolution.convolve, slope=_SLOPE)] * 2,
     lambda x: pooling.rectified_max_pool2(x, "cuda"),
 )
 _PLAIN = (
     functools.partial(_first, lambda *own: relu(fused_convolution.plain(*own))),
-    _plain_block,
-    _plain,
-    _plain,
+    *[functools.partial(_block, fused_block.plain)] * 2,
+    *[functools.partial(fused_convolution.plain, slope=_SLOPE)] * 2,
     lambda x: relu(pooling.max_pool2(x)),
 )

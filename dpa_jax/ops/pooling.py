@@ -1,8 +1,8 @@
-"""Max pooling whose gradient needs only its argument and its result.
+"""Max pooling whose gradient needs its argument and its result alone, or less.
 
 `reduce_window`'s gradient (select_and_scatter) is slow on every backend; that of
 compares and selects keeps the compares from the forward pass, or makes them by another
-pass over the argument.
+pass over the argument. Kernels for GPUs keep which place of each window won.
 """
 
 import functools

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpa_jax.devices.platform import Platform
-from dpa_jax.ops import convolution
+from dpa_jax.ops import convolution, fused_block
 from dpa_jax.step import StepSpec
 
 
@@ -65,7 +65,7 @@ def alternatives(
     if platform.backend == "cpu":
         return {}
     found: dict[str, tuple[Any, ...]] = {
-        "blocks": (False,) if spec.compute.backend == "cuda" else (),
+        "blocks": (False,) if spec.compute.runs_blocks and _fits_block(spec) else (),
         "backend": ("gpu",) if spec.compute.backend == "cuda" else (),
         "fill": convolution.fills(spec.compute.backend)[1:],
         "mapped_by": ("scan",) if spec.members > 1 else (),
@@ -74,3 +74,14 @@ def alternatives(
         "options": (False,) if platform.options else (),
     }
     return {name: values for name, values in found.items() if values}
+
+
+def _fits_block(spec: StepSpec) -> bool:
+    """Returns whether there is a kernel for a residual block of the networks."""
+    networks, side = spec.architecture, spec.stage.resolution
+    while side >= networks.base:
+        for width in networks.encoder_width(side), networks.decoder_width(side):
+            if fused_block.fits((1, side, side, width), width):
+                return True
+        side //= 2
+    return False

@@ -90,9 +90,10 @@ def read(path: pathlib.Path) -> dict[str, Choice]:
 
 
 def _is_of_before(values: Any) -> bool:
-    """Returns whether a choice is of a version that had no backend to choose."""
+    """Returns whether a choice is of a version that had fewer fields to choose."""
     arrangement = values.get("arrangement") if isinstance(values, dict) else None
-    return isinstance(arrangement, dict) and "backend" not in arrangement
+    known = vars(Arrangement()).keys()
+    return isinstance(arrangement, dict) and arrangement.keys() < known
 
 
 def write(path: pathlib.Path, changed: Mapping[str, Choice]) -> None:
