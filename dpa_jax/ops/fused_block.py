@@ -19,6 +19,8 @@ from dpa_jax.ops import fused_convolution, triton, wide_pixels
 from dpa_jax.ops.fused_convolution import activated
 
 _KEPT = 2  # tiles between the convolutions
+# Tiles as `fused_convolution` has them, and as many programs as an H100 holds at once
+# by the registers and shared memory that they have as compiled; not timed yet
 _FORWARD = {"tile": 128, "warps": 8, "stages": 2, "programs": 264}
 _GRADIENTS = {"tile": 64, "warps": 8, "stages": 2, "programs": 132}
 
@@ -38,6 +40,7 @@ def fits(shape: tuple[int, ...], features: int) -> bool:
 
 
 def _holds(tile: int, height: int, row: int) -> bool:
+    """Returns whether a tile has whole images, or two rows: the second to be ahead."""
     return tile % (height * row) == 0 or tile % (2 * row) == 0
 
 
@@ -302,7 +305,8 @@ class _Way:
             before = ahead(*numbered(start + self.lead), carried[0])
             triton.wait(interpret)  # until all of it is kept
             # Within a condition, since Triton loads what a loop multiplies a turn too
-            # early otherwise: it does not know that the same loop stores it
+            # early otherwise: it does not know that the same loop stores it. A JAX
+            # for which that is not enough is found out by `kernel_check`
             after = jax.lax.cond(
                 (number >= 0) & (start < self._count),
                 lambda: behind(*numbered(start), carried[1]),
@@ -314,11 +318,9 @@ class _Way:
         return jax.lax.fori_loop(-1 if self.lead else 0, self.turns, turn, carried)
 
     def is_own(self, program, m):
-        """Returns which of them this program has, and no other."""
-        first = program * (self.tile * self.turns)
-        return (m >= first) & (
-            m < jnp.minimum(first + self.tile * self.turns, self._count)
-        )
+        """Returns which wide pixels this program has, and no other."""
+        size = self.tile * self.turns
+        return (m >= program * size) & (m < (program + 1) * size)
 
     def windows(self, ref, m, exists, slope=1.0, where=lambda m: m):
         """Loads what wide pixels see, row by row, and activates it."""
@@ -332,6 +334,7 @@ class _Way:
         return program * size + (m & (size - 1))
 
     def keep(self, ref, program, m, values):
+        """Stores what the second convolution is to see."""
         width = values.shape[1]
         place = (self._at(program, m) * width)[:, None] + triton.numbers(width, 1)
         triton.store(ref, place, values)
