@@ -205,6 +205,7 @@ def test_doctor_tells_what_there_is(monkeypatch, tmp_path):
     assert f"{tmp_path}/compilations (1 files, 3 MB, which may be deleted)" in out
     for part in ("python", "jaxlib", "devices", "memory", "extra torch", str(tmp_path)):
         assert part in out
+    assert "convolutions      XLA's\n" in out  # on a CPU
     assert "VGG19 weights     not in the cache: dpa-jax weights fetch" in out
     assert out.splitlines()[-1] == "a test program    ran and was right"
 

@@ -31,6 +31,8 @@ def doctor(options: argparse.Namespace) -> None:
     tell("memory", f"{here.memory / 2**30:.1f} GiB a device")
     tell("host memory", f"{here.host_memory / 2**30:.1f} GiB")
     tell("precision", f"{compute.resolve('auto', here.backend)} unless configured")
+    kernels = "in bfloat16 our Triton kernels, compared here with XLA's and right"
+    tell("convolutions", kernels if here.has_kernels else "XLA's")
     tell("XLA options", ", ".join(here.options) or "none beyond its own")
     for name in here.refused_options:
         tell("slower", f"this XLA does not know {name}; programs run without it")
