@@ -94,6 +94,7 @@ def run(argv: list[str]) -> None:
         metavar="FIELD=VALUE",
         action="append",
         default=[],
+        type=arranged,
         help="ours once more, otherwise than usual, such as blocks=False; repeatable",
     )
     add("--reference-checkout", metavar="DIR", help="a clone of the published code")
@@ -105,7 +106,6 @@ def run(argv: list[str]) -> None:
     if args.repeats < 1 or args.seconds <= 0:
         raise errors.UsageError("--repeats and --seconds must be above 0")
 
-    list(map(arranged, args.arranged))  # before anything takes long
     names = measure.one_of("--baselines", args.baselines, ("published", "tuned"))
     if args.reference_checkout:
         names.append("reference")
@@ -189,7 +189,7 @@ def measure_stage(
     }
     builders = [
         functools.partial(ours, given, stage, precision, **changes)
-        for changes in ({}, *map(arranged, args.arranged))
+        for changes in ({}, *args.arranged)
     ]
     for name in names:
         builders.append(functools.partial(theirs, name, given, spec, args))

@@ -351,7 +351,7 @@ def _total(loss, statistics, comparison, relative_l1, squared, axes):
         terms.append(loss.l1 * jnp.abs(difference).mean(axes))
     if loss.l2:
         terms.append(loss.l2 * jnp.square(difference).mean(axes))
-    return sum(terms, jnp.zeros_like(difference).mean(axes))
+    return sum(terms, jnp.zeros_like(difference).mean(axes))  # even of no terms
 
 
 def _weighted(loss, statistics, real, fake, distance):

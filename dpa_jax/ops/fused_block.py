@@ -128,12 +128,8 @@ def forward_kernel(
             refs[4] if skip is not None else x_ref,
             refs[-2:],
         )
-        bands = [
-            [wide_pixels.load_band(kernel, row, c, c) for row in range(3)]
-            for kernel in kernels
-        ]
-        _, feature = triton.split(triton.numbers(way.pixels * c), c)
-        added = [triton.load(b, feature).astype(jnp.float32)[None] for b in biases]
+        bands = [wide_pixels.load_bands(kernel, c, c) for kernel in kernels]
+        added = [wide_pixels.load_bias(bias, c, c) for bias in biases]
 
         def ahead(m, exists, _):
             windows = way.windows(x_ref, m, exists, own_slope)
@@ -193,13 +189,11 @@ def gradients_kernel(
     def body(x_ref, g_ref, first_ref, second_ref, bias_ref, *results):
         by_x_ref, sums_ref, kept_ref = results
         program = triton.program()
-        bands = [wide_pixels.load_band(first_ref, row, c, c) for row in range(3)]
+        bands = wide_pixels.load_bands(first_ref, c, c)
         turned = [
-            [wide_pixels.load_turned_band(k, row, c, c) for row in range(3)]
-            for k in (first_ref, second_ref)
+            wide_pixels.load_turned_bands(k, c, c) for k in (first_ref, second_ref)
         ]
-        _, feature = triton.split(triton.numbers(pixels * c), c)
-        added = triton.load(bias_ref, feature).astype(jnp.float32)[None]
+        added = wide_pixels.load_bias(bias_ref, c, c)
 
         def ahead(m, exists, sums):
             seen = way.windows(x_ref, m, exists, own_slope)

@@ -160,9 +160,8 @@ def forward_kernel(
     def body(x_ref, kernel_ref, bias_ref, *rest):
         *skip_refs, y_ref = rest
         first = triton.program() * (tile * turns)
-        bands = [wide_pixels.load_band(kernel_ref, row, c, f) for row in range(3)]
-        _, feature = triton.split(triton.numbers(pixels * f), f)
-        added = triton.load(bias_ref, feature).astype(jnp.float32)[None]
+        bands = wide_pixels.load_bands(kernel_ref, c, f)
+        added = wide_pixels.load_bias(bias_ref, c, f)
 
         def turn(number, _):
             m = first + number * tile + triton.numbers(tile)
@@ -231,9 +230,7 @@ def gradients_kernel(
         *beside_refs, by_x_ref, sums_ref = rest
         program = triton.program()
         first = program * (tile * turns)
-        bands = [
-            wide_pixels.load_turned_band(kernel_ref, row, c, f) for row in range(3)
-        ]
+        bands = wide_pixels.load_turned_bands(kernel_ref, c, f)
 
         def turn(number, sums):
             m = first + number * tile + triton.numbers(tile)

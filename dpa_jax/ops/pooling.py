@@ -91,13 +91,15 @@ _maxima_rectified.defvjp(_forward, _backward)
 
 
 def _plain(x):
-    most, values = max_pool2(x), _corners(x)
-    first = sum(value < most for value in _running_maxima(values))
-    return relu(most), jnp.where(most > 0, first, _NONE).astype(jnp.int8)
+    most, taken = _largest(_corners(x))
+    return relu(most), taken.astype(jnp.int8)
 
 
-def _running_maxima(values):
-    return itertools.accumulate(values, jnp.maximum)
+def _largest(values):
+    """Returns the largest of values and which is the first such, if it is positive."""
+    *before, most = itertools.accumulate(values, jnp.maximum)
+    first = sum(jnp.where(value < most, 1, 0) for value in before)
+    return most, jnp.where(most > 0, first, _NONE)
 
 
 def _plain_gradient(taken, g):
@@ -130,11 +132,9 @@ def forward_kernel(
 
     def body(x_ref, y_ref, taken_ref):
         place, corners, exists = _windows(shape)
-        values = [triton.load(x_ref, corner, exists) for corner in corners]
-        most = functools.reduce(jnp.maximum, values)
-        first = sum(jnp.where(value < most, 1, 0) for value in _running_maxima(values))
+        most, taken = _largest(triton.load(x_ref, corner, exists) for corner in corners)
         triton.store(y_ref, place, jnp.maximum(most, 0), exists)
-        triton.store(taken_ref, place, jnp.where(most > 0, first, _NONE), exists)
+        triton.store(taken_ref, place, taken, exists)
 
     size = math.prod(shape)
     results = [(size, x.dtype), (size, jnp.int8)]

@@ -93,12 +93,11 @@ def load_windows(
         yield triton.load(ref, first[:, None] + place, is_seen)
 
 
-def load_band(ref: Any, row: int, c: int, f: int) -> jax.Array:
-    """Loads the matrix that takes a row's windows to wide pixels.
+def load_bands(ref: Any, c: int, f: int) -> list[jax.Array]:
+    """Loads the matrices that take windows to wide pixels, one for each row.
 
     Args:
       ref: to the kernel, `[f, 3, 3, c]`.
-      row: of the kernel.
       c: channels in.
       f: channels out.
 
@@ -108,20 +107,38 @@ def load_band(ref: Any, row: int, c: int, f: int) -> jax.Array:
     pixels = count(c, f)
     v, channel = triton.split(triton.numbers(_window(pixels) * c, 0), c)
     u, feature = triton.split(triton.numbers(pixels * f, 1), f)
-    place = ((feature * 3 + row) * 3 + v - u) * c + channel
-    return triton.load(ref, place, (v >= u) & (v < u + 3))
+    return [
+        triton.load(
+            ref,
+            ((feature * 3 + row) * 3 + v - u) * c + channel,
+            (v >= u) & (v < u + 3),
+        )
+        for row in range(3)
+    ]
 
 
-def load_turned_band(ref: Any, row: int, c: int, f: int) -> jax.Array:
-    """Loads the matrix that takes windows of a gradient back to wide pixels.
+def load_turned_bands(ref: Any, c: int, f: int) -> list[jax.Array]:
+    """Loads the matrices that take windows of a gradient back to wide pixels.
 
-    `[window * f, pixels * c]`, of the kernel turned by half a turn; see `load_band`.
+    `[window * f, pixels * c]`, of the kernel turned by half a turn; see `load_bands`.
     """
     pixels = count(c, f)
     v, feature = triton.split(triton.numbers(_window(pixels) * f, 0), f)
     u, channel = triton.split(triton.numbers(pixels * c, 1), c)
-    place = ((feature * 3 + 2 - row) * 3 + 2 + u - v) * c + channel
-    return triton.load(ref, place, (v >= u) & (v < u + 3))
+    return [
+        triton.load(
+            ref,
+            ((feature * 3 + 2 - row) * 3 + 2 + u - v) * c + channel,
+            (v >= u) & (v < u + 3),
+        )
+        for row in range(3)
+    ]
+
+
+def load_bias(ref: Any, c: int, f: int) -> jax.Array:
+    """Loads the bias of wide pixels, `[1, pixels * f]`, float32; see `load_bands`."""
+    _, feature = triton.split(triton.numbers(count(c, f) * f), f)
+    return triton.load(ref, feature).astype(jnp.float32)[None]
 
 
 def convolved(
@@ -131,8 +148,8 @@ def convolved(
 
     Args:
       windows: what the wide pixels see of the row above, their own, and that below.
-      bands: of the kernel's rows.
-      bias: `[1, pixels * f]`, float32.
+      bands: see `load_bands`.
+      bias: see `load_bias`.
     """
     return sum(map(triton.dot, windows, bands), bias)
 
@@ -155,7 +172,7 @@ def gradients(
 
     Args:
       windows: what the wide pixels see of the result's gradient, by row.
-      bands: turned, of the kernel's rows.
+      bands: see `load_turned_bands`.
       active: what was convolved, `[M, pixels * c]`.
       sums: see `no_sums`.
       is_own: which pixels are to be added to the sums, `[M]`; None for all.
